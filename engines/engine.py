@@ -1,0 +1,113 @@
+"""What every inference engine offers: the words, the request, and the loaded engine with its checks."""
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from msgspec import Struct
+
+from saccade.bundle import Bundle, GraphFile, TensorSpec
+from saccade.errors import SaccadeError
+
+ENGINE_NAMES = ("openvino", "onnxruntime", "tensorrt", "tensorrt-rtx")
+ROLES = ("selector", "extractor")
+
+
+class EngineRequest(Struct, frozen=True, kw_only=True):
+    """What is asked for: one engine for each graph of the bundle, in one precision, on one device."""
+
+    engine: str
+    precision: str = "fp32"
+    device: str = "cpu"  # "cpu", or the index of a GPU
+    max_batch: int = 8
+    max_k: int = 1369
+    opt_k: int = 136  # where an optimization profile is tuned
+    compute_capabilities: tuple[str, ...] = ()  # TensorRT-RTX only; empty = its default targets
+    threads: int = 0  # 0 = the engine's own choice
+
+
+class Capabilities(Struct, frozen=True, kw_only=True):
+    """What one engine can do on this machine; `missing` is one line with the remedy where it cannot."""
+
+    engine: str
+    version: str | None
+    can_build: bool
+    can_run: bool
+    precisions: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    missing: str | None = None
+
+
+class Built(Struct, frozen=True, kw_only=True):
+    """What a build leaves behind: files by role (may be empty where the engine compiles at load), and its findings."""
+
+    files: dict[str, str]  # role -> file name inside the engine folder
+    realised: str  # the precision in the engine's own words, e.g. "f32 by INFERENCE_PRECISION_HINT"
+    audit: dict[str, Any] | None = None
+
+
+class Progress(Protocol):
+    """Receives what a long build is doing."""
+
+    def __call__(self, phase: str) -> None:
+        """Note that `phase` has begun."""
+
+
+class Backend(Protocol):
+    """The module of one engine: every file beside this one that is named after an engine has these functions."""
+
+    def capabilities(self) -> Capabilities:
+        """Say what can be built and run here, without raising."""
+
+    def conditions(self, request: EngineRequest) -> dict[str, str]:
+        """Return everything outside the graphs that a built engine depends on (versions, hardware), as text."""
+
+    def build(self, bundle: Bundle, request: EngineRequest, folder: Path, progress: Progress) -> Built:
+        """Build one engine per role into `folder`; raise SaccadeError with one line on failure."""
+
+    def load(self, bundle: Bundle, request: EngineRequest, folder: Path, built: Built) -> dict[str, Engine]:
+        """Load what `build` left in `folder`, one engine per role."""
+
+
+class Engine(abc.ABC):
+    """One loaded graph that runs named tensors. Not thread-safe: one thread at a time; load again for another."""
+
+    def __init__(self, role: str, graph: GraphFile) -> None:
+        self.role = role
+        self.inputs: dict[str, TensorSpec] = {spec.name: spec for spec in graph.inputs}
+        self.outputs: dict[str, TensorSpec] = {spec.name: spec for spec in graph.outputs}
+
+    def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once. The returned arrays belong to the engine and are overwritten by the next call: copy to keep.
+
+        Raises SaccadeError where a name, dtype or shape differs from the graph's.
+        """
+        if feed.keys() != self.inputs.keys():
+            raise SaccadeError(f"{self.role}: expected inputs {sorted(self.inputs)}, got {sorted(feed)}")
+        sizes: dict[str, int] = {}
+        for name, spec in self.inputs.items():
+            self._check_input(spec, feed[name], sizes)
+        return self._run(feed)
+
+    def _check_input(self, spec: TensorSpec, array: np.ndarray, sizes: dict[str, int]) -> None:
+        """Compare one array with its spec; a named dimension must have the same size wherever it stands."""
+        fits = array.dtype == np.dtype(spec.dtype) and array.ndim == len(spec.shape)
+        if fits:
+            for extent, expected in zip(array.shape, spec.shape, strict=True):
+                wanted = sizes.setdefault(expected, extent) if isinstance(expected, str) else expected
+                fits = fits and extent == wanted and extent > 0
+        if not fits:
+            raise SaccadeError(
+                f"{self.role}: input {spec.name!r} must be {spec.dtype} {list(spec.shape)}, "
+                f"got {array.dtype} {list(array.shape)}"
+            )
+
+    @abc.abstractmethod
+    def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run with checked arrays."""
+
+    def close(self) -> None:  # noqa: B027 - most engines free everything with their last reference
+        """Free what the engine holds. Running it afterwards is an error."""

@@ -1,0 +1,18 @@
+"""saccade: LookWhere vision transformers outside PyTorch.
+
+    import saccade
+
+    pipe = saccade.load("build/lookwhere")
+    out = pipe("photo.jpg", k=136)
+    out.cls, out.tokens, out.indices
+
+Importing this package imports no engine and no torch; `load` imports the engine that it is asked for.
+"""
+from __future__ import annotations
+
+from saccade._version import VERSION as __version__
+from saccade.bundle import Bundle, read_bundle
+from saccade.errors import SaccadeError
+from saccade.runtime.chain import Look, Output, Pipeline, load
+
+__all__ = ["Bundle", "Look", "Output", "Pipeline", "SaccadeError", "__version__", "load", "read_bundle"]

@@ -1,0 +1,87 @@
+"""Write files and folders beside their final place, then rename: what exists is always whole."""
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from saccade.errors import SaccadeError
+
+# Temporary names start with this; an interrupted process may leave one behind, and no reader ever looks at it.
+PENDING_PREFIX = ".pending-"
+
+_WRITE_ERRORS = {
+    errno.ENOSPC: "the disk is full; free some space and repeat",
+    errno.EDQUOT: "the disk quota is used up; free some space and repeat",
+    errno.EROFS: "the file system is read-only; choose a place that can be written",
+    errno.EACCES: "permission denied; choose a place that can be written",
+    errno.EPERM: "permission denied; choose a place that can be written",
+    errno.ENOENT: "its folder does not exist; create it first",
+    errno.ENOTDIR: "its parent is a file, not a folder; choose another place",
+    errno.EISDIR: "it is a folder; name a file",
+}
+
+
+def write_error(path: Path, error: OSError) -> SaccadeError:
+    """Return the one-line form of an error met while writing `path`."""
+    reason = _WRITE_ERRORS.get(error.errno or 0, f"{error.strerror or error}")
+    return SaccadeError(f"cannot write {path}: {reason}")
+
+
+def _pending_path(target: Path) -> Path:
+    """Return a fresh name in the folder of `target`; the suffix stays, since some libraries look at it."""
+    return target.with_name(f"{PENDING_PREFIX}{secrets.token_hex(4)}-{target.name}")
+
+
+@contextlib.contextmanager
+def pending_file(target: Path) -> Iterator[Path]:
+    """Yield a path to write; on success it replaces `target`, on any error or interrupt it is removed."""
+    pending = _pending_path(target)
+    try:
+        yield pending
+        pending.replace(target)
+    except OSError as error:
+        raise write_error(target, error) from error
+    finally:
+        pending.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def pending_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; on success it becomes `target`, replacing what stood there."""
+    pending = _pending_path(target)
+    try:
+        pending.mkdir()
+        yield pending
+        _replace_folder(pending, target)
+    except OSError as error:
+        raise write_error(target, error) from error
+    finally:
+        shutil.rmtree(pending, ignore_errors=True)
+
+
+def _replace_folder(pending: Path, target: Path) -> None:
+    """Put `pending` in the place of `target`; a folder cannot be renamed over a full one, so that steps aside first."""
+    if not target.exists():
+        pending.rename(target)
+        return
+    old = _pending_path(target)
+    target.rename(old)
+    try:
+        pending.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_bytes(target: Path, data: bytes) -> None:
+    """Write `data` to `target` in one step."""
+    with pending_file(target) as pending, pending.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

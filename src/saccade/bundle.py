@@ -1,0 +1,247 @@
+"""The bundle: a folder that describes itself. Reading it checks every size, name and hash before anything is used."""
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta, Struct
+
+from saccade import atomic
+from saccade.errors import SaccadeError
+
+FORMAT_VERSION = 1
+MANIFEST = "bundle.json"
+ENGINES_FOLDER = "engines"
+MAX_MANIFEST_BYTES = 4 << 20  # a manifest is a few kB; parity receipts add about 2 kB each
+MAX_POSITIONS_BYTES = 1 << 30
+
+# Names of files inside a bundle: one path component, nothing hidden, so that no manifest can point outside its folder.
+FileName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}\Z")]
+Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Extent = Annotated[int, Meta(ge=1, le=1 << 16)]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+Task = Literal["features", "classify", "segment"]
+
+
+class TensorSpec(Struct, frozen=True, forbid_unknown_fields=True):
+    """One input or output of a graph; a dimension is a number, or a name where it is dynamic."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class GraphFile(Struct, frozen=True, forbid_unknown_fields=True):
+    """One ONNX file: a role (`selector`, `extractor`) in one precision."""
+
+    file: FileName
+    sha256: Sha256
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class DataFile(Struct, frozen=True, forbid_unknown_fields=True):
+    """Any other file of the bundle."""
+
+    file: FileName
+    sha256: Sha256
+
+
+class ImageContract(Struct, frozen=True, forbid_unknown_fields=True):
+    """How pixels become numbers: (x/255 - mean)/std per channel of an RGB uint8 HWC image."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    color: Literal["RGB"] = "RGB"
+    layout: Literal["HWC"] = "HWC"
+    dtype: Literal["uint8"] = "uint8"
+    fit_filter: Literal["bicubic-antialias"] = "bicubic-antialias"
+    selector_resize: Literal["bilinear"] = "bilinear"  # half-pixel centres, no antialias
+
+
+class Model(Struct, frozen=True, forbid_unknown_fields=True):
+    """The facts about the networks, all read from the checkpoint's keys and shapes."""
+
+    family: Literal["lookwhere"]
+    dim: Extent
+    heads: Extent
+    depth: Extent
+    selector_depth: Extent
+    ffn: Literal["gelu", "swiglu"]
+    hidden: Extent  # width inside the feed-forward network, after gating
+    map_hidden: Extent  # width inside the selector's head
+    prefix: Annotated[int, Meta(ge=1, le=64)]
+    patch: Annotated[int, Meta(ge=1, le=64)]
+    selector_size: Extent
+    map_size: Extent
+    base_grid: tuple[Extent, Extent]
+    classes: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
+
+
+class Defaults(Struct, frozen=True, forbid_unknown_fields=True):
+    """What `run` uses where the caller says nothing: pixels as (height, width), and either k or its share of cells."""
+
+    size: tuple[Extent, Extent]
+    k: Annotated[int, Meta(ge=1)] | None = None
+    k_ratio: Annotated[float, Meta(gt=0, le=1)] | None = None
+
+
+class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
+    """The content of bundle.json."""
+
+    format: int
+    model: Model
+    task: Task
+    defaults: Defaults
+    image: ImageContract
+    positions: DataFile
+    graphs: dict[str, dict[Precision, GraphFile]]
+    golden: DataFile | None = None
+    provenance: dict[str, Any] = {}
+    parity: tuple[dict[str, Any], ...] = ()
+
+
+class Bundle:
+    """A bundle on disk whose manifest has been read and checked; files are checked when they are asked for."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @property
+    def model(self) -> Model:
+        """The facts about the networks."""
+        return self.manifest.model
+
+    @property
+    def engines_path(self) -> Path:
+        """The folder of built engines; it may not exist yet."""
+        return self.path / ENGINES_FOLDER
+
+    def graph(self, role: str, precision: str) -> GraphFile:
+        """Return the entry of one graph, or say which precisions there are."""
+        variants = self.manifest.graphs[role]
+        for name, graph in variants.items():
+            if name == precision:
+                return graph
+        raise SaccadeError(
+            f"{self.path}: no {precision} graphs (it has: {', '.join(variants)}); "
+            f"make them with 'saccade convert {self.path} --precision {precision}'"
+        )
+
+    def checked_path(self, entry: GraphFile | DataFile) -> Path:
+        """Return the path of a file after comparing its SHA-256 with the manifest's."""
+        path = self.path / entry.file
+        check_hash(path, entry.sha256, f"{self.path / MANIFEST}", "export the bundle again")
+        return path
+
+    def positions(self) -> np.ndarray:
+        """Return the position table on its base grid, float32 (rows, columns, dim)."""
+        path = self.checked_path(self.manifest.positions)
+        table = read_npy(path)
+        expected = (*self.model.base_grid, self.model.dim)
+        if table.dtype != np.float32 or table.shape != expected:
+            raise SaccadeError(f"{path}: expected float32 {expected}, found {table.dtype} {table.shape}; export again")
+        return table
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """Read one .npy array, refusing pickled objects and arrays beyond MAX_POSITIONS_BYTES."""
+    if path.stat().st_size > MAX_POSITIONS_BYTES:
+        raise SaccadeError(f"{path}: larger than any position table; export the bundle again")
+    try:
+        array: np.ndarray = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise SaccadeError(f"{path}: not a plain .npy array ({error}); export the bundle again") from error
+    return array
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hex digits, reading it in pieces."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+    except OSError as error:
+        raise SaccadeError(f"cannot read {path}: {error.strerror}; export or copy it again") from error
+
+
+def _digest(file: Any) -> str:  # Python 3.10 has no hashlib.file_digest
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def check_hash(path: Path, expected: str, recorded_in: str, remedy: str) -> None:
+    """Raise if the file is missing or its SHA-256 differs from `expected`."""
+    if not path.is_file():
+        raise SaccadeError(f"{path} is missing, but {recorded_in} names it; {remedy}")
+    if sha256_of_file(path) != expected:
+        raise SaccadeError(f"{path} was changed or cut short: its SHA-256 is not the one in {recorded_in}; {remedy}")
+
+
+def read_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Open a bundle folder and check its manifest."""
+    folder = Path(path)
+    manifest_path = folder / MANIFEST
+    if not folder.is_dir():
+        raise SaccadeError(f"{folder} is not a bundle folder; make one with 'saccade export CHECKPOINT -o {folder}'")
+    if not manifest_path.is_file():
+        raise SaccadeError(f"{manifest_path} is missing: {folder} is not a bundle, or its export did not finish")
+    return Bundle(folder, read_manifest(manifest_path))
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and check one bundle.json."""
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise SaccadeError(f"{path}: larger than {MAX_MANIFEST_BYTES >> 20} MiB, so not a manifest; export again")
+    data = path.read_bytes()
+    try:
+        version = msgspec.json.decode(data, type=_VersionOnly).format
+    except msgspec.MsgspecError as error:
+        raise SaccadeError(f"{path}: not a manifest ({error}); export the bundle again") from error
+    if version != FORMAT_VERSION:
+        raise SaccadeError(
+            f"{path}: bundle format {version}, but this saccade reads format {FORMAT_VERSION}; "
+            f"{'upgrade saccade' if version > FORMAT_VERSION else 'export the bundle again'}"
+        )
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise SaccadeError(f"{path}: {error}; export the bundle again") from error
+    _check_consistency(path, manifest)
+    return manifest
+
+
+class _VersionOnly(Struct):
+    """Just the format version, so that a newer manifest is refused by its number and not by its first new field."""
+
+    format: int
+
+
+def _check_consistency(path: Path, manifest: Manifest) -> None:
+    """Check what the types alone cannot say."""
+    model = manifest.model
+    problems = [
+        (model.heads * 64 != model.dim, f"dim {model.dim} is not heads x 64"),
+        (model.selector_size % model.patch != 0, f"selector_size {model.selector_size} is no multiple of the patch"),
+        (any(extent % model.patch for extent in manifest.defaults.size), "the default size is no multiple of the patch"),
+        ((manifest.defaults.k is None) == (manifest.defaults.k_ratio is None), "defaults need either k or k_ratio"),
+        ((manifest.task == "features") != (model.classes == 0), f"task {manifest.task} with {model.classes} classes"),
+        (any(deviation <= 0 for deviation in manifest.image.std), "image.std must be positive"),
+    ]
+    roles = {"selector", "extractor"}
+    problems.append((set(manifest.graphs) != roles, f"graphs must be {sorted(roles)}"))
+    for wrong, what in problems:
+        if wrong:
+            raise SaccadeError(f"{path}: {what}; export the bundle again")
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write bundle.json in one step, readable and with a stable key order."""
+    data = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    atomic.write_bytes(folder / MANIFEST, data + b"\n")
