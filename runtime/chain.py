@@ -1,0 +1,287 @@
+"""The chain: images -> selector -> top-k gather -> extractor -> features, on whichever engine was asked for."""
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from saccade.bundle import Bundle, read_bundle
+from saccade.engines import store
+from saccade.engines.engine import Engine, EngineRequest
+from saccade.errors import SaccadeError
+from saccade.runtime import kernels
+from saccade.runtime.images import FITS, Fit, ImageLike, as_list, check_size, fit_image, native_size, read_rgb
+
+FILL_NEIGHBOURS = 5
+MAX_CACHED_GRIDS = 16  # position tables by grid; one at 1036 px is 17 MB
+DEFAULT_ENGINE = "openvino"  # the fastest here on a CPU
+MAX_CELLS = 148 * 148  # 2072 px: what the score map of 44 x 44 can still tell apart ends long before
+
+
+@dataclass
+class Look:
+    """What the selector says: B images on a grid of gh x gw cells."""
+
+    score_map: np.ndarray  # (B, gh, gw) float32, resized to the grid
+    prefix: np.ndarray  # (B, P, D) float32, the selector's cls and register rows
+    raw_score_map: np.ndarray  # (B, M, M) float32, as the selector gives it
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Output(Look):
+    """What the chain gives; arrays are float32 and the caller's own, `indices` are int32, best score first."""
+
+    indices: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int32))  # (B, k), row-major cell numbers
+    tokens: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))  # (B, k, D), or (B, k, C) for segment
+    cls: np.ndarray | None = None  # (B, D), task features
+    logits: np.ndarray | None = None  # (B, C), task classify
+    dense: np.ndarray | None = None  # (B, D or C, gh, gw), on request and always for segment
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return what is there by name, as `saccade run -o OUT.npz` writes it."""
+        names = ("indices", "score_map", "prefix", "cls", "logits", "tokens", "dense")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+class Pipeline:
+    """A bundle's networks, loaded on one engine. One thread at a time; `saccade.load` again for another thread."""
+
+    def __init__(self, bundle: Bundle, engines: dict[str, Engine], receipt: store.Receipt) -> None:
+        self.bundle = bundle
+        self.receipt = receipt
+        self.engines = engines
+        self._selector, self._extractor = engines["selector"], engines["extractor"]
+        self._base_positions = bundle.positions()
+        self._positions: dict[tuple[int, int], np.ndarray] = {}
+        image = bundle.manifest.image
+        self._table = kernels.normalization_table(image.mean, image.std)
+
+    def __call__(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        k: int | None = None,
+        k_ratio: float | None = None,
+        size: int | tuple[int, int] | None = None,
+        fit: Fit = "squash",
+        dense: bool = False,
+    ) -> Output:
+        """Run the chain on one image or several.
+
+        `k` patches are kept, or `k_ratio` of the grid's cells; `size` is pixels, or (height, width). Both default to the
+        bundle's. Raises SaccadeError for images, sizes and k that the model cannot take.
+        """
+        clock = Clock()
+        pixels = self.pixels(images, size, fit, clock)
+        dense = dense or self.bundle.manifest.task == "segment"
+        kept = self.kept(self.grid_of(pixels[0]), k, k_ratio, dense)
+        look = self._look(pixels, clock)
+        indices = self._select(look, kept, clock)
+        return self._extract(pixels, look, indices, dense, clock)
+
+    def look(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        size: int | tuple[int, int] | None = None,
+        fit: Fit = "squash",
+    ) -> Look:
+        """Run the selector alone and return its map, resized to the grid, and its prefix rows."""
+        clock = Clock()
+        pixels = self.pixels(images, size, fit, clock)
+        look = self._look(pixels, clock)
+        with clock.stage("select"):
+            for raw, resized in zip(look.raw_score_map, look.score_map, strict=True):
+                kernels.resize_scores(raw, self.grid_of(pixels[0]), out=resized)
+        return look
+
+    def extract(
+        self, images: Sequence[np.ndarray], indices: np.ndarray, prefix: np.ndarray, *, dense: bool = False
+    ) -> Output:
+        """Run the extractor alone on given cells and prefix rows (teacher forcing).
+
+        `images` are uint8 (H, W, 3) of one size that the patch divides, `indices` (B, k) int32, `prefix` (B, P, D).
+        """
+        grid = self.grid_of(images[0])
+        empty = np.zeros((len(images), *grid), np.float32)
+        look = Look(empty, np.ascontiguousarray(prefix, dtype=np.float32), empty)
+        return self._extract(list(images), look, np.ascontiguousarray(indices, dtype=np.int32), dense, Clock())
+
+    def pixels(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        size: int | tuple[int, int] | None = None,
+        fit: Fit = "squash",
+        clock: Clock | None = None,
+    ) -> list[np.ndarray]:
+        """Return the images as the networks see them: uint8 (height, width, 3) RGB, all of one size.
+
+        `clock` counts the stages decode and fit.
+        """
+        clock = clock or Clock()
+        if fit not in FITS:
+            raise SaccadeError(f"fit {fit!r} is unknown; choose from: {', '.join(FITS)}")
+        given = as_list(images)
+        if not given:
+            raise SaccadeError("no images given")
+        with clock.stage("decode"):
+            arrays = [read_rgb(image, f"image {index}") for index, image in enumerate(given)]
+        patch = self.bundle.model.patch
+        if fit == "native":
+            if size is not None:
+                raise SaccadeError("size and fit native exclude each other: native keeps the image's own size")
+            target = native_size(arrays, patch)
+        else:
+            target = check_size(_pair(size or self.bundle.manifest.defaults.size), patch)
+        cells = target[0] * target[1] // patch**2
+        if cells > MAX_CELLS:
+            raise SaccadeError(f"size {target[0]}x{target[1]} makes {cells} patches; at most {MAX_CELLS} are supported")
+        with clock.stage("fit"):
+            return [fit_image(array, target, fit, patch) for array in arrays]
+
+    def grid_of(self, image: np.ndarray) -> tuple[int, int]:
+        """Return the (rows, columns) of patches in an image."""
+        patch = self.bundle.model.patch
+        return image.shape[0] // patch, image.shape[1] // patch
+
+    def kept(self, grid: tuple[int, int], k: int | None, k_ratio: float | None, dense: bool = False) -> int:
+        """Return how many patches a run with these options keeps on a grid."""
+        cells = grid[0] * grid[1]
+        if k is not None and k_ratio is not None:
+            raise SaccadeError("give k or k_ratio, not both")
+        if k is None and k_ratio is None:
+            k, k_ratio = self.bundle.manifest.defaults.k, self.bundle.manifest.defaults.k_ratio
+        if k_ratio is not None:
+            if not 0 < k_ratio <= 1:
+                raise SaccadeError(f"k_ratio {k_ratio} is not a share of the patches; give more than 0 and at most 1")
+            k = int(k_ratio * cells)
+        return checked_k(k, cells, dense=dense)
+
+    def close(self) -> None:
+        """Free both engines."""
+        self._selector.close()
+        self._extractor.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _look(self, pixels: list[np.ndarray], clock: Clock) -> Look:
+        size = self.bundle.model.selector_size
+        with clock.stage("resize"):
+            lowres = np.empty((len(pixels), 3, size, size), np.float32)
+            for image, out in zip(pixels, lowres, strict=True):
+                kernels.lowres_from_image(image, self._table, size, out=out)
+        with clock.stage("selector"):
+            found = self._selector.run({"lowres": lowres})
+        score_map = np.empty((len(pixels), *self.grid_of(pixels[0])), np.float32)
+        return Look(score_map, found["prefix"].copy(), found["score_map"].copy(), clock.timings_ms)
+
+    def _select(self, look: Look, k: int, clock: Clock) -> np.ndarray:
+        """Fill `look.score_map` and return the kept cells, (B, k) int32."""
+        indices = np.empty((len(look.score_map), k), np.int32)
+        grid = (look.score_map.shape[1], look.score_map.shape[2])
+        with clock.stage("select"):
+            for raw, resized, out in zip(look.raw_score_map, look.score_map, indices, strict=True):
+                kernels.select(raw, grid, k, out=(out, resized))
+        return indices
+
+    def gather(self, pixels: list[np.ndarray], indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return patches (B, k, 3*patch*patch) and positions (B, k, D) of the cells `indices` (B, k) int32."""
+        grid, model = self.grid_of(pixels[0]), self.bundle.model
+        batch, k = indices.shape
+        table = self._positions_on(grid)
+        patches = np.empty((batch, k, 3 * model.patch**2), np.float32)
+        positions = np.empty((batch, k, model.dim), np.float32)
+        for i, image in enumerate(pixels):
+            kernels.gather_patches(image, self._table, indices[i], model.patch, grid, out=patches[i])
+            kernels.gather_positions(table, indices[i], out=positions[i])
+        return patches, positions
+
+    def _extract(
+        self, pixels: list[np.ndarray], look: Look, indices: np.ndarray, dense: bool, clock: Clock
+    ) -> Output:
+        with clock.stage("gather"):
+            patches, positions = self.gather(pixels, indices)
+        with clock.stage("extractor"):
+            feed = {"patches": patches, "positions": positions, "prefix": look.prefix}
+            found = {name: array.copy() for name, array in self._extractor.run(feed).items()}
+        out = Output(look.score_map, look.prefix, look.raw_score_map, clock.timings_ms, indices, **found)
+        if dense:
+            grid = self.grid_of(pixels[0])
+            with clock.stage("fill"):
+                out.dense = np.stack([kernels.fill(out.tokens[i], indices[i], grid) for i in range(len(indices))])
+        return out
+
+    def _positions_on(self, grid: tuple[int, int]) -> np.ndarray:
+        """Return the position table on a grid as (cells, D), interpolated once per grid."""
+        if grid not in self._positions:
+            while len(self._positions) >= MAX_CACHED_GRIDS:
+                self._positions.pop(next(iter(self._positions)))
+            table = kernels.interpolate_positions(self._base_positions, grid)
+            self._positions[grid] = table.reshape(grid[0] * grid[1], -1)
+        return self._positions[grid]
+
+
+class Clock:
+    """Adds up milliseconds by stage."""
+
+    def __init__(self) -> None:
+        self.timings_ms: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the body as one stage."""
+        start = time.perf_counter_ns()
+        yield
+        self.timings_ms[name] = self.timings_ms.get(name, 0.0) + (time.perf_counter_ns() - start) / 1e6
+
+
+def checked_k(k: int | None, cells: int, *, dense: bool) -> int:
+    """Return k if that many of `cells` patches can be kept, before any network runs for nothing."""
+    if k is None or not 1 <= k <= cells:
+        raise SaccadeError(f"k {k} is not to be had: this grid has {cells} patches, so give 1 to {cells}")
+    if dense and k < FILL_NEIGHBOURS:
+        raise SaccadeError(f"k {k} is too small for dense output, which blends the {FILL_NEIGHBOURS} nearest patches")
+    return k
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def load(
+    bundle: str | os.PathLike[str] | Bundle,
+    *,
+    engine: str = DEFAULT_ENGINE,
+    precision: str = "fp32",
+    device: str = "cpu",
+    threads: int = 0,
+    build: bool = True,
+    progress: Callable[[str], None] = lambda phase: None,
+    note: Callable[[str], None] | None = None,
+) -> Pipeline:
+    """Open a bundle on one engine and return its pipeline.
+
+    A missing or stale engine of the asked kind is built, and `note` hears why (default: one line on stderr); with
+    `build=False` it is an error. Raises SaccadeError where the bundle, the engine or the device is not to be had.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else read_bundle(Path(bundle))
+    request = EngineRequest(engine=engine, precision=precision, device=device, threads=threads)
+    folder, receipt = store.ensure(opened, request, progress, note or _note_on_stderr, build=build)
+    return Pipeline(opened, store.load(opened, request, folder, receipt), receipt)
+
+
+def _note_on_stderr(line: str) -> None:
+    os.write(2, f"saccade: {line}\n".encode())

@@ -1,0 +1,142 @@
+"""Bring what the caller has (a path, a PIL image, an array) to one uint8 RGB array of the size the model is asked for."""
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from saccade.errors import SaccadeError
+
+ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray"
+Fit = Literal["squash", "crop", "native"]
+FITS: tuple[Fit, ...] = ("squash", "crop", "native")
+# Modes that hold 8 bits a channel and become RGB without a choice to make; those with alpha only where it is opaque.
+_PLAIN_MODES = frozenset({"RGB", "L", "P", "1"})
+_ALPHA_MODES = frozenset({"RGBA", "LA", "PA"})
+MAX_PIXELS = 1 << 28  # 16384 x 16384; a larger header is taken for a decompression bomb
+
+
+def as_list(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
+    """Return one or several images as a list; a 4-D array is a batch of HWC images."""
+    if isinstance(images, (str, os.PathLike, Image.Image)):
+        return [images]
+    if isinstance(images, np.ndarray):
+        return list(images) if images.ndim == 4 else [images]
+    return list(images)
+
+
+def read_rgb(image: ImageLike, name: str = "image") -> np.ndarray:
+    """Return any accepted image as uint8 (height, width, 3) RGB, EXIF rotation applied.
+
+    Raises SaccadeError for what is no image and for what cannot become 8-bit RGB without a choice that is the caller's.
+    """
+    if isinstance(image, np.ndarray):
+        return _checked_array(image, name)
+    if isinstance(image, Image.Image):
+        return _rgb_array(image, name)
+    path = Path(image)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is our own bound
+            with Image.open(path) as opened:
+                return _rgb_array(opened, str(path))
+    except FileNotFoundError as error:
+        raise SaccadeError(f"{path}: no such image file") from error
+    except IsADirectoryError as error:
+        raise SaccadeError(f"{path} is a folder; give image files") from error
+    except Image.DecompressionBombError as error:
+        raise SaccadeError(f"{path}: more than {MAX_PIXELS >> 20} megapixels; make it smaller first") from error
+    except UnidentifiedImageError as error:
+        empty = path.stat().st_size == 0
+        raise SaccadeError(f"{path} is {'empty' if empty else 'not an image that Pillow can read'}") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow raises each of these on damaged files
+        raise SaccadeError(f"{path}: damaged or truncated image ({error})") from error
+
+
+def _checked_array(array: np.ndarray, name: str) -> np.ndarray:
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
+        raise SaccadeError(f"{name}: arrays must be uint8 (height, width, 3) RGB, got {array.dtype} {list(array.shape)}")
+    if array.size == 0:
+        raise SaccadeError(f"{name}: the array is empty, {list(array.shape)}")
+    return np.ascontiguousarray(array) if array.ndim == 3 else np.repeat(array[:, :, None], 3, axis=2)
+
+
+def _rgb_array(image: Image.Image, name: str) -> np.ndarray:
+    if image.width * image.height > MAX_PIXELS:
+        raise SaccadeError(f"{name}: {image.width} x {image.height} pixels; make it smaller first")
+    if image.mode not in _PLAIN_MODES | _ALPHA_MODES:
+        raise SaccadeError(
+            f"{name}: {image.mode} images are not accepted (16-bit, float and CMYK lose something on the way); "
+            "convert it to 8-bit RGB first"
+        )
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        image = _opaque(image, name)
+    upright: Image.Image = ImageOps.exif_transpose(image)
+    return np.asarray(upright.convert("RGB"))
+
+
+def _opaque(image: Image.Image, name: str) -> Image.Image:
+    """Drop an alpha channel that says nothing; refuse one that does, since the background would be ours to invent."""
+    rgba = image.convert("RGBA")
+    lowest: Any = rgba.getchannel("A").getextrema()[0]
+    if lowest < 255:
+        raise SaccadeError(f"{name} is translucent; put it on a background first")
+    return rgba
+
+
+def fit_image(image: np.ndarray, size: tuple[int, int], fit: Fit, patch: int) -> np.ndarray:
+    """Bring a uint8 (h, w, 3) image to (height, width) pixels.
+
+    squash resizes both sides; crop resizes so that the shorter side fits, then takes the centre; native resizes nothing
+    and leaves out the right and bottom remainder of the patch grid, as a strided convolution does (`size` is not used).
+    Resizing is Pillow's antialiased bicubic, as in the README of antofuller/lookwhere.
+    """
+    if fit == "native":
+        height, width = (extent - extent % patch for extent in image.shape[:2])
+        return image[:height, :width]
+    if image.shape[:2] == size:
+        return image
+    if fit == "squash":
+        return _resized(image, size)
+    return _centre_crop(image, size)
+
+
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    height, width = size
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _centre_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize by the larger of both ratios, so that `size` is covered, and cut its centre out."""
+    scale = max(wanted / extent for wanted, extent in zip(size, image.shape[:2], strict=True))
+    covering = tuple(max(wanted, round(extent * scale)) for wanted, extent in zip(size, image.shape[:2], strict=True))
+    resized = _resized(image, (covering[0], covering[1]))
+    top, left = ((extent - wanted) // 2 for wanted, extent in zip(size, covering, strict=True))
+    return resized[top : top + size[0], left : left + size[1]]
+
+
+def native_size(images: Sequence[np.ndarray], patch: int) -> tuple[int, int]:
+    """Return the (height, width) that all images share once cut to whole patches, or say which one differs."""
+    sizes = [(image.shape[0] - image.shape[0] % patch, image.shape[1] - image.shape[1] % patch) for image in images]
+    for index, (height, width) in enumerate(sizes):
+        if not height or not width:
+            raise SaccadeError(f"image {index} is smaller than one {patch} px patch; use --fit squash")
+        if (height, width) != sizes[0]:
+            raise SaccadeError(
+                f"images of one run share a grid: image 0 is {sizes[0][1]} x {sizes[0][0]} px in whole patches, "
+                f"image {index} is {width} x {height}; run them apart, or use --fit squash or crop"
+            )
+    return sizes[0]
+
+
+def check_size(size: tuple[int, int], patch: int) -> tuple[int, int]:
+    """Return `size` (height, width) if the patch divides it, else name the nearest size that it does divide."""
+    if any(extent <= 0 or extent % patch for extent in size):
+        near = "x".join(str(max(patch, round(extent / patch) * patch)) for extent in size)
+        raise SaccadeError(f"size {size[0]}x{size[1]} is not a multiple of the {patch} px patch; the nearest is {near}")
+    return size

@@ -1,0 +1,66 @@
+// The numeric kernels between the two networks, without any dependency: images in, network inputs and features out.
+//
+// `runtime/reference.py` is the specification. Each kernel does the same float32 operations in the same order and gives
+// the same bits, provided that the compiler contracts no a*b+c (-ffp-contract=off) and reorders nothing.
+//
+// Arrays are dense and row-major, shapes stand beside their parameters, and no output may overlap an input. Extents are
+// 1 to MAX_EXTENT, a grid has at most MAX_CELLS cells, indices name cells of the grid. All of this is a precondition:
+// callers check. Kernels keep no state, so any thread may call any of them; std::bad_alloc is the only exception.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace saccade {
+
+constexpr int MAX_EXTENT = 1 << 16;  // as in bundle.json
+constexpr int MAX_CELLS = 1 << 30;
+constexpr int NEIGHBOURS = 5;  // kept patches blended into each cell by `fill`
+
+// An RGB image: three packed bytes a pixel, rows `row_stride` bytes apart (may be padded, or negative).
+struct Image {
+    const std::uint8_t* pixels;  // the first row
+    int height;
+    int width;
+    std::ptrdiff_t row_stride;
+};
+
+// Cells are numbered row by row.
+struct Grid {
+    int rows;
+    int columns;
+    constexpr int cells() const { return rows * columns; }
+};
+
+// The normalised value of each pixel value, (x/255 - mean)/std: `table` is (3, 256) in RGB order.
+void normalization_table(const float mean[3], const float std[3], float* table);
+
+// The selector's input, `out` (3, size, size): the whole image resized, bilinear without antialiasing, aspect ignored.
+void lowres_from_image(const Image& image, const float* table, int size, float* out);
+
+// The selector's map (map_size, map_size) resized to the grid, `out` (rows, columns): bilinear without antialiasing.
+void resize_scores(const float* score_map, int map_size, Grid grid, float* out);
+
+// The k best cells of the resized map, `indices` (k,), and the scores of all cells, `scores` (rows, columns).
+// Score descending, ties to the lower cell number; -0.0 equals 0.0. Requires 1 <= k <= grid.cells().
+// Returns false, with `indices` untouched, where the map or the resized scores hold NaN or infinity.
+[[nodiscard]] bool select(const float* score_map, int map_size, Grid grid, int k, std::int32_t* indices, float* scores);
+
+// The normalised pixels of k patches, `out` (k, 3*patch*patch), each ordered (channel, row, column).
+// `columns` is the grid's; every index must name a patch that lies inside the image.
+void gather_patches(const Image& image, const float* table, const std::int32_t* indices, int k, int patch, int columns,
+                    float* out);
+
+// Rows of a position table: `positions` (cells, dim), `indices` (k,), `out` (k, dim).
+void gather_positions(const float* positions, int dim, const std::int32_t* indices, int k, float* out);
+
+// A position table (from.rows, from.columns, dim) resized to a grid, `out` (to.rows, to.columns, dim): bicubic with
+// A = -0.75, without antialiasing, by size. Meant to be cached for each grid.
+void interpolate_positions(const float* table, Grid from, int dim, Grid to, float* out);
+
+// Kept tokens (k, channels) spread over all cells, `out` (channels, rows, columns): for each cell the mean of the 5
+// nearest of the kept patches `indices` (k,), weighted by 1/(distance + 1e-8), equal distances to the earlier in the
+// list. Requires k >= NEIGHBOURS and indices inside the grid; they may repeat.
+void fill(const float* tokens, const std::int32_t* indices, int k, int channels, Grid grid, float* out);
+
+}  // namespace saccade
