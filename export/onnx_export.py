@@ -1,0 +1,121 @@
+"""Trace the two modules into ONNX files: opset 20, dynamic batch and k, the same bytes for the same checkpoint anywhere."""
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from saccade.bundle import Model, TensorSpec
+from saccade.errors import SaccadeError
+from saccade.export import graph_passes
+
+OPSET = 20  # the first with Gelu as one operator; TensorRT 10.3, OpenVINO and ONNX Runtime all read it
+MAX_ONNX_BYTES = (1 << 31) - 1  # protobuf's limit for one message; ViT-L stays below it, in fp32 too
+# Not 1 (the exporter would bake a size of one in) and not each other, so that no two dimensions are taken for one.
+EXAMPLE_BATCH, EXAMPLE_K = 2, 9
+
+
+@dataclass(frozen=True)
+class GraphContract:
+    """The boundary of one graph: its tensors by name, with names for the dynamic dimensions."""
+
+    role: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def selector_contract(model: Model) -> GraphContract:
+    """Return the selector's inputs and outputs."""
+    size, cells = model.selector_size, model.map_size
+    return GraphContract(
+        "selector",
+        (TensorSpec("lowres", "float32", ("batch", 3, size, size)),),
+        (
+            TensorSpec("score_map", "float32", ("batch", cells, cells)),
+            TensorSpec("prefix", "float32", ("batch", model.prefix, model.dim)),
+        ),
+    )
+
+
+def extractor_contract(model: Model, task: str) -> GraphContract:
+    """Return the extractor's inputs and outputs for one task."""
+    width = model.classes if task == "segment" else model.dim
+    tokens = TensorSpec("tokens", "float32", ("batch", "k", width))
+    first = {
+        "features": (TensorSpec("cls", "float32", ("batch", model.dim)),),
+        "classify": (TensorSpec("logits", "float32", ("batch", model.classes)),),
+        "segment": (),
+    }[task]
+    return GraphContract(
+        "extractor",
+        (
+            TensorSpec("patches", "float32", ("batch", "k", 3 * model.patch**2)),
+            TensorSpec("positions", "float32", ("batch", "k", model.dim)),
+            TensorSpec("prefix", "float32", ("batch", model.prefix, model.dim)),
+        ),
+        (*first, tokens),
+    )
+
+
+def export_graph(module: nn.Module, contract: GraphContract, facts: dict[str, str], path: Path) -> None:
+    """Trace `module` and write it to `path`; `facts` become the file's metadata."""
+    model = _traced(module, contract)
+    graph_passes.simplify(model)
+    graph_passes.check(model.graph)
+    model.producer_name, model.producer_version = "saccade", None
+    model.metadata_props.clear()
+    model.metadata_props.update(facts | {"role": contract.role})
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    if size > MAX_ONNX_BYTES:
+        raise SaccadeError(f"the {contract.role} has {size / 1e9:.1f} GB of weights; one ONNX file holds at most 2.1 GB")
+    ir.save(model, path)
+
+
+def _traced(module: nn.Module, contract: GraphContract) -> ir.Model:
+    """Run PyTorch's exporter and return its graph."""
+    with _quiet_exporter(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            tuple(_examples(contract.inputs)),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[spec.name for spec in contract.inputs],
+            output_names=[spec.name for spec in contract.outputs],
+            dynamic_shapes=_dynamic_shapes(contract.inputs),
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program")
+    return program.model
+
+
+def _examples(inputs: Sequence[TensorSpec]) -> Iterator[Tensor]:
+    sizes = {"batch": EXAMPLE_BATCH, "k": EXAMPLE_K}
+    for spec in inputs:
+        yield torch.zeros([sizes[extent] if isinstance(extent, str) else extent for extent in spec.shape])
+
+
+def _dynamic_shapes(inputs: Sequence[TensorSpec]) -> tuple[dict[int, object], ...]:
+    dims = {name: torch.export.Dim(name, min=1, max=1 << 16) for name in ("batch", "k")}
+    return tuple({i: dims[name] for i, name in enumerate(spec.shape) if isinstance(name, str)} for spec in inputs)
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keep the exporter's notes (torchvision not installed, deprecations inside torch) off the user's screen."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
