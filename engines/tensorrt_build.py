@@ -1,0 +1,342 @@
+"""Build one TensorRT engine in a process of its own: `python -m saccade.engines.tensorrt_build`, and what starts it.
+
+A failed build changes the next one in the same process (TensorRT-RTX 1.7.1: 1.2 MB larger, another hash), so each graph
+gets a fresh one. The child reads one Job as JSON from stdin and writes one Message a line to stdout.
+"""
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import importlib
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+from msgspec import Struct
+
+from saccade import atomic
+from saccade.bundle import TensorSpec
+from saccade.engines.audit import Audit, audit_of_text
+from saccade.errors import SaccadeError
+
+BINDINGS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # engine name -> Python module
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+ERRORS_SHOWN = 3
+
+# Logged by every build on a machine without a GPU, also by those that succeed.
+_NOISE = re.compile(r"cudaError 35")
+_PLACE = re.compile(
+    r"^Assertion failed: .*?: |^I\w+::\w+: |Error Code \d+: |\[\w+\.cpp:[^\]]*\]\s*|\.?\s*In \w+ at \S+:\d+"
+)
+_REMEDIES = {
+    "Turing": "leave SM75 out, or build a 16-bit precision (--precision fp16)",
+    "HW-specific datatypes": "leave the older compute capabilities out, or choose another --precision",
+    "CUDA": "check the driver with nvidia-smi",
+}
+
+
+class Job(Struct, frozen=True, kw_only=True):
+    """Everything the child needs to build one engine."""
+
+    engine: str
+    role: str
+    precision: str
+    onnx: str
+    plan: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch: int
+    max_k: int
+    opt_k: int
+    compute_capabilities: tuple[str, ...]
+    device: int | None  # the GPU plain TensorRT builds on
+    parent: int
+
+
+class Phase(Struct, frozen=True, tag="phase"):
+    """The child has begun something."""
+
+    text: str
+
+
+class Finished(Struct, frozen=True, tag="finished"):
+    """The plan is written whole."""
+
+    audit: Audit
+    seconds: dict[str, float]
+
+
+class Failed(Struct, frozen=True, tag="failed"):
+    """The build failed for a reason the user can mend; one line."""
+
+    message: str
+
+
+Message = Phase | Finished | Failed
+
+
+def import_binding(engine: str) -> Any:
+    """Import the Python module of an engine, which touches no GPU, or say how to install it."""
+    try:
+        return importlib.import_module(BINDINGS[engine])
+    except ImportError as error:
+        raise SaccadeError(f"{engine}: not installed ({error}); pip install 'saccade[{engine}]'") from error
+    except OSError as error:  # the wheel is there, but the loader refuses one of its libraries
+        raise SaccadeError(
+            f"{engine}: its libraries do not load ({error}); pip install --force-reinstall 'saccade[{engine}]'"
+        ) from error
+
+
+@functools.cache
+def process_log(trt: Any, keep_lines: bool) -> Any:
+    """Return the one logger of this process: TensorRT sends everything to the first it was ever given.
+
+    A build keeps every line for the audit; a process that runs engines for days keeps the errors of its last call.
+    """
+
+    class ProcessLog(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.lines: list[str] = []
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, text: str) -> None:
+            if keep_lines:
+                self.lines.append(text)
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR) and not _NOISE.search(text):
+                self.errors.append(text)
+
+        def error_line(self, otherwise: str) -> str:
+            """Return the first error without source locations; later ones are its consequences."""
+            return readable(self.errors[0]) if self.errors else otherwise
+
+    return ProcessLog()
+
+
+def readable(text: str) -> str:
+    """Take TensorRT's source locations and line breaks out of an error text."""
+    plain = " ".join(_PLACE.sub("", text).split())
+    if plain.count("(") < plain.count(")"):
+        plain = plain.removesuffix(")")
+    plain = re.sub(r"^Myelin \((.*?)\)?$", r"\1", plain)
+    return plain.rstrip(" .")
+
+
+# ---- the parent's side
+
+
+def build_in_child(job: Job, progress: Callable[[str], None]) -> Finished:
+    """Build one engine in a child and relay its phases. The child never outlives this call, whatever ends it."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-m", __name__]
+    with tempfile.TemporaryFile() as stderr, subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env=environment
+    ) as child:
+        try:
+            outcome = _relay(child, job, progress)
+            child.wait()
+        except BaseException:
+            child.kill()
+            raise
+        if isinstance(outcome, Finished):
+            return outcome
+        if isinstance(outcome, Failed):
+            raise SaccadeError(outcome.message)
+        stderr.seek(0)
+        raise _death_error(job, child.returncode, stderr.read().decode(errors="replace"))
+
+
+def _relay(child: subprocess.Popen[bytes], job: Job, progress: Callable[[str], None]) -> Message | None:
+    """Hand the job over and pass phases on; return the child's last word, None where it died without one."""
+    assert child.stdin is not None and child.stdout is not None
+    with contextlib.suppress(BrokenPipeError), child.stdin as stdin:  # a dead child is reported by its exit status
+        stdin.write(msgspec.json.encode(job))
+    for line in child.stdout:
+        message: Message = msgspec.json.decode(line, type=Message)
+        if not isinstance(message, Phase):
+            return message
+        progress(f"{job.role}: {message.text}")
+    return None
+
+
+def _death_error(job: Job, status: int, stderr: str) -> Exception:
+    """Return the error for a child that ended without a result: a signal is the machine's doing, else it is our bug."""
+    if status >= 0:
+        return RuntimeError(f"the process building the {job.role} stopped with status {status}:\n{stderr}")
+    name = signal.Signals(-status).name
+    if name == "SIGKILL":
+        remedy = "mostly for want of memory: close other programs, then repeat"
+    else:
+        remedy = f"a crash inside {job.engine}: repeat, or use another version of it"
+    return SaccadeError(f"{job.engine}: the process building the {job.role} was ended by {name}, {remedy}")
+
+
+# ---- the child's side
+
+
+def main() -> None:
+    """Do the one job on stdin."""
+    channel = _claim_stdout()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to both; the parent decides and kills
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+    _die_with(job.parent)
+
+    def send(message: Message) -> None:
+        channel.write(msgspec.json.encode(message) + b"\n")
+        channel.flush()
+
+    try:
+        send(build_plan(job, lambda text: send(Phase(text))))
+    except SaccadeError as error:
+        send(Failed(str(error)))
+
+
+def _claim_stdout() -> BinaryIO:
+    """Return the real stdout and point descriptor 1 at stderr: TensorRT prints some complaints there directly."""
+    channel = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return channel
+
+
+def _die_with(parent: int) -> None:
+    """Ask Linux to kill this process when its parent dies; elsewhere the build just runs to its end."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the call
+            os._exit(1)
+
+
+def build_plan(job: Job, begin: Callable[[str], None]) -> Finished:
+    """Parse, build, write and audit; `begin` is told of each phase.
+
+    No IProgressMonitor: it costs nothing (measured), but the phase that takes most of the time reports no steps.
+    """
+    trt = import_binding(job.engine)
+    log = process_log(trt, keep_lines=True)
+    if job.device is not None:
+        _select_gpu(job)
+    clock = [time.monotonic()]
+    begin(f"parsing {Path(job.onnx).name}")
+    builder = trt.Builder(log)
+    # By name: the numbers differ between 10.x and 11.x.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    _parse(trt, job, network, log)
+    clock.append(time.monotonic())
+    begin("building the engine")
+    plan = builder.build_serialized_network(network, _config(trt, job, builder))
+    if plan is None:
+        raise _build_error(job, log)
+    clock.append(time.monotonic())
+    begin(f"writing {Path(job.plan).name}")
+    _write(Path(job.plan), plan)
+    clock.append(time.monotonic())
+    seconds = [round(end - start, 2) for start, end in itertools.pairwise(clock)]
+    audit = audit_of_text("\n".join(log.lines), job.precision)
+    return Finished(audit, dict(zip(("parse", "build", "write"), seconds, strict=True)))
+
+
+def _select_gpu(job: Job) -> None:
+    """Make the asked GPU the one that TensorRT's builder measures on."""
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise SaccadeError(f"{job.engine}: cuda-python is missing; pip install 'saccade[{job.engine}]'") from error
+    status = runtime.cudaSetDevice(job.device)[0]
+    if status != runtime.cudaError_t.cudaSuccess:
+        raise SaccadeError(f"{job.engine}: cannot use GPU {job.device} ({status.name}); check it with nvidia-smi")
+
+
+def _parse(trt: Any, job: Job, network: Any, log: Any) -> None:
+    """Fill `network` from the ONNX file, or say which node is in the way.
+
+    The parser is gone before the network is, as it must be: the other way round Python crashed (RTX 1.7.1).
+    """
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(job.onnx):
+        errors = [_parser_error_line(job, parser.get_error(index)) for index in range(parser.num_errors)]
+        more = f" (and {len(errors) - ERRORS_SHOWN} more)" if len(errors) > ERRORS_SHOWN else ""
+        raise SaccadeError(f"{job.onnx}: {'; '.join(errors[:ERRORS_SHOWN])}{more}; export the bundle again")
+    # An empty file and some random bytes "parse" without an error, into nothing.
+    if network.num_inputs == 0 or network.num_outputs == 0:
+        raise SaccadeError(f"{job.onnx} holds no graph; export the bundle again")
+    _check_names(job, "inputs", {network.get_input(i).name for i in range(network.num_inputs)}, job.inputs)
+    _check_names(job, "outputs", {network.get_output(i).name for i in range(network.num_outputs)}, job.outputs)
+
+
+def _check_names(job: Job, kind: str, found: set[str], specs: tuple[TensorSpec, ...]) -> None:
+    """Compare the graph's tensors with the manifest's; by name, since their order changes between identical builds."""
+    expected = {spec.name for spec in specs}
+    if found != expected:
+        raise SaccadeError(
+            f"{job.onnx}: its {kind} are {sorted(found)}, bundle.json says {sorted(expected)}; export the bundle again"
+        )
+
+
+def _parser_error_line(job: Job, error: Any) -> str:
+    """Say what the ONNX parser met, and at which node."""
+    text = readable(error.desc())
+    if not error.node_operator():
+        return text
+    # Its own words for an operator it lacks are "Plugin not found, ..." or just "false".
+    if text in ("false", "") or "Plugin not found" in text:
+        text = f"{job.engine} does not have this operator"
+    return f"node {error.node_name()!r} ({error.node_operator()}): {text}"
+
+
+def _config(trt: Any, job: Job, builder: Any) -> Any:
+    """Return the builder config: the same for every precision, since precision lives in the graph."""
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default; what the graph keeps in fp32 is to be fp32
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the audit reads the layers it prints
+    profile = builder.create_optimization_profile()
+    opt_k = min(job.opt_k, job.max_k)  # only where the engine is tuned, so an engine for few patches is no error
+    for spec in job.inputs:
+        ends = ((1, 1), (1, opt_k), (job.max_batch, job.max_k))
+        profile.set_shape(spec.name, *(_shape(job, spec, batch, k) for batch, k in ends))
+    if config.add_optimization_profile(profile) < 0:  # its only sign of an inconsistent profile
+        raise SaccadeError(f"{job.onnx}: batch 1..{job.max_batch}, k 1..{job.max_k} is no range; give larger limits")
+    if job.compute_capabilities:
+        config.num_compute_capabilities = len(job.compute_capabilities)
+        for index, name in enumerate(job.compute_capabilities):
+            config.set_compute_capability(trt.ComputeCapability.__members__[name], index)
+    return config
+
+
+def _shape(job: Job, spec: TensorSpec, batch: int, k: int) -> tuple[int, ...]:
+    """Return the shape of an input for one batch size and one number of patches."""
+    sizes = {"batch": batch, "k": k}
+    unknown = [extent for extent in spec.shape if isinstance(extent, str) and extent not in sizes]
+    if unknown:
+        raise SaccadeError(f"{job.onnx}: {spec.name!r} varies in {unknown[0]!r}, only batch and k may; export again")
+    return tuple(sizes[extent] if isinstance(extent, str) else extent for extent in spec.shape)
+
+
+def _build_error(job: Job, log: Any) -> SaccadeError:
+    """Return the reason TensorRT logged for building nothing, with the remedy where it is known."""
+    reason = log.error_line("TensorRT gave no reason")
+    remedy = next((text for word, text in _REMEDIES.items() if word in reason), "export again, or use another --engine")
+    targets = f" for {', '.join(job.compute_capabilities)}" if job.compute_capabilities else ""
+    return SaccadeError(f"{job.engine}: cannot build {Path(job.onnx).name}{targets}: {reason}; {remedy}")
+
+
+def _write(path: Path, plan: Any) -> None:
+    """Write the plan byte for byte; the caller's folder makes it atomic."""
+    try:
+        with path.open("wb") as file:
+            file.write(plan)
+    except OSError as error:
+        raise atomic.write_error(path, error) from error
+
+
+if __name__ == "__main__":
+    main()
