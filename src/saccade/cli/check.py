@@ -1,0 +1,235 @@
+"""Commands that judge: parity, verify, bench."""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from saccade._version import VERSION
+from saccade.bundle import Bundle, read_bundle, write_manifest
+from saccade.cli import options as shared
+from saccade.cli.console import Phases, Report, progress_bar, table
+from saccade.errors import SaccadeError
+from saccade.runtime.chain import Pipeline, load
+
+if TYPE_CHECKING:
+    from saccade.golden import Case
+    from saccade.validate.parity import ParityResult
+
+MAX_RECEIPTS = 32  # parity receipts kept in a manifest
+
+
+def add_commands(commands: Any) -> None:
+    """Add the three commands to the parser."""
+    _add_parity(commands)
+    _add_verify(commands)
+    _add_bench(commands)
+
+
+def open_pipeline(bundle: Bundle, options: argparse.Namespace) -> Pipeline:
+    """Load the asked engine, showing what is being built."""
+    with Phases() as phases:
+        return load(
+            bundle,
+            engine=options.engine,
+            precision=options.precision,
+            device=options.device,
+            threads=options.threads,
+            build=not options.no_build,
+            progress=phases,
+            note=phases.note,
+        )
+
+
+def _add_verify(commands: Any) -> None:
+    parser = commands.add_parser(
+        "verify",
+        help="self-test an engine against the bundle's own reference outputs, without torch",
+        description="Run the engine on the images in golden.npz and compare with the outputs that PyTorch gave at export.",
+    )
+    shared.add_bundle(parser)
+    shared.add_running(parser)
+    parser.set_defaults(execute=verify)
+
+
+def verify(options: argparse.Namespace) -> Report:
+    """Judge the engine by the five numbers on the bundle's golden cases."""
+    from saccade.validate.verify import verify as run_verify
+
+    bundle = read_bundle(options.bundle)
+    with open_pipeline(bundle, options) as pipeline:
+        result = run_verify(pipeline)
+    data = _identity(bundle, pipeline) | result.summary()
+    return Report(data, _lines(data, result), result.passed)
+
+
+def _add_parity(commands: Any) -> None:
+    parser = commands.add_parser(
+        "parity",
+        help="prove an engine equal to PyTorch on your images",
+        description="Run the checkpoint in PyTorch and the engine on the same images, and compare by five numbers.",
+    )
+    shared.add_bundle(parser)
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="CHECKPOINT", help="what the bundle was made of")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="a folder of images (default: the bundle's golden ones)")
+    shared.add_running(parser)
+    shared.add_selection(parser)
+    parser.add_argument("--report", type=Path, metavar="OUT.html", help="write one self-contained page")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="write inputs and outputs as Polygraphy files")
+    parser.set_defaults(execute=parity)
+
+
+def parity(options: argparse.Namespace) -> Report:
+    """Judge the engine against the checkpoint's modules, write what was asked for, and leave a receipt in the bundle."""
+    from saccade.validate.parity import measure_parity
+    from saccade.validate.report import facts_of, write_report
+    from saccade.validate.tensors import compare_tensors
+
+    bundle = read_bundle(options.bundle)
+    with open_pipeline(bundle, options) as pipeline:
+        cases, total = _reference_cases(pipeline, options)
+        with progress_bar(total, "parity") as bar:
+            result = measure_parity(pipeline, cases, lambda done: bar.update(len(done.case.images)))
+        tensors = compare_tensors(pipeline, result.cases, options.results)
+    data = _identity(bundle, pipeline) | result.summary() | {"tensors": tensors}
+    if options.report:
+        write_report(options.report, result, facts_of(data), tensors, bundle.model.patch)
+        data["report"] = str(options.report)
+    lines = _lines(data, result) + [f"wrote {path}" for path in (options.report, options.results) if path]
+    _keep_receipt(bundle, {name: value for name, value in data.items() if name not in ("bundle", "tensors", "report")})
+    return Report(data, lines, result.passed)
+
+
+def _reference_cases(pipeline: Pipeline, options: argparse.Namespace) -> tuple[Iterator[Case], int]:
+    """Return the reference's cases, run one by one as they are asked for, and how many images they hold."""
+    try:
+        import torch
+    except ImportError as error:
+        raise SaccadeError("parity runs the checkpoint in torch; pip install 'saccade[export]'") from error
+    from saccade.export.checkpoint import read_checkpoint
+    from saccade.export.reference import Reference, reference_case
+
+    bundle = pipeline.bundle
+    checkpoint = read_checkpoint(options.checkpoint)
+    expected = bundle.manifest.provenance.get("checkpoint_sha256")
+    if checkpoint.sha256 != expected:
+        raise SaccadeError(f"{options.checkpoint} is not the checkpoint that {bundle.path} was exported from")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    task = bundle.manifest.task
+    reference, exact = Reference(checkpoint, task), Reference(checkpoint, task, torch.float64)
+    groups = _image_groups(pipeline, options)
+
+    def cases() -> Iterator[Case]:
+        for images, k in groups:
+            yield reference_case(reference, exact, images, k)
+
+    return cases(), sum(len(images) for images, _ in groups)
+
+
+def _image_groups(pipeline: Pipeline, options: argparse.Namespace) -> list[tuple[list[Any], int]]:
+    """Return groups of images of one size, each with its k: one image each from a folder, else the golden images."""
+    if options.images is None:
+        from saccade.golden import read_cases
+
+        golden = pipeline.bundle.manifest.golden
+        if golden is None:
+            raise SaccadeError(f"{pipeline.bundle.path} has no golden images; give --images DIR")
+        cases = read_cases(pipeline.bundle.checked_path(golden))
+        return [(list(case.images), case.output.indices.shape[1]) for case in cases]
+    groups = []
+    for path in shared.image_paths(options.images):
+        images = pipeline.pixels(path, options.size, options.fit)
+        groups.append((images, pipeline.kept(pipeline.grid_of(images[0]), options.k, options.k_ratio)))
+    return groups
+
+
+def _identity(bundle: Bundle, pipeline: Pipeline) -> dict[str, Any]:
+    return {
+        "bundle": str(bundle.path),
+        "saccade": VERSION,
+        "engine": pipeline.receipt.engine,
+        "engine_version": pipeline.receipt.conditions.get("version", ""),
+        "key": pipeline.receipt.key,
+        "checkpoint_sha256": bundle.manifest.provenance.get("checkpoint_sha256", ""),
+    }
+
+
+def _lines(data: dict[str, Any], result: ParityResult) -> list[str]:
+    """Return the one table."""
+    rows = [("number", "value", "bound", "", "meaning")]
+    for measure in result.measures:
+        word = "pass" if measure.passed else "FAIL"
+        rows.append((measure.name, f"{measure.value:.3g}", f"{measure.bound:.3g}", word, measure.meaning))
+    verdict = "equals PyTorch" if result.passed else "DIFFERS from PyTorch"
+    swaps = f"{data['swaps']} explained swaps" if data["swaps"] else "the same patches kept"
+    head = f"{data['engine']} {data['precision']} {verdict} on {data['images']} images ({swaps})"
+    tensors: list[str] = []
+    if "tensors" in data:
+        names = list(next(iter(data["tensors"].values())))
+        tensor_rows = [("output", *names)]
+        for output, values in data["tensors"].items():
+            tensor_rows.append((output, *(f"{values[name]:.6g}" for name in names)))
+        tensors = ["", *table(tensor_rows)]
+    return [head, *table(rows), *tensors]
+
+
+def _keep_receipt(bundle: Bundle, receipt: dict[str, Any]) -> None:
+    """Add the verdict to the manifest, replacing this engine's last one; a bundle that cannot be written stays as it is."""
+    identity = (receipt["engine"], receipt["precision"])
+    others = [old for old in bundle.manifest.parity if (old.get("engine"), old.get("precision")) != identity]
+    try:
+        write_manifest(
+            bundle.path, msgspec.structs.replace(bundle.manifest, parity=(*others, receipt)[-MAX_RECEIPTS:])
+        )
+    except SaccadeError as error:
+        Phases().note(f"the verdict was not kept in the bundle: {error}")
+
+
+def _add_bench(commands: Any) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="time the chain, engines in turns, against PyTorch where a checkpoint is given",
+        description="Time engines side by side: a process each, taken in turns, medians after warm-up.",
+    )
+    shared.add_bundle(parser)
+    parser.add_argument("--engine", nargs="+", choices=shared.ENGINE_NAMES, default=["openvino"], metavar="E")
+    parser.add_argument("--precision", nargs="+", choices=shared.PRECISIONS, default=["fp32"], metavar="P")
+    parser.add_argument("--size", nargs="+", type=int, metavar="S", help="pixels (default: the bundle's)")
+    parser.add_argument("--k", nargs="+", type=int, metavar="K", help="patches (default: the bundle's)")
+    parser.add_argument("--batch", nargs="+", type=int, default=[1], metavar="B")
+    parser.add_argument("--device", default="cpu", metavar="cpu|0")
+    parser.add_argument("--threads", type=int, default=0, metavar="T", help="default: every core, stated in the result")
+    parser.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT", help="also time PyTorch, eager, on the full graph")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each side (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=10, metavar="N", help="frames of a turn (default: %(default)s)")
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT.json", help="write the result")
+    parser.set_defaults(execute=bench)
+
+
+def bench(options: argparse.Namespace) -> Report:
+    """Time all sides in turns and report medians and ratios."""
+    from saccade.validate import bench as benchmark
+
+    bundle = read_bundle(options.bundle)
+    plan = benchmark.plan_from(
+        bundle,
+        engines=options.engine,
+        precisions=options.precision,
+        sizes=options.size,
+        ks=options.k,
+        batches=options.batch,
+        device=options.device,
+        threads=options.threads,
+        checkpoint=options.checkpoint,
+    )
+    with progress_bar(len(plan) * options.rounds, "bench") as bar:
+        data = benchmark.run(plan, rounds=options.rounds, frames=options.frames, on_turn=lambda: bar.update(1))
+    if options.output:
+        from saccade import atomic
+
+        atomic.write_bytes(options.output, msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n")
+    return Report(data, benchmark.lines(data) + ([f"wrote {options.output}"] if options.output else []))

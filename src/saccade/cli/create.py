@@ -1,0 +1,261 @@
+"""Commands that make something: make-checkpoint, export, build."""
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saccade import atomic
+from saccade.bundle import ENGINES_FOLDER, MANIFEST, Bundle, DataFile, read_bundle, sha256_of_file, write_manifest
+from saccade.cli import options as shared
+from saccade.cli.console import Phases, Report, progress_bar, size_text, table
+from saccade.engines import store
+from saccade.engines.engine import EngineRequest
+from saccade.errors import SaccadeError
+
+if TYPE_CHECKING:
+    from saccade.export.checkpoint import Checkpoint
+
+FAMILIES = ("auto", "lookwhere")
+
+
+def add_commands(commands: Any) -> None:
+    """Add the three commands to the parser."""
+    _add_make_checkpoint(commands)
+    _add_export(commands)
+    _add_build(commands)
+
+
+def _add_make_checkpoint(commands: Any) -> None:
+    parser = commands.add_parser(
+        "make-checkpoint",
+        help="write seeded weights in a real checkpoint layout, to try everything without a download",
+        description="Write seeded weights in a real checkpoint layout. The defaults are the sizes of the published files.",
+    )
+    parser.add_argument("family", metavar="FAMILY", help="lookwhere-dinov2 or lookwhere-franca")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="default: %(default)s")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--dim", type=int, default=768, help="width, a multiple of 64 (default: %(default)s)")
+    parser.add_argument("--depth", type=int, default=12, help="blocks of the extractor (default: %(default)s)")
+    parser.add_argument("--selector-depth", type=int, default=3, help="blocks of the selector (default: %(default)s)")
+    parser.add_argument("--grid", type=int, default=37, help="side of the position table (default: %(default)s)")
+    parser.add_argument("--classes", type=int, default=0, help="write the fine-tuned layout with this many classes")
+    parser.set_defaults(execute=make_checkpoint)
+
+
+def make_checkpoint(options: argparse.Namespace) -> Report:
+    """Write a seeded checkpoint and report its crc, by which others can tell that they have the same weights."""
+    _require_export_extra()
+    import torch
+
+    from saccade.export import seeded
+
+    sizes = seeded.Sizes(
+        dim=_positive(options, "dim"),
+        depth=_positive(options, "depth"),
+        selector_depth=_positive(options, "selector_depth"),
+        grid=_positive(options, "grid"),
+        classes=options.classes,
+    )
+    shapes = seeded.checkpoint_shapes(options.family, sizes)
+    with progress_bar(len(shapes), "tensors") as bar:
+        weights = seeded.seeded_weights(shapes, options.seed, lambda name: bar.update(1))
+    crc = seeded.weights_crc32(weights)
+
+    def tensors(tree: dict[str, Any]) -> dict[str, Any]:
+        return {key: tensors(v) if isinstance(v, dict) else torch.from_numpy(v) for key, v in tree.items()}
+
+    with atomic.pending_file(options.output) as pending, pending.open("wb") as file:
+        torch.save(tensors(weights if sizes.classes else seeded.nested(weights)), file)
+    parameters = sum(array.size for array in weights.values())
+    data = {"file": str(options.output), "family": options.family, "seed": options.seed, "crc32": crc}
+    line = f"{options.output}: {options.family}, {parameters / 1e6:.1f} M parameters, seed {options.seed}, crc32 {crc}"
+    return Report(data | {"parameters": parameters}, [line])
+
+
+def _positive(options: argparse.Namespace, name: str) -> int:
+    value = int(getattr(options, name))
+    if not 1 <= value <= 1 << 14:
+        raise SaccadeError(f"--{name.replace('_', '-')} {value} is out of range; give 1 to {1 << 14}")
+    return value
+
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="checkpoint -> bundle: both ONNX graphs, checked against PyTorch",
+        description="Write a bundle from a checkpoint. If its graphs do not equal PyTorch, there is no bundle.",
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a .pt file of tensors")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="the folder to write")
+    parser.add_argument("--size", type=int, metavar="S", help="default pixels of a run (default: the position table's)")
+    kept = parser.add_mutually_exclusive_group()
+    kept.add_argument("--k", type=int, metavar="K", help="default number of patches to keep")
+    kept.add_argument("--k-ratio", type=float, metavar="R", help="default share of patches to keep (default: 0.1)")
+    parser.add_argument("--task", choices=("features", "classify", "segment"), help="needed where there is a head")
+    parser.add_argument("--family", choices=FAMILIES, default="auto", help="default: read from keys and shapes")
+    parser.set_defaults(execute=export)
+
+
+def export(options: argparse.Namespace) -> Report:
+    """Write the bundle beside its place, check it against PyTorch, and only then give it its name."""
+    _require_export_extra()
+    from saccade.export.bundle_export import resolve_defaults, write_bundle
+    from saccade.export.checkpoint import read_checkpoint, resolve_task
+
+    start = time.perf_counter()
+    target: Path = options.output
+    _check_target(target)
+    with Phases() as phases:
+        phases("read the checkpoint")
+        checkpoint = read_checkpoint(options.checkpoint)
+        task = resolve_task(checkpoint, options.task)
+        defaults = resolve_defaults(checkpoint, options.size, options.k, options.k_ratio)
+        with atomic.pending_folder(target) as folder:
+            write_bundle(checkpoint, task, defaults, folder, phases)
+            bundle = _add_golden(checkpoint, folder, phases)
+            phases("check the graphs against PyTorch")
+            summary = _check_against_pytorch(bundle)
+            phases("move into place")
+    bundle = read_bundle(target)
+    files = {path.name: path.stat().st_size for path in sorted(target.iterdir()) if path.is_file()}
+    data = {"bundle": str(target), "task": task, "files": files, "parity": summary}
+    lines = [f"{target}: {task}, {checkpoint.layout} layout, equal to PyTorch on {summary['images']} images"]
+    lines += table([(f"  {name}", size_text(size)) for name, size in files.items()])
+    return Report(data | {"seconds": round(time.perf_counter() - start, 2)}, lines)
+
+
+def _check_target(target: Path) -> None:
+    """Refuse to write over a folder that is not a bundle."""
+    if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise SaccadeError(f"{target} exists and is not a bundle; choose another place or remove it")
+
+
+def _add_golden(checkpoint: Checkpoint, folder: Path, phases: Phases) -> Bundle:
+    """Write golden.npz and name it in the manifest."""
+    import msgspec
+
+    from saccade.export.golden_cases import golden_cases
+    from saccade.golden import write_cases
+
+    bundle = read_bundle(folder)
+    path = folder / "golden.npz"
+    write_cases(path, golden_cases(checkpoint, bundle.manifest.task, bundle.manifest.defaults, phases))
+    golden = DataFile(path.name, sha256_of_file(path))
+    write_manifest(folder, msgspec.structs.replace(bundle.manifest, golden=golden))
+    return read_bundle(folder)
+
+
+def _check_against_pytorch(bundle: Bundle) -> dict[str, Any]:
+    """Run the graphs in ONNX Runtime at other batches, k and grids than the tracer saw; raise where they differ."""
+    import msgspec
+
+    from saccade.runtime.chain import load
+    from saccade.validate.verify import verify
+
+    with load(bundle, engine="onnxruntime", note=lambda line: None) as pipeline:
+        result = verify(pipeline)
+    shutil.rmtree(bundle.path / ENGINES_FOLDER)  # only a receipt for this machine; bundles travel without it
+    summary = result.summary() | {"engine": "onnxruntime", "version": pipeline.receipt.conditions["version"]}
+    if not result.passed:
+        failed = [measure.name for measure in result.measures if not measure.passed]
+        raise SaccadeError(
+            f"the exported graphs differ from PyTorch in {', '.join(failed)}; no bundle was written. "
+            "This is a bug of saccade or of the installed torch: please report it with the versions of 'saccade doctor'"
+        )
+    write_manifest(bundle.path, msgspec.structs.replace(bundle.manifest, parity=(summary,)))
+    return summary
+
+
+def _add_build(commands: Any) -> None:
+    parser = commands.add_parser(
+        "build",
+        help="build a bundle's engines",
+        description="Build one engine for each graph of a bundle. An engine that is there and not stale is kept.",
+    )
+    shared.add_bundle(parser)
+    shared.add_engine(parser)
+    parser.add_argument("--max-batch", type=int, default=8, metavar="B", help="TensorRT profile (default: %(default)s)")
+    parser.add_argument("--max-k", type=int, metavar="K", help="TensorRT profile (default: every patch of the base grid)")
+    parser.add_argument(
+        "--compute-capability", nargs="+", default=(), metavar="SM89", help="TensorRT-RTX targets (default: its own)"
+    )
+    parser.add_argument("--force", action="store_true", help="build even where a fresh engine is there")
+    parser.set_defaults(execute=build)
+
+
+def build(options: argparse.Namespace) -> Report:
+    """Build what is missing or stale and report what there is."""
+    bundle = read_bundle(options.bundle)
+    request = engine_request(bundle, options)
+    with Phases() as phases:
+        if options.force:
+            shutil.rmtree(store.folder_of(bundle, request, store.conditions(bundle, request)), ignore_errors=True)
+        before = {folder for folder, _ in store.receipts(bundle)}
+        folder, receipt = store.ensure(bundle, request, phases, phases.note)
+    data = receipt_data(folder, receipt) | {"built": folder not in before}
+    return Report(data, _build_lines(folder, receipt, fresh=folder in before))
+
+
+def engine_request(bundle: Bundle, options: argparse.Namespace) -> EngineRequest:
+    """Return the request of the build options; an optimization profile is tuned for the bundle's own k."""
+    rows, columns = bundle.model.base_grid
+    max_k = rows * columns if options.max_k is None else options.max_k
+    if max_k < 1 or options.max_batch < 1:
+        raise SaccadeError(f"--max-batch {options.max_batch} and --max-k {max_k} must be at least 1")
+    defaults = bundle.manifest.defaults
+    cells = defaults.size[0] * defaults.size[1] // bundle.model.patch**2
+    usual = defaults.k if defaults.k is not None else max(1, int((defaults.k_ratio or 0) * cells))
+    return EngineRequest(
+        engine=options.engine,
+        precision=options.precision,
+        device=options.device,
+        max_batch=options.max_batch,
+        max_k=max_k,
+        opt_k=min(usual, max_k),
+        compute_capabilities=tuple(options.compute_capability),
+    )
+
+
+def receipt_data(folder: Path, receipt: store.Receipt) -> dict[str, Any]:
+    """Return what programs want to know of a built engine."""
+    return {
+        "engine": receipt.engine,
+        "precision": receipt.precision,
+        "key": receipt.key,
+        "folder": str(folder),
+        "realised": receipt.realised,
+        "conditions": receipt.conditions,
+        "audit": receipt.audit,
+        "seconds": receipt.seconds,
+    }
+
+
+def _build_lines(folder: Path, receipt: store.Receipt, *, fresh: bool) -> list[str]:
+    state = "already built" if fresh else f"built in {receipt.seconds:.1f} s"
+    lines = [f"{folder}: {state}; {receipt.realised}"]
+    lines += [f"  {name}  {size_text((folder / name).stat().st_size)}" for name in receipt.files.values()]
+    return lines + audit_lines(receipt)
+
+
+def audit_lines(receipt: store.Receipt) -> list[str]:
+    """Return the audit of each graph in words."""
+    if not receipt.audit:
+        return []
+    from saccade.engines.audit import audit_lines as in_words
+
+    return [f"  {role}: {line}" for role, found in receipt.audit.items() for line in in_words(found)]
+
+
+def _require_export_extra() -> None:
+    """Say in one line what is missing, before anything slow is done."""
+    missing = []
+    for name in ("torch", "onnx", "onnxscript", "onnxruntime", "polygraphy"):
+        try:
+            __import__(name)
+        except ImportError:
+            missing.append(name)
+    if missing:
+        raise SaccadeError(f"{', '.join(missing)} cannot be imported; pip install 'saccade[export]'")

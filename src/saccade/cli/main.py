@@ -1,0 +1,52 @@
+"""The entry point: arguments, dispatch, and what becomes of errors."""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from saccade._version import VERSION
+from saccade.cli import check, create, run, show
+from saccade.errors import SaccadeError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the whole command line; building it imports neither torch nor an engine."""
+    parser = argparse.ArgumentParser(
+        prog="saccade",
+        description="Take LookWhere models out of PyTorch: export, build engines, run them, prove them equal.",
+    )
+    parser.add_argument("--version", action="version", version=f"saccade {VERSION}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in (create, run, check, show):
+        module.add_commands(commands)
+    for command in commands.choices.values():
+        command.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0 for success, 1 for a problem the user can mend; argparse itself exits with 2."""
+    options = build_parser().parse_args(arguments)
+    try:
+        report = options.execute(options)
+    except SaccadeError as error:
+        return _fail(str(error), as_json=options.json)
+    except KeyboardInterrupt:
+        print("saccade: interrupted; nothing half-written was left behind", file=sys.stderr)
+        return 130
+    if options.json:
+        print(json.dumps(report.data))
+    else:
+        print("\n".join(report.lines))
+    return 0 if report.passed else 1
+
+
+def _fail(message: str, *, as_json: bool) -> int:
+    """Say what went wrong in one line."""
+    line = " ".join(message.split())
+    if as_json:
+        print(json.dumps({"error": line}))
+    print(f"saccade: error: {line}", file=sys.stderr)
+    return 1

@@ -1,0 +1,67 @@
+"""Options that several commands share: one spelling, one help text, one meaning."""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from saccade.engines.engine import ENGINE_NAMES
+from saccade.errors import SaccadeError
+from saccade.runtime.chain import DEFAULT_ENGINE
+from saccade.runtime.images import FITS
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff"})
+
+
+def size(text: str) -> tuple[int, int]:
+    """Read S or HxW as (height, width) pixels."""
+    height, _, width = text.lower().partition("x")
+    try:
+        return int(height), int(width or height)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither S nor HxW, in pixels") from None
+
+
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """Add the bundle folder."""
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle folder, as written by 'saccade export'")
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add which engine, in which precision, where."""
+    parser.add_argument("--engine", choices=ENGINE_NAMES, default=DEFAULT_ENGINE, help="default: %(default)s")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: %(default)s")
+    parser.add_argument("--device", default="cpu", metavar="cpu|0", help="cpu, or the index of a GPU (default: cpu)")
+
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """Add the engine and how it runs here."""
+    add_engine(parser)
+    parser.add_argument("--threads", type=int, default=0, metavar="T", help="CPU threads (default: the engine's choice)")
+    parser.add_argument("--no-build", action="store_true", help="stop where the engine is missing or stale")
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """Add size, k and fit."""
+    parser.add_argument("--size", type=size, metavar="S|HxW", help="pixels; default: the bundle's")
+    kept = parser.add_mutually_exclusive_group()
+    kept.add_argument("--k", type=int, metavar="K", help="patches to keep; default: the bundle's")
+    kept.add_argument("--k-ratio", type=float, metavar="R", help="share of the patches to keep")
+    parser.add_argument(
+        "--fit",
+        choices=FITS,
+        default="squash",
+        help="squash both sides (default), crop to the centre, or keep the native size in whole patches",
+    )
+
+
+def image_paths(folder: Path) -> list[Path]:
+    """Return the image files of a folder (or the one file given), sorted by name."""
+    if folder.is_file():
+        return [folder]
+    if not folder.is_dir():
+        raise SaccadeError(f"--images {folder}: no such file or folder")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise SaccadeError(f"--images {folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return paths

@@ -1,0 +1,149 @@
+"""The command run: images -> features, with a picture of where the model looked."""
+from __future__ import annotations
+
+import argparse
+import io
+import resource
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saccade import atomic
+from saccade.bundle import read_bundle
+from saccade.cli import options as shared
+from saccade.cli.console import Phases, Report, progress_bar
+from saccade.errors import SaccadeError
+from saccade.runtime.chain import Clock, Look, Output, Pipeline, load
+
+CHUNK = 8  # images per call of the chain; more do not run faster and cost memory
+TOP = 5
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "run",
+        help="images -> features, on any engine",
+        description="Run the chain on images and write what it gives. All images of one run share a size.",
+    )
+    shared.add_bundle(parser)
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    shared.add_running(parser)
+    shared.add_selection(parser)
+    parser.add_argument("--dense", action="store_true", help="also fill every cell (always on for segment)")
+    parser.add_argument("--look", action="store_true", help="run only the selector: its map, no features")
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT.npz", help="write the arrays")
+    parser.add_argument("--overlay", type=Path, metavar="OUT.png", help="write the score map and the kept patches")
+    parser.set_defaults(execute=run)
+
+
+def run(options: argparse.Namespace) -> Report:
+    """Run all images and report shapes, top classes and times."""
+    bundle = read_bundle(options.bundle)
+    with Phases() as phases:
+        pipeline = load(
+            bundle,
+            engine=options.engine,
+            precision=options.precision,
+            device=options.device,
+            threads=options.threads,
+            build=not options.no_build,
+            progress=phases,
+            note=phases.note,
+        )
+    with pipeline:
+        clock = Clock()
+        pixels = pipeline.pixels(options.images, options.size, options.fit, clock)
+        outputs = _run_chunks(pipeline, pixels, options)
+    arrays = _concatenated([_arrays(output) for output in outputs])
+    if options.output:
+        _write_npz(options.output, arrays)
+    if options.overlay:
+        _write_overlay(options.overlay, pixels, arrays, bundle.model.patch)
+    stages = [clock.timings_ms, *(output.timings_ms for output in outputs)]
+    return _report(options, arrays, _ms_per_image(stages, len(pixels)), pipeline)
+
+
+def _ms_per_image(stages: list[dict[str, float]], count: int) -> dict[str, float]:
+    """Return each stage's total over all calls, shared among the images."""
+    names = dict.fromkeys(name for timings in stages for name in timings)
+    return {name: round(sum(timings.get(name, 0.0) for timings in stages) / count, 3) for name in names}
+
+
+def _run_chunks(pipeline: Pipeline, pixels: list[np.ndarray], options: argparse.Namespace) -> list[Look]:
+    size = (pixels[0].shape[0], pixels[0].shape[1])
+    outputs: list[Look] = []
+    with progress_bar(len(pixels), "run") as bar:
+        for start in range(0, len(pixels), CHUNK):
+            chunk = pixels[start : start + CHUNK]
+            if options.look:
+                outputs.append(pipeline.look(chunk, size=size))
+            else:
+                outputs.append(
+                    pipeline(chunk, k=options.k, k_ratio=options.k_ratio, size=size, dense=options.dense)
+                )
+            bar.update(len(chunk))
+    return outputs
+
+
+def _arrays(output: Look) -> dict[str, np.ndarray]:
+    if isinstance(output, Output):
+        return output.arrays()
+    return {"score_map": output.score_map, "prefix": output.prefix}
+
+
+def _concatenated(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    if path.suffix != ".npz":
+        raise SaccadeError(f"-o {path}: the arrays are written as .npz; end the name so")
+    with atomic.pending_file(path) as pending, pending.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes the names for its own options
+
+
+def _write_overlay(path: Path, pixels: list[np.ndarray], arrays: dict[str, np.ndarray], patch: int) -> None:
+    from saccade.runtime.overlay import contact_sheet, overlay
+
+    indices = arrays.get("indices")
+    pictures = [
+        overlay(image, arrays["score_map"][i], None if indices is None else indices[i], patch)
+        for i, image in enumerate(pixels)
+    ]
+    buffer = io.BytesIO()
+    contact_sheet(pictures).save(buffer, format="PNG")
+    atomic.write_bytes(path, buffer.getvalue())
+
+
+def _report(
+    options: argparse.Namespace, arrays: dict[str, np.ndarray], timings: dict[str, float], pipeline: Pipeline
+) -> Report:
+    data: dict[str, Any] = {
+        "images": [str(path) for path in options.images],
+        "engine": pipeline.receipt.engine,
+        "engine_version": pipeline.receipt.conditions.get("version"),
+        "precision": pipeline.receipt.precision,
+        "key": pipeline.receipt.key,
+        "outputs": {name: list(array.shape) for name, array in arrays.items()},
+        "ms_per_image": timings,
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+    }
+    data |= {key: str(value) for key, value in (("output", options.output), ("overlay", options.overlay)) if value}
+    lines = [f"{name}: {array.dtype} {list(array.shape)}" for name, array in arrays.items()]
+    if "logits" in arrays:
+        data["top"] = [_top(logits) for logits in arrays["logits"]]
+        lines += [
+            f"{path}: " + ", ".join(f"class {entry['class']} {entry['probability']:.3f}" for entry in top)
+            for path, top in zip(options.images, data["top"], strict=True)
+        ]
+    lines.append("ms per image: " + ", ".join(f"{name} {value:.2f}" for name, value in timings.items()))
+    return Report(data, lines + [f"wrote {path}" for path in (options.output, options.overlay) if path])
+
+
+def _top(logits: np.ndarray) -> list[dict[str, Any]]:
+    """Return the best classes of one image with their softmax."""
+    exponents = np.exp(logits.astype(np.float64) - logits.max())
+    best = np.argsort(-logits, kind="stable")[:TOP]
+    return [{"class": int(i), "probability": float(exponents[i] / exponents.sum())} for i in best]

@@ -1,0 +1,212 @@
+"""Time several sides fairly: a process each, all loaded first, then taken in turns so that a drifting machine hurts all alike."""
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from saccade._version import VERSION
+from saccade.bundle import Bundle
+from saccade.errors import SaccadeError
+from saccade.runtime.chain import checked_k
+from saccade.runtime.images import check_size
+
+NETWORKS = ("selector", "extractor")
+NOT_THE_FRAME = ("decode", "fit")  # bringing an image to the model's size is reported apart
+WARM_UP_FRAMES = 5
+
+
+class Side(Struct, frozen=True):
+    """One process of the benchmark: PyTorch on the checkpoint, or the chain on an engine, at one size, k and batch."""
+
+    name: str
+    bundle: str
+    engine: str  # an engine's name, or "pytorch-eager"
+    precision: str
+    device: str
+    size: tuple[int, int]
+    k: int
+    batch: int
+    threads: int
+    checkpoint: str | None
+
+
+def plan_from(
+    bundle: Bundle,
+    *,
+    engines: Sequence[str],
+    precisions: Sequence[str],
+    sizes: Sequence[int] | None,
+    ks: Sequence[int] | None,
+    batches: Sequence[int],
+    device: str,
+    threads: int,
+    checkpoint: Path | None,
+) -> list[Side]:
+    """Return every combination asked for, checked before anything is started."""
+    defaults, patch = bundle.manifest.defaults, bundle.model.patch
+    threads = threads or len(os.sched_getaffinity(0))
+    names = [(engine, precision) for engine in engines for precision in precisions]
+    if checkpoint is not None:
+        names.insert(0, ("pytorch-eager", "fp32"))
+    plan = []
+    for size, batch in itertools.product(sizes or [0], batches):
+        pixels = check_size((size, size) if size else defaults.size, patch)
+        cells = pixels[0] * pixels[1] // patch**2
+        usual = defaults.k if defaults.k is not None else int((defaults.k_ratio or 0) * cells)
+        for k, (engine, precision) in itertools.product(ks or [usual], names):
+            checked_k(k, cells, dense=False)
+            label = f"{engine} {precision} {pixels[0]}x{pixels[1]} k={k} batch={batch}"
+            file = str(checkpoint) if checkpoint else None
+            plan.append(Side(label, str(bundle.path), engine, precision, device, pixels, k, batch, threads, file))
+    return plan
+
+
+class SideProcess:
+    """A running side: it loads, says so, and then times a turn of frames for every line it is sent."""
+
+    def __init__(self, side: Side) -> None:
+        self.side = side
+        environment = os.environ | {"OMP_NUM_THREADS": str(side.threads)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "saccade.validate.bench_side", msgspec.json.encode(side).decode()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.loaded = self._answer()
+
+    def turn(self, frames: int) -> dict[str, Any]:
+        """Run `frames` frames and return {"stages": {stage: [ms, …]}}."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{frames}\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """End the process."""
+        with contextlib.suppress(OSError):
+            if self._process.stdin:
+                self._process.stdin.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        answer: dict[str, Any] = json.loads(line) if line else {"error": "its process ended; see the lines above"}
+        if "error" in answer:
+            self.close()
+            raise SaccadeError(f"{self.side.name}: {answer['error']}")
+        return answer
+
+
+def run(plan: Sequence[Side], *, rounds: int, frames: int, on_turn: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Load all sides, then give each a turn per round; returns conditions and, per side, medians and percentiles."""
+    if rounds < 1 or frames < 1:
+        raise SaccadeError(f"--rounds {rounds} and --frames {frames} must be at least 1")
+    with contextlib.ExitStack() as stack:
+        sides = []
+        for side in plan:
+            sides.append(SideProcess(side))
+            stack.callback(sides[-1].close)
+        stages: list[dict[str, list[float]]] = [{} for _ in sides]
+        peaks = [0.0] * len(sides)
+        for _ in range(rounds):
+            for i, process in enumerate(sides):
+                answer = process.turn(frames)
+                peaks[i] = answer["peak_memory_mb"]
+                for name, values in answer["stages"].items():
+                    stages[i].setdefault(name, []).extend(values)
+                on_turn()
+    results = [_summary(process, times, peak) for process, times, peak in zip(sides, stages, peaks, strict=True)]
+    _add_ratios(results)
+    return {"conditions": _conditions(plan[0], rounds, frames), "sides": results}
+
+
+def _summary(process: SideProcess, stages: dict[str, list[float]], peak: float) -> dict[str, Any]:
+    side = process.side
+    frame = stages["frame"]
+    outside = [name for name in stages if name not in (*NETWORKS, *NOT_THE_FRAME, "frame", "fill")]
+    summary: dict[str, Any] = {
+        "name": side.name, "engine": side.engine, "precision": side.precision, "size": list(side.size), "k": side.k,
+        "batch": side.batch, "versions": process.loaded["versions"],
+        "load_s": process.loaded["load_s"], "first_ms": process.loaded["first_ms"], "peak_memory_mb": peak,
+        "frame_ms": _percentiles(frame),
+        "stage_ms": {name: _percentiles(values) for name, values in stages.items() if name != "frame"},
+        "images_per_s": round(1e3 * side.batch / statistics.median(frame), 2),
+    }  # fmt: skip
+    if "selector" in stages:
+        shares = [sum(values) / whole for *values, whole in zip(*(stages[name] for name in outside), frame, strict=True)]
+        summary["outside_networks_share"] = round(statistics.median(shares), 5)
+    return summary
+
+
+def _percentiles(values: Sequence[float]) -> dict[str, float]:
+    """Return p50, p90, p99 and the minimum, nearest rank."""
+    ordered = sorted(values)
+    at = {f"p{p}": round(ordered[min(len(ordered) - 1, int(p / 100 * len(ordered)))], 4) for p in (50, 90, 99)}
+    return at | {"min": round(ordered[0], 4)}
+
+
+def _add_ratios(results: list[dict[str, Any]]) -> None:
+    """Add each side's median over PyTorch's at the same size, k and batch."""
+    for result in results:
+        same = ("size", "k", "batch")
+        for other in results:
+            if other["engine"] == "pytorch-eager" and all(other[name] == result[name] for name in same):
+                result["of_pytorch_eager"] = round(result["frame_ms"]["p50"] / other["frame_ms"]["p50"], 4)
+
+
+def _conditions(side: Side, rounds: int, frames: int) -> dict[str, Any]:
+    from saccade.validate.doctor import cpu
+
+    return {
+        "saccade": VERSION,
+        "python": platform.python_version(),
+        "cpu": cpu(),
+        "threads": side.threads,
+        "rounds": rounds,
+        "frames_per_round": frames,
+        "warm_up_frames": WARM_UP_FRAMES,
+        "boundary": "uint8 image of the model's size in, cls (or logits, tokens) out; sides in turns, one process each",
+    }
+
+
+def lines(data: dict[str, Any]) -> list[str]:
+    """Return the table for people."""
+    from saccade.cli.console import table
+
+    conditions = data["conditions"]
+    head = (
+        f"{conditions['cpu']['name']}, {conditions['threads']} threads, {conditions['rounds']} rounds of "
+        f"{conditions['frames_per_round']} frames in turns; ms per call"
+    )
+    rows = [("side", "p50", "p90", "p99", "of eager", "outside networks", "peak MB")]
+    for side in data["sides"]:
+        times = side["frame_ms"]
+        rows.append(
+            (
+                side["name"],
+                *(f"{times[p]:.1f}" for p in ("p50", "p90", "p99")),
+                f"{side['of_pytorch_eager']:.3f}" if "of_pytorch_eager" in side else "-",
+                f"{side['outside_networks_share']:.2%}" if "outside_networks_share" in side else "-",
+                f"{side['peak_memory_mb']:.0f}",
+            )
+        )
+    return [head, *table(rows)]

@@ -1,0 +1,109 @@
+"""One side of a benchmark, in a process of its own: load, warm up, then time as many frames as each line on stdin says."""
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+
+from saccade.errors import SaccadeError
+from saccade.validate.bench import WARM_UP_FRAMES, Side
+
+Frame = Callable[[], dict[str, float]]  # runs once and returns its milliseconds by stage, "frame" for the whole
+
+
+def main() -> int:
+    """Serve turns until stdin ends."""
+    side = msgspec.json.decode(sys.argv[1], type=Side)
+    try:
+        start = time.perf_counter()
+        frame, versions = _pytorch(side) if side.engine == "pytorch-eager" else _chain(side)
+        load_s = time.perf_counter() - start
+        first_ms = frame()["frame"]
+        for _ in range(WARM_UP_FRAMES):
+            frame()
+    except SaccadeError as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+        return 1
+    _say({"load_s": round(load_s, 3), "first_ms": round(first_ms, 2), "versions": versions})
+    for line in sys.stdin:
+        stages: dict[str, list[float]] = {}
+        for _ in range(int(line)):
+            for name, value in frame().items():
+                stages.setdefault(name, []).append(value)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        _say({"stages": stages, "peak_memory_mb": round(peak, 1)})
+    return 0
+
+
+def _say(answer: dict[str, object]) -> None:
+    print(json.dumps(answer), flush=True)
+
+
+def _images(side: Side) -> list[np.ndarray]:
+    random = np.random.RandomState(0)
+    return list(random.randint(0, 256, (side.batch, *side.size, 3), dtype=np.uint8))
+
+
+def _chain(side: Side) -> tuple[Frame, dict[str, str]]:
+    from saccade.runtime.chain import load
+
+    pipeline = load(
+        side.bundle, engine=side.engine, precision=side.precision, device=side.device, threads=side.threads
+    )
+    images = _images(side)
+
+    def frame() -> dict[str, float]:
+        start = time.perf_counter_ns()
+        timings = pipeline(images, k=side.k, size=side.size).timings_ms
+        return {"frame": (time.perf_counter_ns() - start) / 1e6, **timings}
+
+    return frame, {side.engine: pipeline.receipt.conditions.get("version", "")}
+
+
+def _pytorch(side: Side) -> tuple[Frame, dict[str, str]]:
+    """The checkpoint's modules run eagerly on the full graph, as upstream does: normalise, look, top-k, embed all, gather.
+
+    Attention is torch's own fused kernel, which is what timm's modules call; ours is written out for the engines.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    from saccade.export import modules
+    from saccade.export.checkpoint import read_checkpoint
+    from saccade.export.reference import Reference, normalised
+
+    def fused(self: modules.Attention, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=-1))
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    modules.Attention.forward = fused  # type: ignore[method-assign]
+    if side.checkpoint is None:
+        raise SaccadeError("the PyTorch side needs --checkpoint")
+    torch.set_num_threads(side.threads)
+    from saccade.bundle import read_bundle
+
+    reference = Reference(read_checkpoint(side.checkpoint), read_bundle(side.bundle).manifest.task)
+    images = _images(side)
+    cells = (side.size[0] // reference.model.patch, side.size[1] // reference.model.patch)
+
+    @torch.inference_mode()
+    def frame() -> dict[str, float]:
+        start = time.perf_counter_ns()
+        image = normalised(images)
+        raw, prefix = reference.look(image)
+        scores = F.interpolate(raw.unsqueeze(1), cells, mode="bilinear", align_corners=False)
+        kept = torch.topk(scores.flatten(1), side.k).indices
+        reference.extract(image, kept, prefix)
+        return {"frame": (time.perf_counter_ns() - start) / 1e6}
+
+    return frame, {"torch": torch.__version__}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""What this machine has, what each engine lacks, and the command that mends it."""
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from saccade._version import VERSION
+from saccade.engines import store
+from saccade.engines.engine import ENGINE_NAMES
+
+# Package -> the extra that brings it, by what it is for.
+PACKAGES = {
+    "numpy": "", "pillow": "", "msgspec": "", "openvino": "openvino", "onnxruntime": "onnxruntime",
+    "onnxruntime-gpu": "onnxruntime-gpu", "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx",
+    "cuda-python": "tensorrt-rtx", "torch": "export", "onnx": "export", "onnxscript": "export", "polygraphy": "polygraphy",
+}  # fmt: skip
+CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "i8mm", "bf16")
+# TensorRT releases that gave wrong numbers for transformers, from their public issue threads; used to warn, not to refuse.
+KNOWN_BAD = {
+    "10.0.0": "fused attention mismatches PyTorch in fp16 (NVIDIA/TensorRT#3777); 10.0.1 fixes it",
+    "10.3.0": "wrong numbers for several transformers (NVIDIA/TensorRT#4558, #4419, #4723); run 'saccade verify'",
+    "10.4.0": "DINOv3 ViT-B wrong in fp32 (NVIDIA/TensorRT#4742); run 'saccade verify'",
+    "10.7.0": "some attention patterns wrong (NVIDIA/TensorRT#4333); run 'saccade verify'",
+    "10.13.3": "q/k/v fusion wrong at batch 1 on SM110 (NVIDIA/TensorRT-Edge-LLM#105); run 'saccade verify'",
+    "10.16.1": "fused attention wrong on SM120 in 16 bits (NVIDIA/TensorRT#4837); run 'saccade verify'",
+}
+
+
+def diagnose() -> dict[str, Any]:
+    """Return everything as JSON-able data; never raises for what is missing."""
+    packages = {name: _version(name) for name in PACKAGES}
+    engines = {name: msgspec.to_builtins(store.backend(name).capabilities()) for name in ENGINE_NAMES}
+    return {
+        "saccade": VERSION,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpu": cpu(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "nvidia": _nvidia(),
+        "nvcc": shutil.which("nvcc"),
+        "packages": packages,
+        "engines": engines,
+        "advice": _advice(packages, engines),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def cpu() -> dict[str, Any]:
+    """Return the CPU's name, cores and the instructions that decide which kernels run."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    fields = {name.strip(): value.strip() for name, value in lines.items()}
+    words = set((fields.get("flags") or fields.get("Features") or "").split())
+    return {
+        "name": fields.get("model name", platform.processor() or platform.machine()),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "flags": [flag for flag in CPU_FLAGS if flag in words],
+    }
+
+
+def _nvidia() -> dict[str, Any]:
+    """Ask the driver itself how many GPUs there are, since no package is needed for that."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return {"driver": False, "devices": 0}
+    count = ctypes.c_int(0)
+    ready = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    return {"driver": True, "devices": count.value if ready else 0}
+
+
+def _advice(packages: dict[str, str | None], engines: dict[str, Any]) -> list[str]:
+    advice = [f"{name}: {found['missing']}" for name, found in engines.items() if found["missing"]]
+    if packages["onnxruntime"] and packages["onnxruntime-gpu"]:
+        advice.append(
+            "onnxruntime and onnxruntime-gpu overwrite each other's files; pip uninstall both, then install the one you want"
+        )
+    if missing := [name for name in ("torch", "onnx", "onnxscript", "polygraphy") if not packages[name]]:
+        advice.append(f"export and parity lack {', '.join(missing)}; pip install 'saccade[export]'")
+    tensorrt = packages["tensorrt"] or ""
+    advice += [f"tensorrt {bad}: {why}" for bad, why in KNOWN_BAD.items() if tensorrt.startswith(bad)]
+    return advice
+
+
+def lines(data: dict[str, Any]) -> list[str]:
+    """Return the diagnosis for people."""
+    cpu, nvidia = data["cpu"], data["nvidia"]
+    gpus = f"{nvidia['devices']} GPUs" if nvidia["driver"] else "no driver"
+    found = [
+        f"saccade {data['saccade']}, Python {data['python']}, {data['platform']}",
+        f"CPU: {cpu['name']}, {cpu['cores']} cores ({' '.join(cpu['flags'])}), {data['memory_gb']} GB",
+        f"NVIDIA: {gpus}; nvcc: {data['nvcc'] or 'not found'}",
+        "packages: " + ", ".join(f"{name} {number}" for name, number in data["packages"].items() if number),
+        "engines:",
+    ]
+    for name, engine in data["engines"].items():
+        state = "builds and runs" if engine["can_run"] else "builds, cannot run here" if engine["can_build"] else "not here"
+        precisions = f" ({', '.join(engine['precisions'])})" if engine["precisions"] else ""
+        found.append(f"  {name} {engine['version'] or ''}: {state}{precisions}")
+    return [*found, *(["advice:"] if data["advice"] else []), *(f"  {line}" for line in data["advice"])]
