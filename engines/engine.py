@@ -16,12 +16,17 @@ ENGINE_NAMES = ("openvino", "onnxruntime", "tensorrt", "tensorrt-rtx")
 ROLES = ("selector", "extractor")
 
 
+def default_device(engine: str) -> str:
+    """Return the device an engine means where none is named: the first GPU for TensorRT, else the CPU."""
+    return "0" if engine.startswith("tensorrt") else "cpu"
+
+
 class EngineRequest(Struct, frozen=True, kw_only=True):
     """What is asked for: one engine for each graph of the bundle, in one precision, on one device."""
 
     engine: str
     precision: str = "fp32"
-    device: str = "cpu"  # "cpu", or the index of a GPU
+    device: str  # "cpu", or the index of a GPU
     max_batch: int = 8
     max_k: int = 1369
     opt_k: int = 136  # where an optimization profile is tuned
@@ -52,7 +57,7 @@ class Built(Struct, frozen=True, kw_only=True):
 class Progress(Protocol):
     """Receives what a long build is doing."""
 
-    def __call__(self, phase: str) -> None:
+    def __call__(self, phase: str, /) -> None:
         """Note that `phase` has begun."""
 
 

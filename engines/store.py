@@ -107,8 +107,8 @@ def why_stale(bundle: Bundle, request: EngineRequest, fields: dict[str, str]) ->
     ]
     if not candidates:
         return None
-    changes = [_changed(receipt.conditions, fields) for receipt in candidates]
-    return "; ".join(min(changes, key=len))
+    changes = sorted((_changed(receipt.conditions, fields) for receipt in candidates), key=len)
+    return "; ".join(changes[0])
 
 
 def _changed(old: dict[str, str], new: dict[str, str]) -> list[str]:
@@ -147,7 +147,8 @@ def ensure(
 def _check_conditions(folder: Path, receipt: Receipt, fields: dict[str, str]) -> None:
     """The folder's name already says that they agree, unless somebody renamed it."""
     if changed := _changed(receipt.conditions, fields):
-        raise SaccadeError(f"{folder}: its receipt is for other conditions ({'; '.join(changed)}); delete it and build again")
+        what = "; ".join(changed)
+        raise SaccadeError(f"{folder}: its receipt is for other conditions ({what}); delete it and build again")
 
 
 def build_into(

@@ -6,66 +6,23 @@ capabilities that are named; the rest of its compilation happens on the user's G
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import Struct
 
 from saccade import atomic
 from saccade.bundle import Bundle, GraphFile
+from saccade.engines.cuda import Cuda, Gpu, find_gpus
 from saccade.engines.engine import Built, Capabilities, Engine, EngineRequest, Progress
 from saccade.engines.tensorrt_build import Finished, Job, build_in_child, import_binding, process_log, readable
 from saccade.errors import SaccadeError
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
-CUDA_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute in cuda.h
 NOT_TARGETS = ("NONE", "CURRENT")  # members of trt.ComputeCapability that name no hardware
-
-
-class Gpu(Struct, frozen=True):
-    """One device as the driver describes it."""
-
-    name: str
-    compute_capability: str  # as TensorRT-RTX spells it: "SM89"
-    driver: str  # the newest CUDA version it supports
-
-
-def find_gpus() -> tuple[tuple[Gpu, ...], str]:
-    """Return the GPUs the driver offers, or none and the reason.
-
-    Asked of the driver alone, and before anything of TensorRT: some of its libraries crash where there is no device
-    (lean 11.4 returns a runtime after "CUDA initialization failure" and dies in the next call).
-    """
-    try:
-        cuda = ctypes.CDLL(CUDA_LIBRARY)
-    except OSError:
-        return (), f"{CUDA_LIBRARY} not found"
-    count, version = ctypes.c_int(), ctypes.c_int()
-    status = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count))
-    if status or cuda.cuDriverGetVersion(ctypes.byref(version)):
-        return (), f"the CUDA driver answers with error {status}"
-    driver = f"{version.value // 1000}.{version.value % 1000 // 10}"
-    return tuple(_gpu(cuda, index, driver) for index in range(count.value)), "the CUDA driver lists none"
-
-
-def _gpu(cuda: ctypes.CDLL, index: int, driver: str) -> Gpu:
-    """Describe one device of an initialised driver."""
-    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
-    cuda.cuDeviceGet(ctypes.byref(device), index)
-    cuda.cuDeviceGetName(name, len(name), device)
-    digits = []
-    for attribute in (COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR):
-        value = ctypes.c_int()
-        cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
-        digits.append(str(value.value))
-    return Gpu(name.value.decode(errors="replace"), f"SM{''.join(digits)}", driver)
 
 
 class TensorRTBackend:
@@ -129,13 +86,13 @@ class TensorRTBackend:
         }
 
     def _job(self, bundle: Bundle, request: EngineRequest, role: str, plan: Path) -> Job:
-        """Describe one build for the child; the graph's hash is checked here."""
+        """Describe one build for the child."""
         graph = bundle.graph(role, request.precision)
         return Job(
             engine=self.name,
             role=role,
             precision=request.precision,
-            onnx=str(bundle.checked_path(graph)),
+            onnx=str(bundle.path / graph.file),
             plan=str(plan),
             inputs=graph.inputs,
             outputs=graph.outputs,
@@ -215,7 +172,7 @@ class TensorRTEngine(Engine):
 
     def __init__(self, role: str, graph: GraphFile, engine: str, plan: Path, device: int) -> None:
         super().__init__(role, graph)
-        self._cuda = _Cuda(engine, device)
+        self._cuda = Cuda(engine, device)
         self._trt = import_binding(engine)
         self._log = process_log(self._trt, keep_lines=False)
         self._name, self._plan = f"{engine}: {role}", plan
@@ -325,27 +282,3 @@ class TensorRTEngine(Engine):
         if self._stream is not None:
             self._cuda.call("cudaStreamDestroy", self._stream)
             self._stream = None
-
-
-class _Cuda:
-    """The few calls of cuda-python that an engine needs, raising instead of returning a status."""
-
-    def __init__(self, engine: str, device: int) -> None:
-        try:
-            from cuda.bindings import runtime
-        except ImportError as error:
-            raise SaccadeError(f"{engine}: cuda-python is missing; pip install 'saccade[{engine}]'") from error
-        self._runtime, self._engine, self.device = runtime, engine, device
-        self.call("cudaSetDevice", device)
-
-    def call(self, function: str, *arguments: Any) -> Any:
-        """Call a function of the CUDA runtime and return its one result, if it has one."""
-        status, *results = getattr(self._runtime, function)(*arguments)
-        if status != self._runtime.cudaError_t.cudaSuccess:
-            remedy = "free GPU memory" if status.name == "cudaErrorMemoryAllocation" else "check it with nvidia-smi"
-            raise SaccadeError(f"{self._engine}: {function} on GPU {self.device} failed ({status.name}); {remedy}")
-        return results[0] if results else None
-
-    def copy_kind(self, name: str) -> Any:
-        """Return the direction of a copy by its name."""
-        return getattr(self._runtime.cudaMemcpyKind, name)

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from saccade._version import VERSION
-from saccade.bundle import DataFile, Defaults, GraphFile, Manifest, sha256_of_file, write_manifest
+from saccade.bundle import DataFile, Defaults, GraphFile, Manifest, Precision, sha256_of_file, write_manifest
 from saccade.errors import SaccadeError
 from saccade.export.checkpoint import Checkpoint, load_modules
 from saccade.export.onnx_export import GraphContract, export_graph, extractor_contract, selector_contract
@@ -66,7 +66,7 @@ def write_bundle(
     return manifest
 
 
-def _graph_files(contract: GraphContract, path: Path) -> dict[str, GraphFile]:
+def _graph_files(contract: GraphContract, path: Path) -> dict[Precision, GraphFile]:
     return {"fp32": GraphFile(path.name, sha256_of_file(path), contract.inputs, contract.outputs)}
 
 

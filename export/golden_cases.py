@@ -45,4 +45,5 @@ def synthetic_image(size: tuple[int, int], seed: int) -> np.ndarray:
     angle, wavelength = random.uniform(0, np.pi), random.uniform(8, 40)
     grating = np.sin(2 * np.pi * (rows * np.sin(angle) + columns * np.cos(angle)) / wavelength)
     picture += 18 * (grating * (columns > width / 2))[:, :, None] + random.normal(0, 4, picture.shape)
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    clipped: np.ndarray = np.clip(picture, 0, 255)
+    return clipped.astype(np.uint8)

@@ -10,10 +10,10 @@ from onnxscript import optimizer
 
 # What the two graphs are made of. Anything else means that a norm, an activation or a shape was traced in pieces,
 # which no engine fuses and fp16 does not survive (a decomposed LayerNorm: 19 % top-1 on TensorRT 10.3, onnxsim#1742).
-ALLOWED_OPS = frozenset(
-    "Add Concat Conv Expand Gather Gelu LayerNormalization MatMul Mul Reshape Shape Sigmoid Slice Softmax Split Squeeze "
-    "Transpose".split()
-)
+ALLOWED_OPS = frozenset({
+    "Add", "Concat", "Conv", "Expand", "Gather", "Gelu", "LayerNormalization", "MatMul", "Mul", "Reshape", "Shape",
+    "Sigmoid", "Slice", "Softmax", "Split", "Transpose",
+})  # fmt: skip
 NO_LIMIT = 1 << 40
 
 

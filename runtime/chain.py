@@ -13,7 +13,7 @@ import numpy as np
 
 from saccade.bundle import Bundle, read_bundle
 from saccade.engines import store
-from saccade.engines.engine import Engine, EngineRequest
+from saccade.engines.engine import Engine, EngineRequest, Progress, default_device
 from saccade.errors import SaccadeError
 from saccade.runtime import kernels
 from saccade.runtime.images import FITS, Fit, ImageLike, as_list, check_size, fit_image, native_size, read_rgb
@@ -266,19 +266,19 @@ def load(
     *,
     engine: str = DEFAULT_ENGINE,
     precision: str = "fp32",
-    device: str = "cpu",
+    device: str | None = None,
     threads: int = 0,
     build: bool = True,
-    progress: Callable[[str], None] = lambda phase: None,
+    progress: Progress = lambda phase: None,
     note: Callable[[str], None] | None = None,
 ) -> Pipeline:
-    """Open a bundle on one engine and return its pipeline.
+    """Open a bundle on one engine and return its pipeline; `device` is "cpu" or the index of a GPU.
 
     A missing or stale engine of the asked kind is built, and `note` hears why (default: one line on stderr); with
     `build=False` it is an error. Raises SaccadeError where the bundle, the engine or the device is not to be had.
     """
     opened = bundle if isinstance(bundle, Bundle) else read_bundle(Path(bundle))
-    request = EngineRequest(engine=engine, precision=precision, device=device, threads=threads)
+    request = EngineRequest(engine=engine, precision=precision, device=device or default_device(engine), threads=threads)
     folder, receipt = store.ensure(opened, request, progress, note or _note_on_stderr, build=build)
     return Pipeline(opened, store.load(opened, request, folder, receipt), receipt)
 

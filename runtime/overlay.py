@@ -22,16 +22,17 @@ def heat_map(score_map: np.ndarray) -> np.ndarray:
     place = ranks / max(1, ranks.size - 1) * (len(_COLOURS) - 1)
     low = np.minimum(place.astype(int), len(_COLOURS) - 2)
     share = (place - low)[..., None]
-    return np.asarray((1 - share) * _COLOURS[low] + share * _COLOURS[low + 1]).round().astype(np.uint8)
+    colours = (1 - share) * _COLOURS[low] + share * _COLOURS[low + 1]
+    return np.asarray(np.rint(colours), np.uint8)
 
 
 def overlay(image: np.ndarray, score_map: np.ndarray, indices: np.ndarray | None, patch: int) -> Image.Image:
     """Blend the score colours over a uint8 image (gh*patch, gw*patch, 3); kept patches stay as they are, outlined."""
     colours = heat_map(score_map).repeat(patch, axis=0).repeat(patch, axis=1)
-    kept = np.zeros(score_map.size, bool)
+    flat = np.zeros(score_map.size, bool)
     if indices is not None:
-        kept[indices] = True
-    kept = kept.reshape(score_map.shape)
+        flat[indices] = True
+    kept = flat.reshape(score_map.shape)
     shown = kept.repeat(patch, axis=0).repeat(patch, axis=1)[..., None]
     blended = np.where(shown, image, (1 - MAP_SHARE) * image + MAP_SHARE * colours).round().astype(np.uint8)
     factor = max(1, math.ceil(MIN_SIDE / max(image.shape[:2])))

@@ -1,4 +1,4 @@
-"""Time several sides fairly: a process each, all loaded first, then taken in turns so that a drifting machine hurts all alike."""
+"""Time several sides fairly: a process each, all loaded first, then taken in turns so that drift hurts all alike."""
 from __future__ import annotations
 
 import contextlib
@@ -34,7 +34,7 @@ class Side(Struct, frozen=True):
     bundle: str
     engine: str  # an engine's name, or "pytorch-eager"
     precision: str
-    device: str
+    device: str | None
     size: tuple[int, int]
     k: int
     batch: int
@@ -50,7 +50,7 @@ def plan_from(
     sizes: Sequence[int] | None,
     ks: Sequence[int] | None,
     batches: Sequence[int],
-    device: str,
+    device: str | None,
     threads: int,
     checkpoint: Path | None,
 ) -> list[Side]:
@@ -197,7 +197,7 @@ def lines(data: dict[str, Any]) -> list[str]:
         f"{conditions['cpu']['name']}, {conditions['threads']} threads, {conditions['rounds']} rounds of "
         f"{conditions['frames_per_round']} frames in turns; ms per call"
     )
-    rows = [("side", "p50", "p90", "p99", "of eager", "outside networks", "peak MB")]
+    rows: list[tuple[str, ...]] = [("side", "p50", "p90", "p99", "of eager", "outside networks", "peak MB")]
     for side in data["sides"]:
         times = side["frame_ms"]
         rows.append(

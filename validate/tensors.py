@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,13 +118,18 @@ def compare_tensors(
 
 
 def _metrics() -> list[Any]:
-    return [SimpleCompareFunc(check_error_stat="max"), CosineSimilarityCompareFunc(), L2CompareFunc(), PsnrCompareFunc()]
+    metrics = (CosineSimilarityCompareFunc(), L2CompareFunc(), PsnrCompareFunc())
+    return [SimpleCompareFunc(check_error_stat="max"), *metrics]
 
 
 def _worst(accuracy: Any) -> dict[str, dict[str, float]]:
     """Return max_abs_error, cosine, l2 and psnr per output: the largest error, the smallest likeness."""
-    readings = (("max_abs_error", "max_absdiff", max), ("cosine", "cosine_similarity", min))
-    readings += (("l2", "l2_norm", max), ("psnr_db", "psnr", min))
+    readings: list[tuple[str, str, Callable[[float, float], float]]] = [
+        ("max_abs_error", "max_absdiff", max),
+        ("cosine", "cosine_similarity", min),
+        ("l2", "l2_norm", max),
+        ("psnr_db", "psnr", min),
+    ]
     worst: dict[str, dict[str, float]] = {}
     for result, (name, attribute, pick) in zip(accuracy, readings, strict=True):
         for iterations in result.values():

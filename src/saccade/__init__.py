@@ -10,9 +10,11 @@ Importing this package imports no engine and no torch; `load` imports the engine
 """
 from __future__ import annotations
 
-from saccade._version import VERSION as __version__
+from saccade._version import VERSION
 from saccade.bundle import Bundle, read_bundle
 from saccade.errors import SaccadeError
 from saccade.runtime.chain import Look, Output, Pipeline, load
+
+__version__ = VERSION
 
 __all__ = ["Bundle", "Look", "Output", "Pipeline", "SaccadeError", "__version__", "load", "read_bundle"]

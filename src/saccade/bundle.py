@@ -4,7 +4,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 import numpy as np
@@ -23,8 +23,8 @@ MAX_POSITIONS_BYTES = 1 << 30
 FileName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}\Z")]
 Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Extent = Annotated[int, Meta(ge=1, le=1 << 16)]
-Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
-Task = Literal["features", "classify", "segment"]
+Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+Task: TypeAlias = Literal["features", "classify", "segment"]
 
 
 class TensorSpec(Struct, frozen=True, forbid_unknown_fields=True):

@@ -12,6 +12,7 @@ from saccade._version import VERSION
 from saccade.bundle import Bundle, read_bundle, write_manifest
 from saccade.cli import options as shared
 from saccade.cli.console import Phases, Report, progress_bar, table
+from saccade.engines.engine import ENGINE_NAMES
 from saccade.errors import SaccadeError
 from saccade.runtime.chain import Pipeline, load
 
@@ -160,7 +161,7 @@ def _identity(bundle: Bundle, pipeline: Pipeline) -> dict[str, Any]:
 
 def _lines(data: dict[str, Any], result: ParityResult) -> list[str]:
     """Return the one table."""
-    rows = [("number", "value", "bound", "", "meaning")]
+    rows: list[tuple[str, ...]] = [("number", "value", "bound", "", "meaning")]
     for measure in result.measures:
         word = "pass" if measure.passed else "FAIL"
         rows.append((measure.name, f"{measure.value:.3g}", f"{measure.bound:.3g}", word, measure.meaning))
@@ -170,7 +171,7 @@ def _lines(data: dict[str, Any], result: ParityResult) -> list[str]:
     tensors: list[str] = []
     if "tensors" in data:
         names = list(next(iter(data["tensors"].values())))
-        tensor_rows = [("output", *names)]
+        tensor_rows: list[tuple[str, ...]] = [("output", *names)]
         for output, values in data["tensors"].items():
             tensor_rows.append((output, *(f"{values[name]:.6g}" for name in names)))
         tensors = ["", *table(tensor_rows)]
@@ -196,12 +197,12 @@ def _add_bench(commands: Any) -> None:
         description="Time engines side by side: a process each, taken in turns, medians after warm-up.",
     )
     shared.add_bundle(parser)
-    parser.add_argument("--engine", nargs="+", choices=shared.ENGINE_NAMES, default=["openvino"], metavar="E")
+    parser.add_argument("--engine", nargs="+", choices=ENGINE_NAMES, default=["openvino"], metavar="E")
     parser.add_argument("--precision", nargs="+", choices=shared.PRECISIONS, default=["fp32"], metavar="P")
     parser.add_argument("--size", nargs="+", type=int, metavar="S", help="pixels (default: the bundle's)")
     parser.add_argument("--k", nargs="+", type=int, metavar="K", help="patches (default: the bundle's)")
     parser.add_argument("--batch", nargs="+", type=int, default=[1], metavar="B")
-    parser.add_argument("--device", default="cpu", metavar="cpu|0")
+    parser.add_argument("--device", metavar="cpu|0", help="cpu or the index of a GPU (default: each engine's own kind)")
     parser.add_argument("--threads", type=int, default=0, metavar="T", help="default: every core, stated in the result")
     parser.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT", help="also time PyTorch, eager, on the full graph")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each side (default: %(default)s)")

@@ -12,7 +12,7 @@ from saccade.bundle import ENGINES_FOLDER, MANIFEST, Bundle, DataFile, read_bund
 from saccade.cli import options as shared
 from saccade.cli.console import Phases, Report, progress_bar, size_text, table
 from saccade.engines import store
-from saccade.engines.engine import EngineRequest
+from saccade.engines.engine import EngineRequest, default_device
 from saccade.errors import SaccadeError
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def engine_request(bundle: Bundle, options: argparse.Namespace) -> EngineRequest
     return EngineRequest(
         engine=options.engine,
         precision=options.precision,
-        device=options.device,
+        device=options.device or default_device(options.engine),
         max_batch=options.max_batch,
         max_k=max_k,
         opt_k=min(usual, max_k),

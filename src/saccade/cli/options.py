@@ -31,7 +31,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     """Add which engine, in which precision, where."""
     parser.add_argument("--engine", choices=ENGINE_NAMES, default=DEFAULT_ENGINE, help="default: %(default)s")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: %(default)s")
-    parser.add_argument("--device", default="cpu", metavar="cpu|0", help="cpu, or the index of a GPU (default: cpu)")
+    parser.add_argument("--device", metavar="cpu|0", help="cpu or the index of a GPU (default: the engine's own kind)")
 
 
 def add_running(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from saccade.bundle import Bundle, read_bundle
+import msgspec
+
+from saccade.bundle import Bundle, DataFile, GraphFile, read_bundle
 from saccade.cli import options as shared
 from saccade.cli.console import Report, size_text, table
 from saccade.cli.create import audit_lines, receipt_data
@@ -24,12 +26,10 @@ def inspect(options: argparse.Namespace) -> Report:
     """Check all files of a bundle and describe it."""
     bundle = read_bundle(options.bundle)
     manifest, model = bundle.manifest, bundle.model
-    entries = [graph for variants in manifest.graphs.values() for graph in variants.values()]
-    entries_to_check = [*entries, manifest.positions, *([manifest.golden] if manifest.golden else [])]
-    files = {entry.file: bundle.checked_path(entry).stat().st_size for entry in entries_to_check}
+    entries: list[GraphFile | DataFile] = [graph for each in manifest.graphs.values() for graph in each.values()]
+    entries += [manifest.positions, *([manifest.golden] if manifest.golden else [])]
+    files = {entry.file: bundle.checked_path(entry).stat().st_size for entry in entries}
     engines = [receipt_data(folder, receipt) for folder, receipt in store.receipts(bundle)]
-    import msgspec
-
     data = {"bundle": str(bundle.path), **msgspec.to_builtins(manifest), "files": files, "engines": engines}
     lines = [
         f"{bundle.path}: {model.family}, task {manifest.task}",
