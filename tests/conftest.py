@@ -1,6 +1,10 @@
 """Small checkpoints and bundles of every kind, made once a session, and two real photographs."""
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +14,7 @@ import sklearn.datasets
 
 from saccade.cli.main import main
 
+ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 # The smallest sizes that keep every feature: several heads, several blocks, an odd position grid.
 SMALL = ["--dim", "128", "--depth", "2", "--selector-depth", "1", "--grid", "9"]
@@ -59,3 +64,14 @@ def small_bundle(
 def photographs() -> list[np.ndarray]:
     """Return scikit-learn's two sample photographs, uint8 (427, 640, 3)."""
     return [np.array(image) for image in sklearn.datasets.load_sample_images().images]
+
+
+@pytest.fixture(scope="session")
+def readme_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder in which the README's shell commands were run as they stand: a full-size ViT-B and its engines."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-euc", "\n".join(blocks)], cwd=folder, env=environment, check=True)
+    return folder

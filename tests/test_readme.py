@@ -1,0 +1,42 @@
+"""The README is true: its commands and its Python run as they stand there, and what it names exists."""
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_readme_commands_write_what_they_name(readme_folder: Path) -> None:
+    features = np.load(readme_folder / "features.npz")
+    assert features["cls"].shape == (1, 768)
+    assert features["indices"].shape == (1, 136)
+    assert (readme_folder / "overlay.png").stat().st_size > 10_000
+    assert "Parity with PyTorch: <span class=\"pass\">equal" in (readme_folder / "parity.html").read_text()
+
+
+@pytest.mark.slow
+def test_readme_python_runs_as_written(readme_folder: Path) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    code += "\nassert out.dense.shape == (2, 768, 37, 37) and out.indices.shape == (2, 136)\n"
+    subprocess.run([sys.executable, "-c", code], cwd=readme_folder, check=True)
+
+
+def test_readme_names_only_make_targets_that_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    names = {first or second for first, second in re.findall(r"^make (\w+)|`make (\w+)`", README, re.MULTILINE)}
+    assert names >= {"demo", "test"}
+    for name in names:
+        assert re.search(rf"^{name}:", makefile, re.MULTILINE), name
+
+
+def test_readme_names_only_files_that_exist() -> None:
+    for name in re.findall(r"examples/[\w.]+", README):
+        assert (ROOT / name).exists(), name
