@@ -89,8 +89,8 @@ class OpenVINOBackend:
         config = _config(request)
         core = _module().Core()
         return {
-            role: OpenVINOEngine(role, bundle.graph(role, request.precision), core, folder / built.files[role], config)
-            for role in ROLES
+            role: OpenVINOEngine(role, bundle.graph(role, request.precision), core, folder / file, config)
+            for role, file in built.files.items()
         }
 
 

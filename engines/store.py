@@ -1,11 +1,13 @@
 """Built engines on disk: found under a key over everything they depend on, rebuilt when stale, with the reason named."""
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
+import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +82,31 @@ def read_receipt(folder: Path) -> Receipt:
         receipt = msgspec.json.decode(path.read_bytes(), type=Receipt)
     except FileNotFoundError as error:
         raise SaccadeError(f"{path} is missing; {remedy}") from error
-    except msgspec.MsgspecError as error:
+    except OSError as error:
+        raise SaccadeError(f"cannot read {path}: {error.strerror}; {remedy}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise SaccadeError(f"{path}: {error}; {remedy}") from error
     if key_of(receipt.conditions) != receipt.key or not folder.name.endswith(receipt.key):
         raise SaccadeError(f"{path} is not this engine's receipt (key {receipt.key}); {remedy}")
+    if not _is_consistent(receipt):
+        raise SaccadeError(f"{path} contradicts itself, so somebody changed it; {remedy}")
     return receipt
+
+
+def _is_consistent(receipt: Receipt) -> bool:
+    """Compare what a receipt says twice, and its roles with those that there are."""
+    said = {"engine": receipt.engine, "precision": receipt.precision}
+    return (
+        said.items() <= receipt.conditions.items()
+        and set(receipt.files.values()) == set(receipt.sha256)
+        and set(receipt.files) <= set(ROLES)
+    )
 
 
 def receipts(bundle: Bundle) -> list[tuple[Path, Receipt]]:
     """Return all built engines of a bundle, whatever they were built for; unreadable ones are passed over."""
     found = []
-    for folder in sorted(bundle.engines_path.glob("*-*")):
+    for folder in sorted(bundle.engines_path.glob("[!.]*-*")):  # a leading dot: an interrupted build
         try:
             found.append((folder, read_receipt(folder)))
         except SaccadeError:
@@ -141,7 +157,10 @@ def ensure(
     if not build:
         raise SaccadeError(f"{bundle.path}: {reason}; 'saccade build {bundle.path} --engine {request.engine}' builds it")
     note(f"{reason}: building it")
-    return folder, build_into(bundle, request, fields, folder, progress)
+    with _sole_builder(bundle):
+        if folder.is_dir():  # another process built it while this one waited
+            return folder, read_receipt(folder)
+        return folder, build_into(bundle, request, fields, folder, progress)
 
 
 def _check_conditions(folder: Path, receipt: Receipt, fields: dict[str, str]) -> None:
@@ -151,15 +170,28 @@ def _check_conditions(folder: Path, receipt: Receipt, fields: dict[str, str]) ->
         raise SaccadeError(f"{folder}: its receipt is for other conditions ({what}); delete it and build again")
 
 
+@contextlib.contextmanager
+def _sole_builder(bundle: Bundle) -> Iterator[None]:
+    """Make the folder of engines and hold its lock, so that processes started together build an engine once."""
+    try:
+        bundle.engines_path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise atomic.write_error(bundle.engines_path, error) from error
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):  # no locks on Windows and on some disks: then each builds
+            import fcntl
+
+            descriptor = os.open(bundle.engines_path, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+
+
 def build_into(
     bundle: Bundle, request: EngineRequest, fields: dict[str, str], folder: Path, progress: Progress
 ) -> Receipt:
     """Build beside, write the receipt last, rename: an interrupted build leaves no engine."""
     start = time.perf_counter()
-    try:
-        bundle.engines_path.mkdir(exist_ok=True)
-    except OSError as error:
-        raise atomic.write_error(bundle.engines_path, error) from error
     with atomic.pending_folder(folder) as pending:
         built = backend(request.engine).build(bundle, request, pending, progress)
         receipt = Receipt(
@@ -199,4 +231,7 @@ def load(bundle: Bundle, request: EngineRequest, folder: Path, receipt: Receipt)
     for name, digest in receipt.sha256.items():
         check_hash(folder / name, digest, str(folder / RECEIPT), f"delete {folder} and build again")
     built = Built(files=dict(receipt.files), realised=receipt.realised, audit=receipt.audit)
-    return backend(request.engine).load(bundle, request, folder, built)
+    loaded = backend(request.engine).load(bundle, request, folder, built)
+    if missing := [role for role in ROLES if role not in loaded]:
+        raise SaccadeError(f"{folder} holds no {' and no '.join(missing)}; delete it and build again")
+    return loaded

@@ -1,6 +1,7 @@
 """Checkpoint -> bundle folder: both graphs, the position table and the manifest. Checking it is the caller's next step."""
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -71,7 +72,9 @@ def _graph_files(contract: GraphContract, path: Path) -> dict[Precision, GraphFi
 
 
 def _write_positions(checkpoint: Checkpoint, path: Path) -> DataFile:
-    np.save(path, np.ascontiguousarray(checkpoint.base_positions.numpy()))
+    buffer = io.BytesIO()  # NumPy itself reports a full disk without saying that it is full
+    np.save(buffer, np.ascontiguousarray(checkpoint.base_positions.numpy()))
+    path.write_bytes(buffer.getvalue())
     return DataFile(path.name, sha256_of_file(path))
 
 

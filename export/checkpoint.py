@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from saccade.errors import SaccadeError
 from saccade.export.modules import HEAD_SIZE, Extractor, MapHead, Selector, Transformer
 
 MAX_NAMED_KEYS = 3  # an error names this many keys; one wrong prefix would otherwise print hundreds
+MAX_NESTING = 8  # dicts within dicts; upstream's file has two levels
+ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"  # torch.save's two formats: a zip archive, and before 1.6 a pickle
 Tensors = dict[str, Tensor]
 
 
@@ -45,53 +48,72 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     content = _load_tensors(path)
     layout, selector, extractor = _split_layout(path, content)
     model = _model_from_shapes(path, selector, extractor)
-    for part, expected in (("selector", selector_module(model)), ("extractor", extractor_module(model, "features"))):
-        _check_tensors(path, part, selector if part == "selector" else extractor, expected)
+    _check_tensors(path, "selector", selector, selector_module(model))
+    _check_tensors(path, "extractor", extractor, extractor_module(model, "classify" if model.classes else "features"))
     return Checkpoint(path, layout, model, selector, extractor, sha256_of_file(path))
 
 
 def _load_tensors(path: Path) -> Mapping[str, object]:
     """Load with weights_only, so that a file that holds code is refused instead of run."""
-    if not path.is_file():
-        raise SaccadeError(f"{path}: no such checkpoint file; 'saccade make-checkpoint' writes one to try things with")
+    start = _first_bytes(path)
+    if not start.startswith((ZIP_START, PICKLE_START)):
+        raise SaccadeError(f"{path} is not a PyTorch checkpoint; give a .pt file of tensors")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its notes about pickle protocols and TorchScript; the error says enough
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(ZIP_START))
     except pickle.UnpicklingError as error:
-        if _is_zip(path) or "Unsupported" in str(error) or "GLOBAL" in str(error):
-            raise SaccadeError(
-                f"{path} holds objects other than tensors, which could run code: refused; "
-                "save it again as a plain state dict of tensors"
-            ) from error
-        raise SaccadeError(f"{path} is not a PyTorch checkpoint; give a .pt file of tensors") from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SaccadeError(
+            f"{path} holds objects other than tensors, which could run code: refused; "
+            "save it again as a plain state dict of tensors"
+        ) from error
+    except Exception as error:  # damaged bytes make the unpickler raise anything: IndexError, struct.error, ...
+        reason = f"{type(error).__name__} {error}".splitlines()[0].split(". ")[0].strip()
         raise SaccadeError(f"{path} is truncated or not a PyTorch checkpoint ({reason}); copy it again") from error
     if not isinstance(content, Mapping):
         raise SaccadeError(f"{path} holds a {type(content).__name__}, not a dict of tensors; save a state dict")
     return content
 
 
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"
+def _first_bytes(path: Path) -> bytes:
+    if path.is_dir():
+        raise SaccadeError(f"{path} is a folder, not a checkpoint; give the .pt file itself")
+    if not path.is_file():
+        raise SaccadeError(f"{path}: no such checkpoint file; 'saccade make-checkpoint' writes one to try things with")
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(ZIP_START))
+    except OSError as error:
+        raise SaccadeError(f"cannot read {path}: {error.strerror}; copy it again") from error
+    if not start:
+        raise SaccadeError(f"{path} is empty; copy it again")
+    return start
 
 
-def _flatten(path: Path, tree: Mapping[str, object], prefix: str = "") -> Tensors:
+def _flatten(path: Path, tree: Mapping[str, object], prefix: str = "", depth: int = 0) -> Tensors:
     """Return dotted names for a nested dict of tensors."""
+    if depth > MAX_NESTING:  # a dict may even hold itself
+        raise SaccadeError(f"{path}: {prefix[:40]!r} is nested too deeply; save a plain state dict of tensors")
     flat: Tensors = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            flat |= _flatten(path, value, f"{name}.")
-        elif isinstance(value, Tensor) and value.is_floating_point():
-            flat[name] = value.to(torch.float32)
+            flat |= _flatten(path, value, f"{name}.", depth + 1)
+        elif isinstance(value, Tensor) and _holds_numbers(value):
+            flat[name] = value.detach().to(torch.float32)
         else:
-            raise SaccadeError(f"{path}: {name!r} is a {_kind(value)}, not a floating-point tensor; save weights only")
+            raise SaccadeError(f"{path}: {name!r} is of type {_kind(value)}, not a floating-point tensor; save weights only")
     return flat
 
 
+def _holds_numbers(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.layout == torch.strided and tensor.device.type == "cpu"
+
+
 def _kind(value: object) -> str:
-    return f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{value.dtype}, {value.layout} on {value.device}"
 
 
 def _split_layout(path: Path, content: Mapping[str, object]) -> tuple[str, Tensors, Tensors]:
@@ -178,7 +200,6 @@ def _depth(tensors: Tensors) -> int:
 def _check_tensors(path: Path, part: str, tensors: Tensors, expected: nn.Module) -> None:
     """Name every missing, unexpected and misshapen key, and refuse values that are not finite."""
     wanted = {name: tuple(tensor.shape) for name, tensor in expected.state_dict().items()}
-    wanted |= {name: tuple(tensors[name].shape) for name in ("head.weight", "head.bias") if name in tensors}
     missing = [name.removeprefix("backbone.") for name in wanted if name not in tensors]
     extra = [name.removeprefix("backbone.") for name in tensors if name not in wanted]
     if missing:
@@ -186,12 +207,11 @@ def _check_tensors(path: Path, part: str, tensors: Tensors, expected: nn.Module)
     if extra:
         raise SaccadeError(f"{path}: {part} has unexpected {_keys(extra)}; this is another architecture")
     for name, shape in wanted.items():
-        found = tuple(tensors[name].shape)
+        found, public = tuple(tensors[name].shape), name.removeprefix("backbone.")
         if found != shape:
-            public = name.removeprefix("backbone.")
             raise SaccadeError(f"{path}: {part} key {public!r} has shape {list(found)}, expected {list(shape)}")
         if not torch.isfinite(tensors[name]).all():
-            raise SaccadeError(f"{path}: {part} key {name!r} holds NaN or infinity; the checkpoint is damaged")
+            raise SaccadeError(f"{path}: {part} key {public!r} holds NaN or infinity; the checkpoint is damaged")
 
 
 def _transformer(model: Model, depth: int, cells: int) -> Transformer:

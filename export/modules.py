@@ -170,7 +170,9 @@ class Extractor(nn.Module):
 
     def forward(self, patches: Tensor, positions: Tensor, prefix: Tensor) -> tuple[Tensor, ...]:
         x = self.backbone.encode(prefix, self.backbone.patch_embed.project(patches) + positions)
-        cls, tokens = x[:, 0], x[:, prefix.shape[1] :]
+        tokens = x[:, prefix.shape[1] :]
         if self.head is None:
-            return cls, tokens
-        return (self.head(cls), tokens) if self.task == "classify" else (self.head(tokens),)
+            return x[:, 0], tokens
+        if self.task == "classify":  # on (B, 1, D), so that this layer too is a MatMul and not the graph's only Gemm
+            return self.head(x[:, :1]).flatten(1), tokens
+        return (self.head(tokens),)

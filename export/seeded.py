@@ -60,6 +60,8 @@ def checkpoint_shapes(family: str, sizes: Sizes) -> Shapes:
         raise SaccadeError(f"unknown family {family!r}; choose from: {', '.join(FAMILIES)}")
     if sizes.dim % 64:
         raise SaccadeError(f"dim {sizes.dim} is not a multiple of 64, the head size of these models")
+    if sizes.classes < 0:
+        raise SaccadeError(f"classes {sizes.classes} is out of range; give 0 for no head, or at least 1")
     model = ".model" if sizes.classes else ""
     backbone = ".model" if sizes.classes else ".backbone"
     shapes = _vit(f"selector{backbone}", family, sizes, sizes.selector_depth, sizes.selector_grid)

@@ -1,6 +1,7 @@
 """The chain: images -> selector -> top-k gather -> extractor -> features, on whichever engine was asked for."""
 from __future__ import annotations
 
+import operator
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -139,7 +140,7 @@ class Pipeline:
                 raise SaccadeError("size and fit native exclude each other: native keeps the image's own size")
             target = native_size(arrays, patch)
         else:
-            target = check_size(_pair(size or self.bundle.manifest.defaults.size), patch)
+            target = check_size(_pair(self.bundle.manifest.defaults.size if size is None else size), patch)
         cells = target[0] * target[1] // patch**2
         if cells > MAX_CELLS:
             raise SaccadeError(f"size {target[0]}x{target[1]} makes {cells} patches; at most {MAX_CELLS} are supported")
@@ -162,6 +163,8 @@ class Pipeline:
             if not 0 < k_ratio <= 1:
                 raise SaccadeError(f"k_ratio {k_ratio} is not a share of the patches; give more than 0 and at most 1")
             k = int(k_ratio * cells)
+            if k == 0:
+                raise SaccadeError(f"k_ratio {k_ratio} keeps none of this grid's {cells} patches; give a larger one, or k")
         return checked_k(k, cells, dense=dense)
 
     def close(self) -> None:
@@ -253,12 +256,20 @@ def checked_k(k: int | None, cells: int, *, dense: bool) -> int:
     if k is None or not 1 <= k <= cells:
         raise SaccadeError(f"k {k} is not to be had: this grid has {cells} patches, so give 1 to {cells}")
     if dense and k < FILL_NEIGHBOURS:
-        raise SaccadeError(f"k {k} is too small for dense output, which blends the {FILL_NEIGHBOURS} nearest patches")
+        raise SaccadeError(
+            f"k {k} is too small for dense output, which blends the {FILL_NEIGHBOURS} nearest patches; "
+            f"give at least {FILL_NEIGHBOURS}"
+        )
     return k
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    """Return (height, width) of a size as callers give it, NumPy's integers included."""
+    try:
+        height, width = size if isinstance(size, Sequence) else (size, size)
+        return operator.index(height), operator.index(width)
+    except (TypeError, ValueError) as error:
+        raise SaccadeError(f"size {size!r} is neither whole pixels nor (height, width)") from error
 
 
 def load(
@@ -277,7 +288,12 @@ def load(
     A missing or stale engine of the asked kind is built, and `note` hears why (default: one line on stderr); with
     `build=False` it is an error. Raises SaccadeError where the bundle, the engine or the device is not to be had.
     """
+    if threads < 0:
+        raise SaccadeError(f"threads {threads} is out of range; give 0 for the engine's own choice, or at least 1")
     opened = bundle if isinstance(bundle, Bundle) else read_bundle(Path(bundle))
+    found = store.backend(engine).capabilities()
+    if not found.can_run:  # before an engine is built that only another machine can use
+        raise SaccadeError(found.missing or f"{engine} cannot run here")
     request = EngineRequest(engine=engine, precision=precision, device=device or default_device(engine), threads=threads)
     folder, receipt = store.ensure(opened, request, progress, note or _note_on_stderr, build=build)
     return Pipeline(opened, store.load(opened, request, folder, receipt), receipt)

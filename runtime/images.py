@@ -1,9 +1,11 @@
 """Bring what the caller has (a path, a PIL image, an array) to one uint8 RGB array of the size the model is asked for."""
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -18,15 +20,19 @@ FITS: tuple[Fit, ...] = ("squash", "crop", "native")
 # Modes that hold 8 bits a channel and become RGB without a choice to make; those with alpha only where it is opaque.
 _PLAIN_MODES = frozenset({"RGB", "L", "P", "1"})
 _ALPHA_MODES = frozenset({"RGBA", "LA", "PA"})
-MAX_PIXELS = 1 << 28  # 16384 x 16384; a larger header is taken for a decompression bomb
+# What Pillow reads as 8 bits a channel, dropping the lower half of 16 (without B, L or N, RGB;16 is 5-6-5).
+_DEEP_RAW_MODE = re.compile(r"LA?;16|RGB[AXa]?;16[BLN]")
+# A larger image is taken for a decompression bomb. Twice Pillow's MAX_IMAGE_PIXELS, where it refuses to open a file.
+MAX_PIXELS = 178_956_970
+_TOO_LARGE = f"more than {MAX_PIXELS // 10**6} megapixels; make it smaller first"
 
 
 def as_list(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
     """Return one or several images as a list; a 4-D array is a batch of HWC images."""
-    if isinstance(images, (str, os.PathLike, Image.Image)):
-        return [images]
     if isinstance(images, np.ndarray):
         return list(images) if images.ndim == 4 else [images]
+    if isinstance(images, (str, os.PathLike, Image.Image)) or not isinstance(images, Iterable):
+        return [images]
     return list(images)
 
 
@@ -38,24 +44,38 @@ def read_rgb(image: ImageLike, name: str = "image") -> np.ndarray:
     if isinstance(image, np.ndarray):
         return _checked_array(image, name)
     if isinstance(image, Image.Image):
-        return _rgb_array(image, name)
+        with _reading(name):
+            return _rgb_array(image, name)
+    if not isinstance(image, (str, os.PathLike)):
+        raise SaccadeError(f"{name}: {type(image).__name__} is no type of image; give a path, a PIL image or a uint8 array")
     path = Path(image)
+    with _reading(str(path)), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is our own bound
+        if path.is_file() and path.stat().st_size == 0:
+            raise SaccadeError(f"{path} is empty")
+        with Image.open(path) as opened:
+            return _rgb_array(opened, str(path))
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Put whatever goes wrong while Pillow opens or decodes `name` into one line."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is our own bound
-            with Image.open(path) as opened:
-                return _rgb_array(opened, str(path))
+        yield
+    except SaccadeError:
+        raise
     except FileNotFoundError as error:
-        raise SaccadeError(f"{path}: no such image file") from error
+        raise SaccadeError(f"{name}: no such image file") from error
     except IsADirectoryError as error:
-        raise SaccadeError(f"{path} is a folder; give image files") from error
+        raise SaccadeError(f"{name} is a folder; give image files") from error
     except Image.DecompressionBombError as error:
-        raise SaccadeError(f"{path}: more than {MAX_PIXELS >> 20} megapixels; make it smaller first") from error
+        raise SaccadeError(f"{name}: {_TOO_LARGE}") from error
     except UnidentifiedImageError as error:
-        empty = path.stat().st_size == 0
-        raise SaccadeError(f"{path} is {'empty' if empty else 'not an image that Pillow can read'}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow raises each of these on damaged files
-        raise SaccadeError(f"{path}: damaged or truncated image ({error})") from error
+        raise SaccadeError(f"{name} is not an image that Pillow can read") from error
+    except Exception as error:  # on damaged files Pillow raises nearly anything, TypeError and MemoryError among them
+        if isinstance(error, OSError) and error.strerror:
+            raise SaccadeError(f"cannot read {name}: {error.strerror}") from error
+        raise SaccadeError(f"{name}: damaged or truncated image ({str(error) or type(error).__name__})") from error
 
 
 def _checked_array(array: np.ndarray, name: str) -> np.ndarray:
@@ -68,16 +88,26 @@ def _checked_array(array: np.ndarray, name: str) -> np.ndarray:
 
 def _rgb_array(image: Image.Image, name: str) -> np.ndarray:
     if image.width * image.height > MAX_PIXELS:
-        raise SaccadeError(f"{name}: {image.width} x {image.height} pixels; make it smaller first")
-    if image.mode not in _PLAIN_MODES | _ALPHA_MODES:
+        raise SaccadeError(f"{name}: {_TOO_LARGE}")
+    if image.mode not in _PLAIN_MODES | _ALPHA_MODES or _is_deep(image):
+        kind = f"16-bit {image.mode}" if _is_deep(image) else image.mode
         raise SaccadeError(
-            f"{name}: {image.mode} images are not accepted (16-bit, float and CMYK lose something on the way); "
+            f"{name}: {kind} images are not accepted (16-bit, float and CMYK lose something on the way); "
             "convert it to 8-bit RGB first"
         )
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         image = _opaque(image, name)
     upright: Image.Image = ImageOps.exif_transpose(image)
     return np.asarray(upright.convert("RGB"))
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Tell whether a file just opened holds more than 8 bits a channel where Pillow's mode does not say so."""
+    for tile in getattr(image, "tile", ()):
+        raw_mode, *others = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        if _DEEP_RAW_MODE.match(str(raw_mode)) or (image.format == "PPM" and others and others[0] > 255):
+            return True
+    return False
 
 
 def _opaque(image: Image.Image, name: str) -> Image.Image:
@@ -115,6 +145,8 @@ def _centre_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize by the larger of both ratios, so that `size` is covered, and cut its centre out."""
     scale = max(wanted / extent for wanted, extent in zip(size, image.shape[:2], strict=True))
     covering = tuple(max(wanted, round(extent * scale)) for wanted, extent in zip(size, image.shape[:2], strict=True))
+    if covering[0] * covering[1] > MAX_PIXELS:
+        raise SaccadeError(f"a {image.shape[1]} x {image.shape[0]} px image is too narrow for fit crop; use fit squash")
     resized = _resized(image, (covering[0], covering[1]))
     top, left = ((extent - wanted) // 2 for wanted, extent in zip(size, covering, strict=True))
     return resized[top : top + size[0], left : left + size[1]]

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -23,8 +24,9 @@ from saccade.runtime.chain import checked_k
 from saccade.runtime.images import check_size
 
 NETWORKS = ("selector", "extractor")
-NOT_THE_FRAME = ("decode", "fit")  # bringing an image to the model's size is reported apart
+APART = ("decode", "fit", "fill")  # bringing images to the model's size, and the dense output: timed, no part of the frame
 WARM_UP_FRAMES = 5
+IDLE_S, GRACE_S = 1.0, 10.0  # for a process to end when its input ends, and after an interrupt
 
 
 class Side(Struct, frozen=True):
@@ -56,17 +58,22 @@ def plan_from(
 ) -> list[Side]:
     """Return every combination asked for, checked before anything is started."""
     defaults, patch = bundle.manifest.defaults, bundle.model.patch
+    if threads < 0:
+        raise SaccadeError(f"--threads {threads} is not to be had; give 1 or more, or 0 for every core")
     threads = threads or len(os.sched_getaffinity(0))
     names = [(engine, precision) for engine in engines for precision in precisions]
     if checkpoint is not None:
         names.insert(0, ("pytorch-eager", "fp32"))
     plan = []
-    for size, batch in itertools.product(sizes or [0], batches):
-        pixels = check_size((size, size) if size else defaults.size, patch)
+    extents: Sequence[int | None] = sizes or [None]
+    for size, batch in itertools.product(extents, batches):
+        if batch < 1:
+            raise SaccadeError(f"--batch {batch} is not to be had; give 1 or more")
+        pixels = check_size(defaults.size if size is None else (size, size), patch)
         cells = pixels[0] * pixels[1] // patch**2
         usual = defaults.k if defaults.k is not None else int((defaults.k_ratio or 0) * cells)
         for k, (engine, precision) in itertools.product(ks or [usual], names):
-            checked_k(k, cells, dense=False)
+            checked_k(k, cells, dense=bundle.manifest.task == "segment")
             label = f"{engine} {precision} {pixels[0]}x{pixels[1]} k={k} batch={batch}"
             file = str(checkpoint) if checkpoint else None
             plan.append(Side(label, str(bundle.path), engine, precision, device, pixels, k, batch, threads, file))
@@ -85,35 +92,53 @@ class SideProcess:
             stdout=subprocess.PIPE,
             text=True,
             env=environment,
+            start_new_session=True,  # a Ctrl-C reaches it once, through close()
         )
-        self.loaded = self._answer()
+        try:
+            self.loaded = self._answer()
+        except BaseException:
+            self.close()
+            raise
 
     def turn(self, frames: int) -> dict[str, Any]:
         """Run `frames` frames and return {"stages": {stage: [ms, …]}}."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{frames}\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(OSError):  # it ended since its last turn: there will be no answer
+            self._process.stdin.write(f"{frames}\n")
+            self._process.stdin.flush()
         return self._answer()
 
     def close(self) -> None:
-        """End the process."""
+        """End the process: it ends by itself unless it is busy, and an interrupt lets it remove what it has half built."""
+        assert self._process.stdin is not None and self._process.stdout is not None
         with contextlib.suppress(OSError):
-            if self._process.stdin:
-                self._process.stdin.close()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self._process.stdin.close()
+        for seconds, harder in ((IDLE_S, signal.SIGINT), (GRACE_S, signal.SIGKILL)):
+            try:
+                self._process.wait(seconds)
+                break
+            except subprocess.TimeoutExpired:
+                self._process.send_signal(harder)
+        self._process.wait()
+        self._process.stdout.close()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        answer: dict[str, Any] = json.loads(line) if line else {"error": "its process ended; see the lines above"}
+        whole = line.endswith("\n")  # it may have been killed in the middle of one
+        answer: dict[str, Any] = json.loads(line) if whole else {"error": self._how_it_ended()}
         if "error" in answer:
-            self.close()
             raise SaccadeError(f"{self.side.name}: {answer['error']}")
         return answer
+
+    def _how_it_ended(self) -> str:
+        """Say what became of a process that no longer answers."""
+        try:
+            code = self._process.wait(timeout=GRACE_S)
+        except subprocess.TimeoutExpired:
+            return "its process no longer answers"
+        killed = f"killed by signal {-code}; is there enough memory?" if code < 0 else f"exit {code}; see the lines above"
+        return f"its process ended ({killed})"
 
 
 def run(plan: Sequence[Side], *, rounds: int, frames: int, on_turn: Callable[[], None] = lambda: None) -> dict[str, Any]:
@@ -142,25 +167,26 @@ def run(plan: Sequence[Side], *, rounds: int, frames: int, on_turn: Callable[[],
 def _summary(process: SideProcess, stages: dict[str, list[float]], peak: float) -> dict[str, Any]:
     side = process.side
     frame = stages["frame"]
-    outside = [name for name in stages if name not in (*NETWORKS, *NOT_THE_FRAME, "frame", "fill")]
+    percentiles = _percentiles(frame)
     summary: dict[str, Any] = {
         "name": side.name, "engine": side.engine, "precision": side.precision, "size": list(side.size), "k": side.k,
         "batch": side.batch, "versions": process.loaded["versions"],
         "load_s": process.loaded["load_s"], "first_ms": process.loaded["first_ms"], "peak_memory_mb": peak,
-        "frame_ms": _percentiles(frame),
+        "frame_ms": percentiles,
         "stage_ms": {name: _percentiles(values) for name, values in stages.items() if name != "frame"},
-        "images_per_s": round(1e3 * side.batch / statistics.median(frame), 2),
+        "images_per_s": round(1e3 * side.batch / percentiles["p50"], 2),
     }  # fmt: skip
     if "selector" in stages:
-        shares = [sum(values) / whole for *values, whole in zip(*(stages[name] for name in outside), frame, strict=True)]
+        inside = zip(*(stages[name] for name in NETWORKS), frame, strict=True)
+        shares = [1 - sum(networks) / whole for *networks, whole in inside]  # with what no stage counts: copies, Python
         summary["outside_networks_share"] = round(statistics.median(shares), 5)
     return summary
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float]:
-    """Return p50, p90, p99 and the minimum, nearest rank."""
+    """Return p50, p90, p99 by nearest rank (the smallest value that p % do not exceed) and the minimum."""
     ordered = sorted(values)
-    at = {f"p{p}": round(ordered[min(len(ordered) - 1, int(p / 100 * len(ordered)))], 4) for p in (50, 90, 99)}
+    at = {f"p{p}": round(ordered[-(-p * len(ordered) // 100) - 1], 4) for p in (50, 90, 99)}
     return at | {"min": round(ordered[0], 4)}
 
 

@@ -1,24 +1,40 @@
 """One side of a benchmark, in a process of its own: load, warm up, then time as many frames as each line on stdin says."""
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from saccade.errors import SaccadeError
-from saccade.validate.bench import WARM_UP_FRAMES, Side
+from saccade.validate.bench import APART, WARM_UP_FRAMES, Side
 
 Frame = Callable[[], dict[str, float]]  # runs once and returns its milliseconds by stage, "frame" for the whole
 
 
 def main() -> int:
-    """Serve turns until stdin ends."""
-    side = msgspec.json.decode(sys.argv[1], type=Side)
+    """Serve turns until stdin ends or an interrupt comes."""
+    with contextlib.suppress(KeyboardInterrupt), _answers() as say:
+        return _serve(msgspec.json.decode(sys.argv[1], type=Side), say)
+    return 130
+
+
+@contextlib.contextmanager
+def _answers() -> Iterator[Callable[[dict[str, object]], None]]:
+    """Yield a function that answers on stdout, where nothing else may go: what libraries print becomes stderr's."""
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as stream:
+        os.dup2(2, 1)
+        yield lambda answer: print(json.dumps(answer), file=stream, flush=True)
+
+
+def _serve(side: Side, say: Callable[[dict[str, object]], None]) -> int:
     try:
         start = time.perf_counter()
         frame, versions = _pytorch(side) if side.engine == "pytorch-eager" else _chain(side)
@@ -27,21 +43,25 @@ def main() -> int:
         for _ in range(WARM_UP_FRAMES):
             frame()
     except SaccadeError as error:
-        print(json.dumps({"error": str(error)}), flush=True)
+        say({"error": str(error)})
         return 1
-    _say({"load_s": round(load_s, 3), "first_ms": round(first_ms, 2), "versions": versions})
+    say({"load_s": round(load_s, 3), "first_ms": round(first_ms, 2), "versions": versions})
     for line in sys.stdin:
         stages: dict[str, list[float]] = {}
         for _ in range(int(line)):
             for name, value in frame().items():
                 stages.setdefault(name, []).append(value)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        _say({"stages": stages, "peak_memory_mb": round(peak, 1)})
+        say({"stages": stages, "peak_memory_mb": round(_peak_bytes() / 1e6, 1)})
     return 0
 
 
-def _say(answer: dict[str, object]) -> None:
-    print(json.dumps(answer), flush=True)
+def _peak_bytes() -> int:
+    """Return this process's largest resident size; getrusage would give its parent's where that was larger."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _images(side: Side) -> list[np.ndarray]:
@@ -60,7 +80,8 @@ def _chain(side: Side) -> tuple[Frame, dict[str, str]]:
     def frame() -> dict[str, float]:
         start = time.perf_counter_ns()
         timings = pipeline(images, k=side.k, size=side.size).timings_ms
-        return {"frame": (time.perf_counter_ns() - start) / 1e6, **timings}
+        whole = (time.perf_counter_ns() - start) / 1e6
+        return {"frame": whole - sum(timings.get(name, 0.0) for name in APART), **timings}
 
     return frame, {side.engine: pipeline.receipt.conditions.get("version", "")}
 

@@ -14,7 +14,7 @@ import msgspec
 
 from saccade._version import VERSION
 from saccade.engines import store
-from saccade.engines.engine import ENGINE_NAMES
+from saccade.engines.engine import ENGINE_NAMES, Capabilities
 
 # Package -> the extra that brings it, by what it is for.
 PACKAGES = {
@@ -37,7 +37,7 @@ KNOWN_BAD = {
 def diagnose() -> dict[str, Any]:
     """Return everything as JSON-able data; never raises for what is missing."""
     packages = {name: _version(name) for name in PACKAGES}
-    engines = {name: msgspec.to_builtins(store.backend(name).capabilities()) for name in ENGINE_NAMES}
+    engines = {name: msgspec.to_builtins(_capabilities(name)) for name in ENGINE_NAMES}
     return {
         "saccade": VERSION,
         "python": sys.version.split()[0],
@@ -50,6 +50,16 @@ def diagnose() -> dict[str, Any]:
         "engines": engines,
         "advice": _advice(packages, engines),
     }
+
+
+def _capabilities(engine: str) -> Capabilities:
+    """Return what an engine can do here; one that is installed but sick must not stop the diagnosis."""
+    try:
+        return store.backend(engine).capabilities()
+    except Exception as error:  # a package built for another NumPy or Python raises anything when it is imported
+        remedy = f"pip install --force-reinstall 'saccade[{engine}]'"
+        reason = f"{engine} fails with {type(error).__name__} ({' '.join(str(error).split())}); {remedy}"
+        return Capabilities(engine=engine, version=None, can_build=False, can_run=False, missing=reason)
 
 
 def _version(package: str) -> str | None:
@@ -84,16 +94,16 @@ def _nvidia() -> dict[str, Any]:
 
 
 def _advice(packages: dict[str, str | None], engines: dict[str, Any]) -> list[str]:
-    advice = [f"{name}: {found['missing']}" for name, found in engines.items() if found["missing"]]
+    advice = [found["missing"] for found in engines.values() if found["missing"]]
     if packages["onnxruntime"] and packages["onnxruntime-gpu"]:
         advice.append(
             "onnxruntime and onnxruntime-gpu overwrite each other's files; pip uninstall both, then install the one you want"
         )
     if missing := [name for name in ("torch", "onnx", "onnxscript", "polygraphy") if not packages[name]]:
         advice.append(f"export and parity lack {', '.join(missing)}; pip install 'saccade[export]'")
-    tensorrt = packages["tensorrt"] or ""
-    advice += [f"tensorrt {bad}: {why}" for bad, why in KNOWN_BAD.items() if tensorrt.startswith(bad)]
-    return advice
+    number = engines["tensorrt"]["version"] or packages["tensorrt"] or ""  # a system package has no wheel's version
+    release = ".".join(number.split(".")[:3])  # the fourth number counts builds of one release
+    return advice + ([f"tensorrt {release}: {KNOWN_BAD[release]}"] if release in KNOWN_BAD else [])
 
 
 def lines(data: dict[str, Any]) -> list[str]:
@@ -110,5 +120,5 @@ def lines(data: dict[str, Any]) -> list[str]:
     for name, engine in data["engines"].items():
         state = "builds and runs" if engine["can_run"] else "builds, cannot run here" if engine["can_build"] else "not here"
         precisions = f" ({', '.join(engine['precisions'])})" if engine["precisions"] else ""
-        found.append(f"  {name} {engine['version'] or ''}: {state}{precisions}")
+        found.append(f"  {' '.join(filter(None, (name, engine['version'])))}: {state}{precisions}")
     return [*found, *(["advice:"] if data["advice"] else []), *(f"  {line}" for line in data["advice"])]

@@ -57,6 +57,7 @@ def _page(
         '<p class=note>Left the reference, right the engine. <span class="out">Blue</span>: kept by the reference only. '
         '<span class="in">Magenta</span>: kept by the engine only.</p>',
         *_figures(result.cases, patch),
+        "</html>",
     ]
     return "\n".join(parts)
 
@@ -94,9 +95,10 @@ def _figure(result: CaseResult, i: int, patch: int) -> str:
     left = _picture(case.images[i], case.output.score_map[i], theirs, ours, SWAPPED_OUT, patch)
     right = _picture(case.images[i], result.output.score_map[i], ours, theirs, SWAPPED_IN, patch)
     rows, columns = case.output.score_map.shape[1:]
+    moved = f", which moves the features by {result.swap_effect:.2e}" if selection.swaps else ""
     caption = (
         f"{columns * patch} x {rows * patch} px, k = {len(theirs)} of {rows * columns}: {len(selection.swaps)} patches "
-        f"kept by one side only, {selection.unexplained} of them unexplained; score error "
+        f"kept by one side only, {selection.unexplained} of them unexplained{moved}; score error "
         f"{selection.score_error:.2e} of the map's deviation, regret {selection.regret:.2e}"
     )
     return (

@@ -1,10 +1,12 @@
 """Tensor comparison through Polygraphy: our engines as its runners, reference outputs as its RunResults, its metrics.
 
-What is written here is read by `polygraphy inspect data` and `polygraphy check accuracy`.
+What is written here is read by `polygraphy inspect data` and, metric by metric, by `polygraphy check accuracy FILE
+--compare cosine_similarity --cosine-similarity-threshold X` (without --compare it checks nothing, and passes).
 """
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -74,7 +76,8 @@ def reference_feeds(pipeline: Pipeline, cases: Sequence[Case]) -> Feeds:
         lowres = [kernels.lowres_from_image(picture, pixels, model.selector_size) for picture in case.images]
         feeds["selector"].append({"lowres": np.stack(lowres)})
         patches, positions = pipeline.gather(list(case.images), case.output.indices)
-        feeds["extractor"].append({"patches": patches, "positions": positions, "prefix": case.output.prefix})
+        prefix = np.ascontiguousarray(case.output.prefix)  # torch's outputs are views of larger arrays
+        feeds["extractor"].append({"patches": patches, "positions": positions, "prefix": prefix})
     return feeds
 
 
@@ -90,7 +93,7 @@ def reference_results(cases: Sequence[Case], outputs: dict[str, tuple[str, ...]]
 
 def _reference_output(case: Case, name: str) -> np.ndarray:
     by_name = {"score_map": case.output.raw_score_map, "prefix": case.output.prefix, "tokens": case.output.tokens}
-    return by_name.get(name, case.output.pooled)  # cls or logits
+    return np.ascontiguousarray(by_name.get(name, case.output.pooled))  # cls or logits; Polygraphy takes no views
 
 
 def compare_tensors(
@@ -123,12 +126,12 @@ def _metrics() -> list[Any]:
 
 
 def _worst(accuracy: Any) -> dict[str, dict[str, float]]:
-    """Return max_abs_error, cosine, l2 and psnr per output: the largest error, the smallest likeness."""
+    """Return max_abs_error, cosine, l2 and psnr per output: the largest error, the smallest likeness, NaN if any is."""
     readings: list[tuple[str, str, Callable[[float, float], float]]] = [
-        ("max_abs_error", "max_absdiff", max),
-        ("cosine", "cosine_similarity", min),
-        ("l2", "l2_norm", max),
-        ("psnr_db", "psnr", min),
+        ("max_abs_error", "max_absdiff", np.maximum),
+        ("cosine", "cosine_similarity", np.minimum),
+        ("l2", "l2_norm", np.maximum),
+        ("psnr_db", "psnr", np.minimum),
     ]
     worst: dict[str, dict[str, float]] = {}
     for result, (name, attribute, pick) in zip(accuracy, readings, strict=True):
@@ -137,14 +140,17 @@ def _worst(accuracy: Any) -> dict[str, dict[str, float]]:
                 for output, match in iteration.items():
                     value = float(getattr(match, attribute))
                     seen = worst.setdefault(output, {})
-                    seen[name] = pick(seen.get(name, value), value)
+                    seen[name] = float(pick(seen.get(name, value), value))
     return worst
 
 
 def _save(folder: Path, role: str, feeds: list[dict[str, np.ndarray]], results: Any, accuracy: Any) -> None:
     from polygraphy.json import save_json
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise atomic.write_error(folder, error) from error
     with atomic.pending_file(folder / f"{role}.inputs.json") as pending:
         save_json(feeds, str(pending), description="inputs")
     for name, content in (("outputs", results), ("accuracy", accuracy)):
@@ -154,6 +160,6 @@ def _save(folder: Path, role: str, feeds: list[dict[str, np.ndarray]], results: 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Polygraphy's log off stdout, where results go."""
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+    """Keep Polygraphy's log, and what it prints past its log, off stdout, where results go."""
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL), contextlib.redirect_stdout(sys.stderr):
         yield

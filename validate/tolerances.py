@@ -13,15 +13,18 @@ class Tolerance(Struct, frozen=True, kw_only=True):
     prefix: float
     patches: float  # mean over patches
     patches_p1: float  # the 1st percentile of the cosines, as a distance
-    free_running: float  # relative difference |a - b| / |b| of pooled and dense features
+    free_running: float  # relative difference |a - b| / |b| of each feature, worst image
 
 
-# fp32, measured on ViT-B with both CPU engines at 224, 518 and 1036 px: score error 1.1e-4 of the deviation, regret 0,
-# cosine distances below 1e-10, free-running differences below 1e-5. LayerNorm with eps 1e-5 instead of 1e-6, the
-# smallest mistake worth catching, gives a cls 2e-4 off.
+# fp32, measured on ViT-B with both CPU engines on photographs, noise and flat images, 224 to 1036 px, batch 1 to 4, k from
+# 1 to all: score error 1.2e-5 of the deviation, regret 0, cosine distances 1.1e-12, free-running differences 1.7e-6.
+# Mistakes that must not pass: tanh GELU (cosines from 7e-9, free-running 2e-4), LayerNorm with eps 1e-5 instead of 1e-6
+# in the selector (6e-5); in the extractor alone it moves the features by 4e-6, too near to the noise for any bound.
+# The regret is what swaps within twice the score error can give away where k is 1 and the best patch lies one deviation
+# above the mean; with more patches it shrinks like 1/k.
 TOLERANCES = {
     "fp32": Tolerance(
-        score_error=5e-4, regret=1e-5, cls=1e-8, prefix=1e-8, patches=1e-8, patches_p1=1e-8, free_running=3e-5
+        score_error=5e-4, regret=1e-3, cls=1e-9, prefix=1e-9, patches=1e-9, patches_p1=1e-9, free_running=1e-5
     ),
 }
 

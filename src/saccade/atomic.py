@@ -21,7 +21,7 @@ _WRITE_ERRORS = {
     errno.EACCES: "permission denied; choose a place that can be written",
     errno.EPERM: "permission denied; choose a place that can be written",
     errno.ENOENT: "its folder does not exist; create it first",
-    errno.ENOTDIR: "its parent is a file, not a folder; choose another place",
+    errno.ENOTDIR: "a file stands where a folder is needed; choose another place",
     errno.EISDIR: "it is a folder; name a file",
 }
 
@@ -34,6 +34,8 @@ def write_error(path: Path, error: OSError) -> SaccadeError:
 
 def _pending_path(target: Path) -> Path:
     """Return a fresh name in the folder of `target`; the suffix stays, since some libraries look at it."""
+    if target.name in ("", ".."):  # "." and "/" have no name
+        raise SaccadeError(f"cannot write {target}: it has no name of its own to be written under; choose another place")
     return target.with_name(f"{PENDING_PREFIX}{secrets.token_hex(4)}-{target.name}")
 
 
@@ -47,17 +49,23 @@ def pending_file(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise write_error(target, error) from error
     finally:
-        pending.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            pending.unlink()
 
 
 @contextlib.contextmanager
 def pending_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; on success it becomes `target`, replacing what stood there."""
-    pending = _pending_path(target)
+    """Yield an empty folder to fill; on success it becomes `target`, replacing the folder that stood there.
+
+    A symbolic link to a folder stays: the folder behind it is replaced, on its own disk.
+    """
+    _pending_path(target)  # refuse what has no name, before the link is followed
+    place = target.resolve()
+    pending = _pending_path(place)
     try:
         pending.mkdir()
         yield pending
-        _replace_folder(pending, target)
+        _replace_folder(pending, place)
     except OSError as error:
         raise write_error(target, error) from error
     finally:
@@ -66,17 +74,19 @@ def pending_folder(target: Path) -> Iterator[Path]:
 
 def _replace_folder(pending: Path, target: Path) -> None:
     """Put `pending` in the place of `target`; a folder cannot be renamed over a full one, so that steps aside first."""
-    if not target.exists():
+    if not target.is_dir():
         pending.rename(target)
         return
     old = _pending_path(target)
-    target.rename(old)
     try:
+        target.rename(old)
         pending.rename(target)
-    except OSError:
-        old.rename(target)
+    except BaseException:
+        if not target.exists():
+            old.rename(target)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_bytes(target: Path, data: bytes) -> None:

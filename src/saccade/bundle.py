@@ -31,8 +31,8 @@ class TensorSpec(Struct, frozen=True, forbid_unknown_fields=True):
     """One input or output of a graph; a dimension is a number, or a name where it is dynamic."""
 
     name: str
-    dtype: str
-    shape: tuple[int | str, ...]
+    dtype: Literal["float32", "float16"]
+    shape: tuple[Extent | str, ...]
 
 
 class GraphFile(Struct, frozen=True, forbid_unknown_fields=True):
@@ -154,9 +154,11 @@ def read_npy(path: Path) -> np.ndarray:
     if path.stat().st_size > MAX_POSITIONS_BYTES:
         raise SaccadeError(f"{path}: larger than any position table; export the bundle again")
     try:
-        array: np.ndarray = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        array = np.load(path, allow_pickle=False)
+    except Exception as error:  # a damaged header makes NumPy raise anything: MemoryError, SyntaxError, TokenError, ...
         raise SaccadeError(f"{path}: not a plain .npy array ({error}); export the bundle again") from error
+    if not isinstance(array, np.ndarray):
+        raise SaccadeError(f"{path}: a {type(array).__name__}, not a plain .npy array; export the bundle again")
     return array
 
 
@@ -195,14 +197,21 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     return Bundle(folder, read_manifest(manifest_path))
 
 
+# What msgspec raises for bytes that are no manifest: its own errors, bytes that are not UTF-8, and brackets 100,000 deep.
+_JSON_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
 def read_manifest(path: Path) -> Manifest:
     """Read and check one bundle.json."""
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise SaccadeError(f"{path}: larger than {MAX_MANIFEST_BYTES >> 20} MiB, so not a manifest; export again")
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SaccadeError(f"cannot read {path}: {error.strerror}; export or copy it again") from error
     try:
         version = msgspec.json.decode(data, type=_VersionOnly).format
-    except msgspec.MsgspecError as error:
+    except _JSON_ERRORS as error:
         raise SaccadeError(f"{path}: not a manifest ({error}); export the bundle again") from error
     if version != FORMAT_VERSION:
         raise SaccadeError(
@@ -211,7 +220,7 @@ def read_manifest(path: Path) -> Manifest:
         )
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.MsgspecError as error:
+    except _JSON_ERRORS as error:
         raise SaccadeError(f"{path}: {error}; export the bundle again") from error
     _check_consistency(path, manifest)
     return manifest

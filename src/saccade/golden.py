@@ -13,7 +13,7 @@ from saccade import atomic
 from saccade.errors import SaccadeError
 
 MAX_CASES = 16
-MAX_ARRAY_BYTES = 1 << 28
+MAX_UNPACKED_BYTES = 1 << 29  # over all arrays; at 2072 px with every patch kept there are 150 MB
 
 
 @dataclass(frozen=True)
@@ -54,22 +54,40 @@ def write_cases(path: Path, cases: Sequence[Case]) -> None:
 
 
 _OUTPUTS = tuple(member.name for member in fields(ReferenceOutput))
+# dtype and number of axes of each output
+_KINDS: dict[str, tuple[type[np.generic], int]] = {
+    "raw_score_map": (np.float32, 3),
+    "score_map": (np.float32, 3),
+    "prefix": (np.float32, 3),
+    "indices": (np.int32, 2),
+    "tokens": (np.float32, 3),
+    "pooled": (np.float32, 2),
+}
 
 
 def read_cases(path: Path) -> list[Case]:
     """Read the cases of a golden.npz; raises SaccadeError for anything but plain arrays of the expected kinds."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if any(member.file_size > MAX_ARRAY_BYTES for member in archive.infolist()):
-                raise SaccadeError(f"{path}: an array larger than {MAX_ARRAY_BYTES >> 20} MiB; export the bundle again")
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise SaccadeError(f"{path}: not a golden file ({error}); export the bundle again") from error
+    arrays = _read_arrays(path)
     count = len({name.split(".", 1)[0] for name in arrays})
     if not 0 < count <= MAX_CASES:
         raise SaccadeError(f"{path}: {count} cases; export the bundle again")
     return [_case(path, arrays, index) for index in range(count)]
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return every array of the file; its size is known before anything is unpacked."""
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked <= MAX_UNPACKED_BYTES:
+            with np.load(path, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+    except Exception as error:  # damaged bytes make zipfile, zlib and NumPy's header parser raise anything
+        raise SaccadeError(f"{path}: not a golden file ({error}); export the bundle again") from error
+    if unpacked > MAX_UNPACKED_BYTES:
+        raise SaccadeError(f"{path}: unpacks to more than {MAX_UNPACKED_BYTES >> 20} MiB; export the bundle again")
+    return arrays
 
 
 def _case(path: Path, arrays: dict[str, np.ndarray], index: int) -> Case:
@@ -78,12 +96,33 @@ def _case(path: Path, arrays: dict[str, np.ndarray], index: int) -> Case:
         output = ReferenceOutput(**{name: arrays[f"{index}.{name}"] for name in _OUTPUTS})
     except KeyError as error:
         raise SaccadeError(f"{path}: case {index} lacks {error}; export the bundle again") from error
-    batch = len(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or any(len(getattr(output, name)) != batch for name in _OUTPUTS):
-        raise SaccadeError(f"{path}: case {index} has arrays that do not belong together; export the bundle again")
     prefix = f"{index}.floor."
-    floor = {name.removeprefix(prefix): float(value) for name, value in arrays.items() if name.startswith(prefix)}
-    return Case(images, output, floor)
+    floor = {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+    typed = _is_array(images, np.uint8, 4) and all(
+        _is_array(getattr(output, name), *kind) for name, kind in _KINDS.items()
+    )
+    if not typed or not all(_is_array(value, np.float64, 0) for value in floor.values()):
+        raise SaccadeError(f"{path}: case {index} has an array of the wrong kind; export the bundle again")
+    if not _belong_together(images, output):
+        raise SaccadeError(f"{path}: case {index} has arrays that do not belong together; export the bundle again")
+    return Case(images, output, {name: float(value) for name, value in floor.items()})
+
+
+def _is_array(value: object, dtype: type[np.generic], axes: int) -> bool:  # NumPy gives bytes for a foreign member
+    return isinstance(value, np.ndarray) and value.dtype == dtype and value.ndim == axes
+
+
+def _belong_together(images: np.ndarray, output: ReferenceOutput) -> bool:
+    """True where batch, k and grid agree and every index is a cell of the grid."""
+    cells = output.score_map.shape[1] * output.score_map.shape[2]
+    return (
+        len(images) > 0
+        and images.shape[3] == 3
+        and all(len(getattr(output, name)) == len(images) for name in _OUTPUTS)
+        and output.tokens.shape[:2] == output.indices.shape
+        and 0 < output.indices.shape[1] <= cells
+        and bool(((output.indices >= 0) & (output.indices < cells)).all())
+    )
 
 
 def relative_difference(value: np.ndarray, truth: np.ndarray) -> float:

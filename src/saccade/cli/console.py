@@ -81,7 +81,7 @@ def progress_bar(total: int, label: str) -> Iterator[Any]:
     """Yield a tqdm bar on stderr with `update(n)`."""
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=f"  {label}", file=sys.stderr, unit="image", leave=False) as bar:
+    with tqdm(total=total, desc=f"  {label}", file=sys.stderr, unit="image", leave=False, disable=None) as bar:
         yield bar
 
 

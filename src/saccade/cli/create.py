@@ -68,7 +68,10 @@ def make_checkpoint(options: argparse.Namespace) -> Report:
         return {key: tensors(v) if isinstance(v, dict) else torch.from_numpy(v) for key, v in tree.items()}
 
     with atomic.pending_file(options.output) as pending, pending.open("wb") as file:
-        torch.save(tensors(weights if sizes.classes else seeded.nested(weights)), file)
+        try:
+            torch.save(tensors(weights if sizes.classes else seeded.nested(weights)), file)
+        except RuntimeError as error:  # torch's zip writer wraps what the disk said
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
     parameters = sum(array.size for array in weights.values())
     data = {"file": str(options.output), "family": options.family, "seed": options.seed, "crc32": crc}
     line = f"{options.output}: {options.family}, {parameters / 1e6:.1f} M parameters, seed {options.seed}, crc32 {crc}"

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -36,11 +37,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("saccade: interrupted; nothing half-written was left behind", file=sys.stderr)
         return 130
-    if options.json:
-        print(json.dumps(report.data))
-    else:
-        print("\n".join(report.lines))
+    try:
+        _say(json.dumps(report.data) if options.json else "\n".join(report.lines))
+    except OSError as error:
+        return _fail(f"cannot write the result to stdout: {error.strerror}", as_json=False)
     return 0 if report.passed else 1
+
+
+def _say(text: str) -> None:
+    """Print the result now; a reader that has seen enough (`| head`) is no error."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # Python flushes stdout once more at its end; there is nothing left that it could write to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise
 
 
 def _fail(message: str, *, as_json: bool) -> int:

@@ -15,9 +15,9 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".
 
 def size(text: str) -> tuple[int, int]:
     """Read S or HxW as (height, width) pixels."""
-    height, _, width = text.lower().partition("x")
+    height, cross, width = text.lower().partition("x")
     try:
-        return int(height), int(width or height)
+        return int(height), int(width if cross else height)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is neither S nor HxW, in pixels") from None
 

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
+import os
 import resource
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ def add_commands(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> Report:
     """Run all images and report shapes, top classes and times."""
+    _check_options(options)
     bundle = read_bundle(options.bundle)
     with Phases() as phases:
         pipeline = load(
@@ -63,6 +66,20 @@ def run(options: argparse.Namespace) -> Report:
         _write_overlay(options.overlay, pixels, arrays, bundle.model.patch)
     stages = [clock.timings_ms, *(output.timings_ms for output in outputs)]
     return _report(options, arrays, _ms_per_image(stages, len(pixels)), pipeline)
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """Refuse what can be known before anything slow: options that exclude each other, and outputs with no place to go."""
+    if options.look and (options.dense or options.k is not None or options.k_ratio is not None):
+        raise SaccadeError("--look gives the selector's map alone; leave out --dense, --k and --k-ratio")
+    for flag, path, suffix in (("-o", options.output, ".npz"), ("--overlay", options.overlay, ".png")):
+        if path is None:
+            continue
+        if path.suffix != suffix:
+            raise SaccadeError(f"{flag} {path}: it is written as {suffix}; end the name so")
+        if path.is_dir() or not path.parent.is_dir():
+            problem = errno.EISDIR if path.is_dir() else errno.ENOENT
+            raise atomic.write_error(path, OSError(problem, os.strerror(problem)))
 
 
 def _ms_per_image(stages: list[dict[str, float]], count: int) -> dict[str, float]:
@@ -98,8 +115,6 @@ def _concatenated(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    if path.suffix != ".npz":
-        raise SaccadeError(f"-o {path}: the arrays are written as .npz; end the name so")
     with atomic.pending_file(path) as pending, pending.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes the names for its own options
 

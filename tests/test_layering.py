@@ -1,0 +1,178 @@
+"""Who may import whom, what an import costs, and the few rules that hold for every file."""
+from __future__ import annotations
+
+import ast
+import configparser
+import json
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import saccade
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("export", "engines", "runtime", "validate")
+# What each part may import of the others; `validate` and the command line may import all.
+MAY_IMPORT = {"export": set(), "engines": set(), "runtime": {"engines"}}
+ENGINES = {"openvino", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "pycuda"}
+TOOLS = {"torch", "onnx", "onnxscript", "onnx_ir", "polygraphy", "sklearn"}
+SOURCES = sorted([*(ROOT / "src/saccade").rglob("*.py"), *(path for part in PARTS for path in (ROOT / part).rglob("*.py"))])
+MAX_MODULE_LINES, MAX_FUNCTION_LINES = 400, 60
+
+
+def run_python(code: str) -> list[str]:
+    """Run code in a process of its own, which prints a JSON list of words at its end, and return it."""
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+LOADED = "import json, sys; print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+
+
+# ---- what an import brings
+
+
+def test_importing_saccade_imports_no_engine_and_no_tool() -> None:
+    assert not (ENGINES | TOOLS) & set(run_python(f"import saccade\n{LOADED}"))
+
+
+BLOCKED = """
+    import importlib, json, pkgutil, sys
+
+    for name in BLOCKED:
+        sys.modules[name] = None  # makes every import of it fail
+    import saccade
+
+    found = []
+    for part in PARTS:
+        package = importlib.import_module(f"saccade.{part}")
+        for module in pkgutil.walk_packages(package.__path__, f"saccade.{part}."):
+            importlib.import_module(module.name)
+            found.append(module.name)
+    print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("blocked", [TOOLS, ENGINES], ids=["tools", "engines"])
+def test_runtime_and_engines_import_without_torch_onnx_and_any_engine(blocked: set[str]) -> None:
+    head = f"BLOCKED, PARTS = {sorted(blocked)!r}, ('runtime', 'engines')\n"
+    found = run_python(head + textwrap.dedent(BLOCKED))
+    assert {"saccade.runtime.chain", "saccade.runtime.kernels", "saccade.engines.store"} <= set(found)
+
+
+COMMANDS = {
+    "help": (["--help"], 0),
+    "help of a command": (["export", "--help"], 0),
+    "version": (["--version"], 0),
+    "no command": ([], 2),
+    "unknown command": (["fly"], 2),
+    "unknown option": (["run", "bundle", "image.png", "--speed", "5"], 2),
+    "wrong choice": (["build", "bundle", "--engine", "tvm"], 2),
+    "wrong size": (["run", "bundle", "image.png", "--size", "large"], 2),
+    "missing argument": (["parity", "bundle"], 2),
+    "no bundle": (["run", "no-such-bundle", "image.png"], 1),
+}
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+def test_help_and_argument_errors_import_neither_torch_nor_an_engine(case: str) -> None:
+    arguments, expected = COMMANDS[case]
+    code = f"""
+        import sys
+        from saccade.cli.main import main
+        try:
+            code = main({arguments!r})
+        except SystemExit as error:
+            code = error.code
+        assert code == {expected}, code
+        {LOADED}
+    """
+    assert not (ENGINES | TOOLS) & set(run_python(code))
+
+
+def test_the_module_runs_like_the_command() -> None:
+    command = [sys.executable, "-m", "saccade", "--version"]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == f"saccade {saccade.__version__}\n"
+
+
+# ---- who imports whom
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Yield the full name of everything a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_dependencies_run_one_way(part: str) -> None:
+    forbidden = ({*PARTS} - {part} - MAY_IMPORT[part]) | {"cli"}
+    for path in (ROOT / part).rglob("*.py"):
+        used = {name.split(".")[1] for name in imports_of(path) if name.startswith("saccade.")}
+        assert not used & forbidden, f"{path.relative_to(ROOT)} imports saccade.{', saccade.'.join(used & forbidden)}"
+
+
+@pytest.mark.parametrize("part", ["runtime", "engines"])
+def test_runtime_and_engines_never_import_torch_or_onnx(part: str) -> None:
+    for path in (ROOT / part).rglob("*.py"):
+        found = {name.split(".")[0] for name in imports_of(path)} & TOOLS
+        assert not found, f"{path.relative_to(ROOT)} imports {found}"
+
+
+def test_nothing_imports_a_part_without_the_name_of_the_package() -> None:
+    """`engines.store` would be a second copy of `saccade.engines.store`."""
+    for path in [*SOURCES, *(ROOT / "tests").rglob("*.py"), ROOT / "setup.py"]:
+        found = {name.split(".")[0] for name in imports_of(path)} & {*PARTS, "src", "tests", "conftest"}
+        assert not found, f"{path.relative_to(ROOT)} imports {found}"
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_is_reached_through_its_link(part: str) -> None:
+    link = ROOT / "src/saccade" / part
+    assert link.is_symlink()
+    assert link.readlink() == Path("../..") / part
+    assert not (ROOT / "tests" / part / "__init__.py").exists()  # it would shadow the part
+
+
+# ---- rules for every file
+
+
+def test_versions_agree() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert config["metadata"]["version"] == saccade.__version__
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_module_and_no_function_is_too_long(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= MAX_MODULE_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, f"{path}:{node.lineno}: {node.name}"
+
+
+def test_no_file_holds_a_path_of_one_machine() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone, so it is not known which files belong to it")
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, check=True, capture_output=True, cwd=ROOT).stdout.split(b"\0")
+    homes = re.compile(rb"(?<![\w.~$])/(?:home|root|Users|work|tmp/\w+|mnt)/[\w.-]+")
+    found = {}
+    for name in filter(None, names):
+        path = ROOT / name.decode()
+        if path.is_file() and (places := homes.findall(path.read_bytes())):
+            found[path.name] = places[:3]
+    assert not found
