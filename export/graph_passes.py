@@ -8,6 +8,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 from onnxscript import optimizer
 
+from saccade.export.modules import NORM_EPS
+
 # What the two graphs are made of. Anything else means that a norm, an activation or a shape was traced in pieces,
 # which no engine fuses and fp16 does not survive (a decomposed LayerNorm: 19 % top-1 on TensorRT 10.3, onnxsim#1742).
 ALLOWED_OPS = frozenset({
@@ -105,6 +107,13 @@ def check(graph: ir.Graph) -> None:
         raise RuntimeError(f"the traced graph has operators that it should not have: {', '.join(strange)}")
     if counts["LayerNormalization"] != 2 * counts["Softmax"] + 1:
         raise RuntimeError(f"{counts['LayerNormalization']} LayerNormalization for {counts['Softmax']} blocks")
+    # Too small a difference for any comparison of outputs: eps 1e-5 in the extractor alone moves features by 4e-6.
+    for node in graph:
+        attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+        if node.op_type == "LayerNormalization" and not np.isclose(attributes["epsilon"], NORM_EPS, rtol=1e-6):
+            raise RuntimeError(f"{node.name}: epsilon {attributes['epsilon']}, expected {NORM_EPS}")
+        if node.op_type == "Gelu" and attributes.get("approximate", "none") != "none":
+            raise RuntimeError(f"{node.name}: Gelu approximated by {attributes['approximate']}")
     doubles = [value.name for value in graph.initializers.values() if value.dtype == ir.DataType.DOUBLE]
     if doubles:
         raise RuntimeError(f"the traced graph holds float64 constants: {doubles}")

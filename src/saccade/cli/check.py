@@ -166,7 +166,7 @@ def _lines(data: dict[str, Any], result: ParityResult) -> list[str]:
         word = "pass" if measure.passed else "FAIL"
         rows.append((measure.name, f"{measure.value:.3g}", f"{measure.bound:.3g}", word, measure.meaning))
     verdict = "equals PyTorch" if result.passed else "DIFFERS from PyTorch"
-    swaps = f"{data['swaps']} explained swaps" if data["swaps"] else "the same patches kept"
+    swaps = f"{data['swaps']} patches kept by one side only" if data["swaps"] else "the same patches kept"
     head = f"{data['engine']} {data['precision']} {verdict} on {data['images']} images ({swaps})"
     tensors: list[str] = []
     if "tensors" in data:

@@ -3,9 +3,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from saccade._version import VERSION
 from saccade.cli import check, create, run, show
@@ -38,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("saccade: interrupted; nothing half-written was left behind", file=sys.stderr)
         return 130
     try:
-        _say(json.dumps(report.data) if options.json else "\n".join(report.lines))
+        _say(json.dumps(_jsonable(report.data), allow_nan=False) if options.json else "\n".join(report.lines))
     except OSError as error:
         return _fail(f"cannot write the result to stdout: {error.strerror}", as_json=False)
     return 0 if report.passed else 1
@@ -53,6 +55,15 @@ def _say(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             raise
+
+
+def _jsonable(value: Any) -> Any:
+    """Return what JSON can hold: it has no NaN and no infinity (the PSNR of equal tensors), so those become null."""
+    if isinstance(value, dict):
+        return {key: _jsonable(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _fail(message: str, *, as_json: bool) -> int:
