@@ -9,7 +9,7 @@ TASK        ?=
 PRECISION   ?= fp32
 ENGINE      ?= openvino
 IMAGES      ?= examples
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 BIN     := .venv/bin
 SACCADE := $(BIN)/saccade

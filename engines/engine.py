@@ -80,6 +80,8 @@ class Backend(Protocol):
 class Engine(abc.ABC):
     """One loaded graph that runs named tensors. Not thread-safe: one thread at a time; load again for another."""
 
+    _closed = False
+
     def __init__(self, role: str, graph: GraphFile) -> None:
         self.role = role
         self.inputs: dict[str, TensorSpec] = {spec.name: spec for spec in graph.inputs}
@@ -90,6 +92,8 @@ class Engine(abc.ABC):
 
         Raises SaccadeError where a name, dtype or shape differs from the graph's.
         """
+        if self._closed:
+            raise SaccadeError(f"{self.role}: the engine is closed; load the bundle again")
         if feed.keys() != self.inputs.keys():
             raise SaccadeError(f"{self.role}: expected inputs {sorted(self.inputs)}, got {sorted(feed)}")
         sizes: dict[str, int] = {}
@@ -114,5 +118,11 @@ class Engine(abc.ABC):
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run with checked arrays."""
 
-    def close(self) -> None:  # noqa: B027 - most engines free everything with their last reference
-        """Free what the engine holds. Running it afterwards is an error."""
+    def close(self) -> None:
+        """Free what the engine holds; a second call does nothing. Running it afterwards is an error."""
+        if not self._closed:
+            self._closed = True
+            self._close()
+
+    def _close(self) -> None:  # noqa: B027 - an engine may have nothing to drop
+        """Drop what holds memory."""

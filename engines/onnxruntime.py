@@ -101,6 +101,9 @@ class OnnxRuntimeEngine(Engine):
         results = self._session.run(list(self.outputs), dict(feed))
         return dict(zip(self.outputs, results, strict=True))
 
+    def _close(self) -> None:
+        del self._session
+
 
 def _options(onnxruntime: Any, request: EngineRequest) -> Any:
     options = onnxruntime.SessionOptions()

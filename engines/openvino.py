@@ -128,3 +128,6 @@ class OpenVINOEngine(Engine):
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         results = self._request.infer(dict(feed), share_inputs=True, share_outputs=True)
         return {name: results[name] for name in self.outputs}
+
+    def _close(self) -> None:
+        del self._request, self._blob

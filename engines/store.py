@@ -210,7 +210,7 @@ def build_into(
     return receipt
 
 
-def remove_superseded(bundle: Bundle, request: EngineRequest, receipt: Receipt) -> list[Path]:
+def remove_superseded(bundle: Bundle, receipt: Receipt) -> list[Path]:
     """Delete engines that only an older version or graph explains, so that rebuilding does not fill the disk.
 
     Engines for another device, shape or target stay: another machine may share the bundle.

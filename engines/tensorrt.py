@@ -270,7 +270,7 @@ class TensorRTEngine(Engine):
         reason = readable(self._log.errors[-1]) if self._log.errors else "no reason given"
         return SaccadeError(f"{self._name}: {what} ({reason}); {remedy}")
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """Free the GPU's memory and keep what TensorRT-RTX compiled for the next load."""
         if self._jit_cache is not None:
             with contextlib.suppress(SaccadeError):  # a read-only bundle: compiled again at the next load

@@ -11,9 +11,10 @@ import numpy as np
 
 from saccade._version import VERSION
 from saccade.bundle import DataFile, Defaults, GraphFile, Manifest, Precision, sha256_of_file, write_manifest
+from saccade.contract import GraphContract, extractor_contract, selector_contract
 from saccade.errors import SaccadeError
 from saccade.export.checkpoint import Checkpoint, load_modules
-from saccade.export.onnx_export import GraphContract, export_graph, extractor_contract, selector_contract
+from saccade.export.onnx_export import export_graph
 from saccade.export.reference import image_contract
 
 DEFAULT_K_RATIO = 0.1  # upstream's README

@@ -5,14 +5,14 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from saccade.bundle import Model, TensorSpec
+from saccade.bundle import TensorSpec
+from saccade.contract import GraphContract
 from saccade.errors import SaccadeError
 from saccade.export import graph_passes
 
@@ -20,48 +20,6 @@ OPSET = 20  # the first with Gelu as one operator; TensorRT 10.3, OpenVINO and O
 MAX_ONNX_BYTES = (1 << 31) - 1  # protobuf's limit for one message; ViT-L stays below it, in fp32 too
 # Not 1 (the exporter would bake a size of one in) and not each other, so that no two dimensions are taken for one.
 EXAMPLE_BATCH, EXAMPLE_K = 2, 9
-
-
-@dataclass(frozen=True)
-class GraphContract:
-    """The boundary of one graph: its tensors by name, with names for the dynamic dimensions."""
-
-    role: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-
-def selector_contract(model: Model) -> GraphContract:
-    """Return the selector's inputs and outputs."""
-    size, cells = model.selector_size, model.map_size
-    return GraphContract(
-        "selector",
-        (TensorSpec("lowres", "float32", ("batch", 3, size, size)),),
-        (
-            TensorSpec("score_map", "float32", ("batch", cells, cells)),
-            TensorSpec("prefix", "float32", ("batch", model.prefix, model.dim)),
-        ),
-    )
-
-
-def extractor_contract(model: Model, task: str) -> GraphContract:
-    """Return the extractor's inputs and outputs for one task."""
-    width = model.classes if task == "segment" else model.dim
-    tokens = TensorSpec("tokens", "float32", ("batch", "k", width))
-    first = {
-        "features": (TensorSpec("cls", "float32", ("batch", model.dim)),),
-        "classify": (TensorSpec("logits", "float32", ("batch", model.classes)),),
-        "segment": (),
-    }[task]
-    return GraphContract(
-        "extractor",
-        (
-            TensorSpec("patches", "float32", ("batch", "k", 3 * model.patch**2)),
-            TensorSpec("positions", "float32", ("batch", "k", model.dim)),
-            TensorSpec("prefix", "float32", ("batch", model.prefix, model.dim)),
-        ),
-        (*first, tokens),
-    )
 
 
 def export_graph(module: nn.Module, contract: GraphContract, facts: dict[str, str], path: Path) -> None:

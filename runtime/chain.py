@@ -296,6 +296,7 @@ def load(
         raise SaccadeError(found.missing or f"{engine} cannot run here")
     request = EngineRequest(engine=engine, precision=precision, device=device or default_device(engine), threads=threads)
     folder, receipt = store.ensure(opened, request, progress, note or _note_on_stderr, build=build)
+    progress("load")
     return Pipeline(opened, store.load(opened, request, folder, receipt), receipt)
 
 

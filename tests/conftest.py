@@ -1,11 +1,13 @@
 """Small checkpoints and bundles of every kind, made once a session, and two real photographs."""
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +29,36 @@ KINDS = {
 }
 
 
+def shared_folder(factory: pytest.TempPathFactory, name: str) -> Path:
+    """Return a folder that all workers of this run share (pytest-xdist gives each worker a base folder of its own)."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, so that workers make a thing once."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return a function from a kind to its small checkpoint file. Read only."""
-    folder = tmp_path_factory.mktemp("checkpoints")
+    folder = shared_folder(tmp_path_factory, "checkpoints")
 
     def make(kind: str) -> Path:
         path = folder / f"{kind}.pt"
-        if not path.exists():
-            family, extra, _ = KINDS[kind]
-            assert main(["make-checkpoint", family, "-o", str(path), *SMALL, *extra]) == 0
+        with one_at_a_time(folder):
+            if not path.exists():
+                family, extra, _ = KINDS[kind]
+                assert main(["make-checkpoint", family, "-o", str(path), *SMALL, *extra]) == 0
         return path
 
     return make
@@ -47,14 +69,15 @@ def small_bundle(
     tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Callable[[str], Path]
 ) -> Callable[[str], Path]:
     """Return a function from a kind to its small bundle. Copy it before changing anything but its engines."""
-    folder = tmp_path_factory.mktemp("bundles")
+    folder = shared_folder(tmp_path_factory, "bundles")
 
     def make(kind: str) -> Path:
         path = folder / kind
-        if not path.exists():
-            task = KINDS[kind][2]
-            options = ["--task", task] if task else []
-            assert main(["export", str(small_checkpoint(kind)), "-o", str(path), *options]) == 0
+        with one_at_a_time(folder):
+            if not path.exists():
+                task = KINDS[kind][2]
+                options = ["--task", task] if task else []
+                assert main(["export", str(small_checkpoint(kind)), "-o", str(path), *options]) == 0
         return path
 
     return make
@@ -69,9 +92,16 @@ def photographs() -> list[np.ndarray]:
 @pytest.fixture(scope="session")
 def readme_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder in which the README's shell commands were run as they stand: a full-size ViT-B and its engines."""
-    folder = tmp_path_factory.mktemp("readme")
+    folder = shared_folder(tmp_path_factory, "readme")
+    with one_at_a_time(folder):
+        if not (folder / "done").exists():
+            _follow_readme(folder)
+            (folder / "done").touch()
+    return folder
+
+
+def _follow_readme(folder: Path) -> None:
     (folder / "examples").symlink_to(ROOT / "examples")
     blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     subprocess.run(["bash", "-euc", "\n".join(blocks)], cwd=folder, env=environment, check=True)
-    return folder

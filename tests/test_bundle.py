@@ -263,6 +263,13 @@ def test_a_value_of_the_wrong_kind_is_named_with_its_place(
         ({"task": "classify"}, "task classify with 0 classes"),
         ({"model.classes": 7}, "task features with 7 classes"),
         ({"image.std": [0.25, 0.0, 0.25]}, "image.std must be positive"),
+        ({"graphs.selector.fp32.inputs.0.name": "image"}, "the tensors of the fp32 selector do not fit"),
+        ({"graphs.selector.fp32.outputs.1": ...}, "the tensors of the fp32 selector do not fit"),
+        ({"graphs.extractor.fp32.outputs.0.name": "logits"}, "the tensors of the fp32 extractor do not fit"),
+        ({"graphs.extractor.fp32.inputs.0.shape": ["batch", 9, 588]}, "the tensors of the fp32 extractor do not fit"),
+        ({"graphs.extractor.fp32.inputs": []}, "the tensors of the fp32 extractor do not fit"),
+        ({"model.map_size": 40}, "the tensors of the fp32 selector do not fit the model's sizes"),
+        ({"model.prefix": 1}, "the tensors of the fp32 selector do not fit the model's sizes"),
         ({"graphs.extractor": ...}, "graphs must be ['extractor', 'selector']"),
         ({"graphs.third": {}}, "graphs must be ['extractor', 'selector']"),
     ],
@@ -563,6 +570,7 @@ def test_bytes_of_any_kind_are_refused_as_a_manifest(tmp_path: Path, data: bytes
         read_manifest(tmp_path / "bundle.json")
 
 
+@pytest.mark.filterwarnings("ignore")  # NumPy parses a damaged header as Python, which warns of odd escapes
 @FUZZ
 @given(edits=st.lists(st.tuples(st.integers(0, 127), st.integers(0, 255)), min_size=1, max_size=4))
 def test_a_table_with_header_bytes_changed_reads_or_is_refused(tmp_path: Path, edits: list[tuple[int, int]]) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -245,9 +246,24 @@ def _check_consistency(path: Path, manifest: Manifest) -> None:
     ]
     roles = {"selector", "extractor"}
     problems.append((set(manifest.graphs) != roles, f"graphs must be {sorted(roles)}"))
+    problems += [(True, what) for what in _graph_problems(manifest)]
     for wrong, what in problems:
         if wrong:
             raise SaccadeError(f"{path}: {what}; export the bundle again")
+
+
+def _graph_problems(manifest: Manifest) -> Iterator[str]:
+    """Compare every graph's tensors with what the model's facts say they must be; types may differ by precision."""
+    from saccade.contract import extractor_contract, selector_contract
+
+    def shapes(tensors: tuple[TensorSpec, ...]) -> dict[str, tuple[int | str, ...]]:
+        return {tensor.name: tensor.shape for tensor in tensors}
+
+    for contract in (selector_contract(manifest.model), extractor_contract(manifest.model, manifest.task)):
+        expected = shapes(contract.inputs), shapes(contract.outputs)
+        for precision, graph in manifest.graphs.get(contract.role, {}).items():
+            if (shapes(graph.inputs), shapes(graph.outputs)) != expected:
+                yield f"the tensors of the {precision} {contract.role} do not fit the model's sizes"
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

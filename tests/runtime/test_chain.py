@@ -452,7 +452,7 @@ def test_load_tells_its_caller_instead_where_asked(unbuilt: Path, engine: str, c
     phases: list[str] = []
     saccade.load(unbuilt, engine=engine, note=notes.append, progress=phases.append).close()
     assert notes == [f"no {engine} fp32 engine is built yet: building it"]
-    assert {phase.split(":")[0] for phase in phases} == {"selector", "extractor"}
+    assert {phase.split(":")[0] for phase in phases} == {"selector", "extractor", "load"}
     assert capfd.readouterr() == ("", "")
 
 

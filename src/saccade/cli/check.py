@@ -89,6 +89,7 @@ def parity(options: argparse.Namespace) -> Report:
     from saccade.validate.report import facts_of, write_report
     from saccade.validate.tensors import compare_tensors
 
+    shared.check_output("--report", options.report, ".html")
     bundle = read_bundle(options.bundle)
     with open_pipeline(bundle, options) as pipeline:
         cases, total = _reference_cases(pipeline, options)
@@ -215,6 +216,7 @@ def bench(options: argparse.Namespace) -> Report:
     """Time all sides in turns and report medians and ratios."""
     from saccade.validate import bench as benchmark
 
+    shared.check_output("-o", options.output, ".json")
     bundle = read_bundle(options.bundle)
     plan = benchmark.plan_from(
         bundle,

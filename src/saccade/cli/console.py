@@ -26,7 +26,7 @@ class Phases:
     def __init__(self) -> None:
         self._phase: str | None = None
         self._start = 0.0
-        self._live = sys.stderr.isatty()
+        self._live = sys.stderr is not None and sys.stderr.isatty()  # None where it was closed
         self._line_start = "\r\x1b[K" if self._live else ""
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -71,7 +71,7 @@ class Phases:
 
     @staticmethod
     def _write(text: str) -> None:
-        with contextlib.suppress(OSError):  # a closed stderr must not end a build
+        with contextlib.suppress(OSError, AttributeError):  # a closed stderr must not end a build
             sys.stderr.write(text)
             sys.stderr.flush()
 

@@ -198,6 +198,8 @@ def build(options: argparse.Namespace) -> Report:
             shutil.rmtree(store.folder_of(bundle, request, store.conditions(bundle, request)), ignore_errors=True)
         before = {folder for folder, _ in store.receipts(bundle)}
         folder, receipt = store.ensure(bundle, request, phases, phases.note)
+        for old in store.remove_superseded(bundle, receipt):
+            phases.note(f"removed {old}, which an older version or graph explains")
     data = receipt_data(folder, receipt) | {"built": folder not in before}
     return Report(data, _build_lines(folder, receipt, fresh=folder in before))
 

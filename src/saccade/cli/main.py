@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -32,12 +34,14 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0 for success, 1 for a problem the user can mend; argparse itself exits with 2."""
     options = build_parser().parse_args(arguments)
+    with contextlib.suppress(ValueError):  # not the main thread: then signals are the caller's
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
     try:
         report = options.execute(options)
     except SaccadeError as error:
         return _fail(str(error), as_json=options.json)
     except KeyboardInterrupt:
-        print("saccade: interrupted; nothing half-written was left behind", file=sys.stderr)
+        _complain("interrupted; nothing half-written was left behind")
         return 130
     try:
         _say(json.dumps(_jsonable(report.data), allow_nan=False) if options.json else "\n".join(report.lines))
@@ -71,5 +75,10 @@ def _fail(message: str, *, as_json: bool) -> int:
     line = " ".join(message.split())
     if as_json:
         print(json.dumps({"error": line}))
-    print(f"saccade: error: {line}", file=sys.stderr)
+    _complain(f"error: {line}")
     return 1
+
+
+def _complain(line: str) -> None:
+    if sys.stderr is not None:  # None where the caller closed it; print would then use stdout
+        print(f"saccade: {line}", file=sys.stderr)

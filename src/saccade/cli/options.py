@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 from pathlib import Path
 
+from saccade import atomic
 from saccade.engines.engine import ENGINE_NAMES
 from saccade.errors import SaccadeError
 from saccade.runtime.chain import DEFAULT_ENGINE
@@ -53,6 +56,17 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
         default="squash",
         help="squash both sides (default), crop to the centre, or keep the native size in whole patches",
     )
+
+
+def check_output(flag: str, path: Path | None, suffix: str) -> None:
+    """Refuse an output file that has no place to go or another kind's name, before anything slow is done."""
+    if path is None:
+        return
+    if path.suffix != suffix:
+        raise SaccadeError(f"{flag} {path}: it is written as {suffix}; end the name so")
+    if path.is_dir() or not path.parent.is_dir():
+        problem = errno.EISDIR if path.is_dir() else errno.ENOENT
+        raise atomic.write_error(path, OSError(problem, os.strerror(problem)))
 
 
 def image_paths(folder: Path) -> list[Path]:

@@ -2,9 +2,7 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import io
-import os
 import resource
 from pathlib import Path
 from typing import Any
@@ -72,14 +70,8 @@ def _check_options(options: argparse.Namespace) -> None:
     """Refuse what can be known before anything slow: options that exclude each other, and outputs with no place to go."""
     if options.look and (options.dense or options.k is not None or options.k_ratio is not None):
         raise SaccadeError("--look gives the selector's map alone; leave out --dense, --k and --k-ratio")
-    for flag, path, suffix in (("-o", options.output, ".npz"), ("--overlay", options.overlay, ".png")):
-        if path is None:
-            continue
-        if path.suffix != suffix:
-            raise SaccadeError(f"{flag} {path}: it is written as {suffix}; end the name so")
-        if path.is_dir() or not path.parent.is_dir():
-            problem = errno.EISDIR if path.is_dir() else errno.ENOENT
-            raise atomic.write_error(path, OSError(problem, os.strerror(problem)))
+    shared.check_output("-o", options.output, ".npz")
+    shared.check_output("--overlay", options.overlay, ".png")
 
 
 def _ms_per_image(stages: list[dict[str, float]], count: int) -> dict[str, float]:
