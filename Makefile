@@ -14,20 +14,21 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 BIN     := .venv/bin
 SACCADE := $(BIN)/saccade
 BUNDLE  := build/$(basename $(notdir $(CHECKPOINT)))
-# Not bundle.json: verdicts are added to it.
 ONNX    := $(BUNDLE)/extractor.onnx
-BUILT   := $(BUNDLE).$(ENGINE)-$(PRECISION).built.json
+CHOICE  := $(ENGINE)-$(PRECISION)
 DEMO    := build/demo
 PHOTO   := examples/china.jpg
-NATIVE  := $(wildcard runtime/native/src/* runtime/native/python/* runtime/native/include/*)
-EXPORT  := $(wildcard export/*.py) src/saccade/bundle.py src/saccade/golden.py
-CHAIN   := $(wildcard runtime/*.py engines/*.py) $(NATIVE)
-JUDGE   := $(wildcard validate/*.py)
+NATIVE  := $(wildcard runtime/native/src/* runtime/native/python/*)
+LIBRARY := $(wildcard src/saccade/*.py src/saccade/cli/*.py)
+ENGINES := $(wildcard engines/*.py) $(LIBRARY) constraints.txt
+EXPORT  := $(wildcard export/*.py) $(LIBRARY) constraints.txt
+CHAIN   := $(wildcard runtime/*.py) $(NATIVE) $(ENGINES)
+JUDGE   := $(wildcard validate/*.py) $(EXPORT) $(CHAIN)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.SECONDARY:
-.PHONY: help demo onnx engines parity bench test lint doctor clean
+.NOTPARALLEL:
+.PHONY: help demo onnx engines parity bench test lint doctor clean FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,9 +36,9 @@ help: ## List the targets
 demo:    $(DEMO)/demo.json ## From checkpoint to features, picture and proof, in build/demo
 	@$(BIN)/python -m saccade.validate.demo --show $<
 onnx:    $(ONNX)           ## Export CHECKPOINT (or a seeded MODEL) to a bundle
-engines: $(BUILT)          ## Build ENGINE in PRECISION from the bundle
-parity:  $(BUNDLE).$(ENGINE)-$(PRECISION).parity.html ## Prove that engine equal to PyTorch on IMAGES
-bench:   build/bench/bench.json ## Time ENGINE against eager PyTorch
+engines: $(BUNDLE).$(CHOICE).built.json ## Build ENGINE in PRECISION from the bundle
+parity:  $(BUNDLE).$(CHOICE).parity.json ## Prove that engine equal to PyTorch on IMAGES
+bench:   build/bench/$(notdir $(BUNDLE)).$(CHOICE).json ## Time that engine against eager PyTorch
 test:    lint              ## Run all tests, lint and types included
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 lint:    .venv/installed   ## Check style and types
@@ -56,29 +57,39 @@ clean:                     ## Remove everything that was built, the environment 
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[all]'
 	touch $@
 
-build $(DEMO) build/bench:
+# A setting is a file that is rewritten only when its text differs, so that what was made with another one is stale.
+build/settings/%: FORCE | build/settings
+	@echo '$(SETTING)' | cmp -s - $@ || echo '$(SETTING)' > $@
+build/settings/seed:   SETTING = $(MODEL) $(SEED)
+build/settings/export: SETTING = $(CHECKPOINT) $(SIZE) $(K) $(TASK)
+build/settings/images: SETTING = $(IMAGES) $(wildcard $(IMAGES)/*)
+build/settings build/bench $(DEMO):
 	mkdir -p $@
-build/$(MODEL).pt: export/seeded.py | .venv/installed build
-	$(SACCADE) make-checkpoint $(MODEL) --seed $(SEED) -o $@
-$(ONNX): $(CHECKPOINT) $(EXPORT) | .venv/installed build
-	$(SACCADE) export $< -o $(BUNDLE) $(if $(SIZE),--size $(SIZE)) $(if $(K),--k $(K)) $(if $(TASK),--task $(TASK))
-$(BUNDLE).%.built.json: $(ONNX) $(wildcard engines/*.py) constraints.txt | .venv/installed
-	$(SACCADE) build $(BUNDLE) $(call engine_of,$*) --json > $@
-$(BUNDLE).%.parity.html: $(BUNDLE).%.built.json $(CHAIN) $(JUDGE) | .venv/installed
-	$(SACCADE) parity $(BUNDLE) --checkpoint $(CHECKPOINT) --images $(IMAGES) $(call engine_of,$*) --report $@
-build/bench/bench.json: $(BUILT) $(CHAIN) $(JUDGE) | build/bench
-	$(SACCADE) bench $(BUNDLE) --checkpoint $(CHECKPOINT) --engine $(ENGINE) --precision $(PRECISION) -o $@
 
-# The engine and precision in a file name "tensorrt-rtx-fp32" as options.
-engine_of = --engine $(patsubst %-$(lastword $(subst -, ,$(1))),%,$(1)) --precision $(lastword $(subst -, ,$(1)))
+build/$(MODEL).pt: export/seeded.py build/settings/seed | .venv/installed
+	$(SACCADE) make-checkpoint $(MODEL) --seed $(SEED) -o $@
+$(ONNX): $(CHECKPOINT) build/settings/export $(EXPORT) | .venv/installed
+	$(SACCADE) export $< -o $(BUNDLE) $(if $(SIZE),--size $(SIZE)) $(if $(K),--k $(K)) $(if $(TASK),--task $(TASK))
+$(BUNDLE).%.built.json: $(ONNX) $(ENGINES) | .venv/installed
+	$(SACCADE) build $(BUNDLE) $(call options_of,$*) --json > $@
+# A failed parity exits with 1, and make then deletes its target: the page that shows why is another file.
+$(BUNDLE).%.parity.json: $(BUNDLE).%.built.json build/settings/images $(JUDGE)
+	$(SACCADE) parity $(BUNDLE) --checkpoint $(CHECKPOINT) --images $(IMAGES) $(call options_of,$*) \
+	  --report $(BUNDLE).$*.parity.html --json > $@
+build/bench/$(notdir $(BUNDLE)).%.json: $(BUNDLE).%.built.json $(JUDGE) | build/bench
+	$(SACCADE) bench $(BUNDLE) --checkpoint $(CHECKPOINT) $(call options_of,$*) -o $@
+
+# "tensorrt-rtx-fp32" as options.
+options_of = --engine $(patsubst %-$(lastword $(subst -, ,$(1))),%,$(1)) --precision $(lastword $(subst -, ,$(1)))
 
 $(DEMO)/run.json $(DEMO)/features.npz $(DEMO)/overlay.png &: $(BUNDLE).openvino-fp32.built.json $(PHOTO) $(CHAIN) | $(DEMO)
 	$(SACCADE) run $(BUNDLE) $(PHOTO) --dense -o $(DEMO)/features.npz --overlay $(DEMO)/overlay.png --json > $(DEMO)/run.json
-$(DEMO)/parity.json $(DEMO)/parity.html &: $(BUNDLE).openvino-fp32.built.json $(PHOTO) $(CHAIN) $(JUDGE) | $(DEMO)
-	$(SACCADE) parity $(BUNDLE) --checkpoint $(CHECKPOINT) --images $(IMAGES) --report $(DEMO)/parity.html --json > $(DEMO)/parity.json
-$(DEMO)/bench.json: $(BUNDLE).openvino-fp32.built.json $(CHAIN) $(JUDGE) | $(DEMO)
+$(DEMO)/parity.json: $(BUNDLE).openvino-fp32.parity.json | $(DEMO)
+	cp $(BUNDLE).openvino-fp32.parity.html $(DEMO)/parity.html
+	cp $< $@
+$(DEMO)/bench.json: $(BUNDLE).openvino-fp32.built.json $(JUDGE) | $(DEMO)
 	$(SACCADE) bench $(BUNDLE) --checkpoint $(CHECKPOINT) --rounds 3 --frames 5 -o $@
-$(DEMO)/rtx.json: $(ONNX) $(wildcard engines/*.py) constraints.txt | .venv/installed $(DEMO)
+$(DEMO)/rtx.json: $(ONNX) $(ENGINES) | .venv/installed $(DEMO)
 	if $(BIN)/python -c 'import tensorrt_rtx' 2>/dev/null; then \
 	  $(SACCADE) build $(BUNDLE) --engine tensorrt-rtx --json > $@; \
 	else echo 'no TensorRT-RTX wheel for this machine: its engines are left out' >&2; echo null > $@; fi

@@ -9,8 +9,8 @@ NATIVE = Path("runtime/native")
 kernels = Pybind11Extension(
     "saccade.runtime._kernels",
     sorted(str(path) for path in [*NATIVE.glob("src/*.cpp"), *NATIVE.glob("python/*.cpp")]),
-    include_dirs=[str(NATIVE / "include"), str(NATIVE / "src")],
-    depends=sorted(str(path) for path in [*NATIVE.glob("include/*.h"), *NATIVE.glob("src/*.hpp")]),
+    include_dirs=[str(NATIVE / "src")],
+    depends=sorted(str(path) for path in [*NATIVE.glob("src/*.hpp")]),
     cxx_std=17,
     # Contracting a*b+c into one rounding would make the kernels differ from the NumPy reference in the last bit.
     extra_compile_args=["-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wpedantic"],

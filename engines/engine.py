@@ -14,6 +14,7 @@ from saccade.errors import SaccadeError
 
 ENGINE_NAMES = ("openvino", "onnxruntime", "tensorrt", "tensorrt-rtx")
 ROLES = ("selector", "extractor")
+DEFAULT_MAX_BATCH = 8
 
 
 def default_device(engine: str) -> str:
@@ -27,11 +28,28 @@ class EngineRequest(Struct, frozen=True, kw_only=True):
     engine: str
     precision: str = "fp32"
     device: str  # "cpu", or the index of a GPU
-    max_batch: int = 8
+    max_batch: int = DEFAULT_MAX_BATCH  # limits of TensorRT's optimization profile; the others have none
     max_k: int = 1369
-    opt_k: int = 136  # where an optimization profile is tuned
+    opt_k: int = 136  # where the profile is tuned
     compute_capabilities: tuple[str, ...] = ()  # TensorRT-RTX only; empty = its default targets
     threads: int = 0  # 0 = the engine's own choice
+
+
+def default_request(
+    bundle: Bundle, engine: str, precision: str, device: str | None = None, threads: int = 0
+) -> EngineRequest:
+    """Return the request that building and loading share: k up to every patch of the base grid, tuned at the bundle's k."""
+    rows, columns = bundle.model.base_grid
+    defaults, patch = bundle.manifest.defaults, bundle.model.patch
+    usual = defaults.k_on(defaults.size[0] * defaults.size[1] // patch**2)
+    return EngineRequest(
+        engine=engine,
+        precision=precision,
+        device=device or default_device(engine),
+        max_k=rows * columns,
+        opt_k=max(1, min(usual, rows * columns)),
+        threads=threads,
+    )
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):

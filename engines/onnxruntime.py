@@ -108,6 +108,8 @@ class OnnxRuntimeEngine(Engine):
 def _options(onnxruntime: Any, request: EngineRequest) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = request.threads
+    if request.device != "cpu":  # or nodes that CUDA lacks would run on the CPU, silently
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     options.log_severity_level = 3  # errors only: its warnings speak of graph optimisations that a user cannot change
     # Two sessions take turns here. A pool that goes on spinning after its run takes the cores from the other's:
     # 71 ms a frame at 518 px against 31 ms on two cores.

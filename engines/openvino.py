@@ -26,7 +26,7 @@ def _module() -> Any:
 
 
 def _config(request: EngineRequest) -> dict[str, Any]:
-    """Return the properties that decide what is computed, the same for building and loading."""
+    """Return the properties that decide what is computed. Threads are no part of a blob: they are set on loading."""
     if request.device != "cpu":
         raise SaccadeError(f"openvino runs on --device cpu here, not {request.device!r}")
     if request.precision not in PRECISION_HINTS:
@@ -35,8 +35,6 @@ def _config(request: EngineRequest) -> dict[str, Any]:
         "INFERENCE_PRECISION_HINT": PRECISION_HINTS[request.precision],
         "PERFORMANCE_HINT": "LATENCY",
     }
-    if request.threads:
-        config["INFERENCE_NUM_THREADS"] = request.threads
     return config
 
 
@@ -87,6 +85,8 @@ class OpenVINOBackend:
     def load(self, bundle: Bundle, request: EngineRequest, folder: Path, built: Built) -> dict[str, Engine]:
         """Map each blob and import it."""
         config = _config(request)
+        if request.threads:
+            config["INFERENCE_NUM_THREADS"] = request.threads
         core = _module().Core()
         return {
             role: OpenVINOEngine(role, bundle.graph(role, request.precision), core, folder / file, config)

@@ -18,7 +18,7 @@ from saccade import atomic
 from saccade.bundle import Bundle, GraphFile
 from saccade.engines.cuda import Cuda, Gpu, find_gpus
 from saccade.engines.engine import Built, Capabilities, Engine, EngineRequest, Progress
-from saccade.engines.tensorrt_build import Finished, Job, build_in_child, import_binding, process_log, readable
+from saccade.engines.tensorrt_build import Finished, Job, build_in_child, import_binding, process_log
 from saccade.errors import SaccadeError
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
@@ -267,8 +267,7 @@ class TensorRTEngine(Engine):
 
     def _error(self, what: str, remedy: str) -> SaccadeError:
         """Return an error with the reason TensorRT logged."""
-        reason = readable(self._log.errors[-1]) if self._log.errors else "no reason given"
-        return SaccadeError(f"{self._name}: {what} ({reason}); {remedy}")
+        return SaccadeError(f"{self._name}: {what} ({self._log.error_line('no reason given')}); {remedy}")
 
     def _close(self) -> None:
         """Free the GPU's memory and keep what TensorRT-RTX compiled for the next load."""

@@ -162,6 +162,8 @@ def _relay(child: subprocess.Popen[bytes], job: Job, progress: Callable[[str], N
     with contextlib.suppress(BrokenPipeError), child.stdin as stdin:  # a dead child is reported by its exit status
         stdin.write(msgspec.json.encode(job))
     for line in child.stdout:
+        if not line.endswith(b"\n"):  # it died in the middle of a word
+            break
         message: Message = msgspec.json.decode(line, type=Message)
         if not isinstance(message, Phase):
             return message

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from saccade._version import VERSION
-from saccade.bundle import DataFile, Defaults, GraphFile, Manifest, Precision, sha256_of_file, write_manifest
+from saccade.bundle import FORMAT_VERSION, DataFile, Defaults, GraphFile, Manifest, Precision, sha256_of_file, write_manifest
 from saccade.contract import GraphContract, extractor_contract, selector_contract
 from saccade.errors import SaccadeError
 from saccade.export.checkpoint import Checkpoint, load_modules
@@ -47,7 +47,7 @@ def write_bundle(
     """Write graphs, positions and bundle.json into an empty folder and return the manifest."""
     model = checkpoint.model if task != "features" else msgspec.structs.replace(checkpoint.model, classes=0)
     selector, extractor = load_modules(checkpoint, task)
-    facts = {"saccade": "1", "task": task, "model": msgspec.json.encode(model, order="sorted").decode()}
+    facts = {"saccade": str(FORMAT_VERSION), "task": task, "model": msgspec.json.encode(model, order="sorted").decode()}
     graphs = {}
     for module, contract in ((selector, selector_contract(model)), (extractor, extractor_contract(model, task))):
         progress(f"{contract.role}: trace and write")
@@ -55,7 +55,7 @@ def write_bundle(
         export_graph(module, contract, facts, path)
         graphs[contract.role] = _graph_files(contract, path)
     manifest = Manifest(
-        format=1,
+        format=FORMAT_VERSION,
         model=model,
         task=task,  # type: ignore[arg-type]  # resolve_task has checked it
         defaults=defaults,

@@ -22,7 +22,7 @@ def golden_cases(checkpoint: Checkpoint, task: str, defaults: Defaults, progress
     patch = checkpoint.model.patch
     rows, columns = (extent // patch for extent in defaults.size)
     cells = rows * columns
-    k = defaults.k if defaults.k is not None else int((defaults.k_ratio or 0) * cells)
+    k = defaults.k_on(cells)
     other = (max(3, rows * 2 // 5), max(4, columns * 3 // 5))
     images = [synthetic_image((other[0] * patch, other[1] * patch), seed) for seed in range(1, 1 + SECOND_BATCH)]
     return [

@@ -1,11 +1,12 @@
 """The chain: images -> selector -> top-k gather -> extractor -> features, on whichever engine was asked for."""
 from __future__ import annotations
 
+import contextlib
 import operator
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +15,7 @@ import numpy as np
 
 from saccade.bundle import Bundle, read_bundle
 from saccade.engines import store
-from saccade.engines.engine import Engine, EngineRequest, Progress, default_device
+from saccade.engines.engine import Engine, Progress, default_request
 from saccade.errors import SaccadeError
 from saccade.runtime import kernels
 from saccade.runtime.images import FITS, Fit, ImageLike, as_list, check_size, fit_image, native_size, read_rgb
@@ -169,8 +170,9 @@ class Pipeline:
 
     def close(self) -> None:
         """Free both engines."""
-        self._selector.close()
-        self._extractor.close()
+        with contextlib.ExitStack() as stack:  # the second also where the first cannot be closed
+            for engine in self.engines.values():
+                stack.callback(engine.close)
 
     def __enter__(self) -> Pipeline:
         return self
@@ -243,7 +245,7 @@ class Clock:
     def __init__(self) -> None:
         self.timings_ms: dict[str, float] = {}
 
-    @contextmanager
+    @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time the body as one stage."""
         start = time.perf_counter_ns()
@@ -294,11 +296,12 @@ def load(
     found = store.backend(engine).capabilities()
     if not found.can_run:  # before an engine is built that only another machine can use
         raise SaccadeError(found.missing or f"{engine} cannot run here")
-    request = EngineRequest(engine=engine, precision=precision, device=device or default_device(engine), threads=threads)
+    request = default_request(opened, engine, precision, device, threads)
     folder, receipt = store.ensure(opened, request, progress, note or _note_on_stderr, build=build)
     progress("load")
     return Pipeline(opened, store.load(opened, request, folder, receipt), receipt)
 
 
 def _note_on_stderr(line: str) -> None:
-    os.write(2, f"saccade: {line}\n".encode())
+    if sys.stderr is not None:  # None where the caller closed it
+        print(f"saccade: {line}", file=sys.stderr)

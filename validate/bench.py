@@ -71,7 +71,7 @@ def plan_from(
             raise SaccadeError(f"--batch {batch} is not to be had; give 1 or more")
         pixels = check_size(defaults.size if size is None else (size, size), patch)
         cells = pixels[0] * pixels[1] // patch**2
-        usual = defaults.k if defaults.k is not None else int((defaults.k_ratio or 0) * cells)
+        usual = defaults.k_on(cells)
         for k, (engine, precision) in itertools.product(ks or [usual], names):
             checked_k(k, cells, dense=bundle.manifest.task == "segment")
             label = f"{engine} {precision} {pixels[0]}x{pixels[1]} k={k} batch={batch}"

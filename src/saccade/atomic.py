@@ -39,6 +39,13 @@ def _pending_path(target: Path) -> Path:
     return target.with_name(f"{PENDING_PREFIX}{secrets.token_hex(4)}-{target.name}")
 
 
+def _is_ours(error: OSError, pending: Path) -> bool:
+    """Whether an error met in the body is about what is written there, and not about something that it read."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) or error.filename is None:
+        return True
+    return str(error.filename).startswith(str(pending)) or str(error.filename) == str(pending.parent)
+
+
 @contextlib.contextmanager
 def pending_file(target: Path) -> Iterator[Path]:
     """Yield a path to write; on success it replaces `target`, on any error or interrupt it is removed."""
@@ -47,7 +54,9 @@ def pending_file(target: Path) -> Iterator[Path]:
         yield pending
         pending.replace(target)
     except OSError as error:
-        raise write_error(target, error) from error
+        if _is_ours(error, pending):
+            raise write_error(target, error) from error
+        raise
     finally:
         with contextlib.suppress(OSError):
             pending.unlink()
@@ -67,7 +76,9 @@ def pending_folder(target: Path) -> Iterator[Path]:
         yield pending
         _replace_folder(pending, place)
     except OSError as error:
-        raise write_error(target, error) from error
+        if _is_ours(error, pending):
+            raise write_error(target, error) from error
+        raise
     finally:
         shutil.rmtree(pending, ignore_errors=True)
 
@@ -86,7 +97,8 @@ def _replace_folder(pending: Path, target: Path) -> None:
             old.rename(target)
         raise
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():  # else the old folder is all there is
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def write_bytes(target: Path, data: bytes) -> None:

@@ -90,6 +90,10 @@ class Defaults(Struct, frozen=True, forbid_unknown_fields=True):
     k: Annotated[int, Meta(ge=1)] | None = None
     k_ratio: Annotated[float, Meta(gt=0, le=1)] | None = None
 
+    def k_on(self, cells: int) -> int:
+        """Return how many patches these defaults keep of a grid: an explicit k stays k, a ratio follows the grid."""
+        return self.k if self.k is not None else int((self.k_ratio or 0.0) * cells)
+
 
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """The content of bundle.json."""
@@ -129,10 +133,7 @@ class Bundle:
         for name, graph in variants.items():
             if name == precision:
                 return graph
-        raise SaccadeError(
-            f"{self.path}: no {precision} graphs (it has: {', '.join(variants)}); "
-            f"make them with 'saccade convert {self.path} --precision {precision}'"
-        )
+        raise SaccadeError(f"{self.path}: no {precision} graphs; use --precision {' or '.join(variants)}")
 
     def checked_path(self, entry: GraphFile | DataFile) -> Path:
         """Return the path of a file after comparing its SHA-256 with the manifest's."""

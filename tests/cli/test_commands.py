@@ -83,7 +83,7 @@ def arguments_of(
     bundle, checkpoint = small_bundle("dinov2"), small_checkpoint("dinov2")
     return {
         "make-checkpoint": ["make-checkpoint", "lookwhere-dinov2", "-o", tmp_path / "new.pt", *SMALL],
-        "build": ["build", bundle, "--force"],
+        "build": ["build", bundle],
         "run": ["run", bundle, *photos, "-o", tmp_path / "out.npz", "--overlay", tmp_path / "out.png"],
         "run --look": ["run", bundle, photos[0], "--look"],
         "verify": ["verify", bundle],
@@ -289,15 +289,6 @@ def test_building_twice_keeps_the_engine(engine: str, copy: Path, say: Say) -> N
     assert parsed(say("build", copy, "--engine", engine, "--json"))["built"] is False
     assert f"{folder}: already built; " in say("build", copy, "--engine", engine)
     assert times == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-
-
-def test_force_builds_again(copy: Path, say: Say) -> None:
-    assert ": built in " in say("build", copy)
-    (folder,) = (copy / "engines").iterdir()
-    before = (folder / "receipt.json").stat().st_mtime_ns
-    assert parsed(say("build", copy, "--force", "--json"))["built"] is True
-    assert [path.name for path in (copy / "engines").iterdir()] == [folder.name]
-    assert (folder / "receipt.json").stat().st_mtime_ns > before
 
 
 def test_run_builds_a_missing_engine_and_says_so_on_stderr(

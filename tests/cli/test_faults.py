@@ -130,19 +130,19 @@ OPTIONS = {
     ),
     "precision without graphs": Fault(
         "run bundle photo.png --precision int8",
-        "bundle: no int8 graphs (it has: fp32); make them with 'saccade convert bundle --precision int8'",
+        "bundle: no int8 graphs; use --precision fp32",
     ),
-    "build without graphs": Fault("build bundle --precision fp16", "bundle: no fp16 graphs (it has: fp32)"),
+    "build without graphs": Fault("build bundle --precision fp16", "bundle: no fp16 graphs; use --precision fp32"),
     "no build": Fault(
         "run bundle photo.png --engine onnxruntime --no-build",
         "no onnxruntime fp32 engine is built yet; 'saccade build bundle --engine onnxruntime' builds it",
     ),
-    "profile": Fault("build bundle --max-batch 0", "--max-batch 0 and --max-k 81 must be at least 1"),
+    "profile": Fault("build bundle --max-batch 0", "--max-batch 0 is out of range; give at least 1"),
     "bench rounds": Fault("bench bundle --rounds 0", "--rounds 0 and --frames 10 must be at least 1"),
     "bench frames": Fault("bench bundle --frames -1", "--rounds 5 and --frames -1 must be at least 1"),
     "bench size": Fault("bench bundle --size 100", "the nearest is 98x98"),
     "bench k": Fault("bench bundle --k 100", "k 100 is not to be had"),
-    "bench precision": Fault("bench bundle --precision int8 --rounds 1 --frames 1", "no int8 graphs (it has: fp32)"),
+    "bench precision": Fault("bench bundle --precision int8 --rounds 1 --frames 1", "no int8 graphs; use --precision fp32"),
     "bench batch": Fault("bench bundle --batch 0 --rounds 1 --frames 1", "batch"),
     "bench checkpoint": Fault("bench bundle --checkpoint gone.pt --rounds 1 --frames 1", "gone.pt: no such checkpoint file"),
     "parity without images": Fault(
@@ -390,7 +390,7 @@ def test_parity_with_another_checkpoint_is_refused(
     shutil.copy(small_checkpoint("franca"), place / "other.pt")
     before = (place / "bundle/bundle.json").read_bytes()
     message = refused("parity", "bundle", "--checkpoint", "other.pt", "--report", "report.html")
-    assert message == "other.pt is not the checkpoint that bundle was exported from"
+    assert message == "other.pt is not the checkpoint that bundle was made of; give that file, or export again"
     assert (place / "bundle/bundle.json").read_bytes() == before
 
 

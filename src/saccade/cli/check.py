@@ -118,7 +118,9 @@ def _reference_cases(pipeline: Pipeline, options: argparse.Namespace) -> tuple[I
     checkpoint = read_checkpoint(options.checkpoint)
     expected = bundle.manifest.provenance.get("checkpoint_sha256")
     if checkpoint.sha256 != expected:
-        raise SaccadeError(f"{options.checkpoint} is not the checkpoint that {bundle.path} was exported from")
+        raise SaccadeError(
+            f"{options.checkpoint} is not the checkpoint that {bundle.path} was made of; give that file, or export again"
+        )
     if options.threads:
         torch.set_num_threads(options.threads)
     task = bundle.manifest.task
@@ -135,6 +137,8 @@ def _reference_cases(pipeline: Pipeline, options: argparse.Namespace) -> tuple[I
 def _image_groups(pipeline: Pipeline, options: argparse.Namespace) -> list[tuple[list[Any], int]]:
     """Return groups of images of one size, each with its k: one image each from a folder, else the golden images."""
     if options.images is None:
+        if options.size or options.k or options.k_ratio or options.fit != "squash":
+            raise SaccadeError("--size, --k, --k-ratio and --fit are for images of your own; give --images DIR too")
         from saccade.golden import read_cases
 
         golden = pipeline.bundle.manifest.golden
@@ -182,11 +186,12 @@ def _lines(data: dict[str, Any], result: ParityResult) -> list[str]:
 def _keep_receipt(bundle: Bundle, receipt: dict[str, Any]) -> None:
     """Add the verdict to the manifest, replacing this engine's last one; a bundle that cannot be written stays as it is."""
     identity = (receipt["engine"], receipt["precision"])
-    others = [old for old in bundle.manifest.parity if (old.get("engine"), old.get("precision")) != identity]
     try:
-        write_manifest(
-            bundle.path, msgspec.structs.replace(bundle.manifest, parity=(*others, receipt)[-MAX_RECEIPTS:])
-        )
+        manifest = read_bundle(bundle.path).manifest  # as it is now: the run took a while
+        if manifest.graphs != bundle.manifest.graphs:
+            raise SaccadeError("the bundle was exported again meanwhile")
+        others = [old for old in manifest.parity if (old.get("engine"), old.get("precision")) != identity]
+        write_manifest(bundle.path, msgspec.structs.replace(manifest, parity=(*others, receipt)[-MAX_RECEIPTS:]))
     except SaccadeError as error:
         Phases().note(f"the verdict was not kept in the bundle: {error}")
 
@@ -229,7 +234,7 @@ def bench(options: argparse.Namespace) -> Report:
         threads=options.threads,
         checkpoint=options.checkpoint,
     )
-    with progress_bar(len(plan) * options.rounds, "bench") as bar:
+    with progress_bar(len(plan) * options.rounds, "bench", "turn") as bar:
         data = benchmark.run(plan, rounds=options.rounds, frames=options.frames, on_turn=lambda: bar.update(1))
     if options.output:
         from saccade import atomic

@@ -77,11 +77,11 @@ class Phases:
 
 
 @contextlib.contextmanager
-def progress_bar(total: int, label: str) -> Iterator[Any]:
+def progress_bar(total: int, label: str, unit: str = "image") -> Iterator[Any]:
     """Yield a tqdm bar on stderr with `update(n)`."""
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=f"  {label}", file=sys.stderr, unit="image", leave=False, disable=None) as bar:
+    with tqdm(total=total, desc=f"  {label}", file=sys.stderr, unit=unit, leave=False, disable=None) as bar:
         yield bar
 
 

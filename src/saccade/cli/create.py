@@ -7,19 +7,18 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from saccade import atomic
 from saccade.bundle import ENGINES_FOLDER, MANIFEST, Bundle, DataFile, read_bundle, sha256_of_file, write_manifest
 from saccade.cli import options as shared
 from saccade.cli.console import Phases, Report, progress_bar, size_text, table
 from saccade.engines import store
-from saccade.engines.engine import EngineRequest, default_device
+from saccade.engines.engine import DEFAULT_MAX_BATCH, EngineRequest, default_request
 from saccade.errors import SaccadeError
 
 if TYPE_CHECKING:
     from saccade.export.checkpoint import Checkpoint
-
-FAMILIES = ("auto", "lookwhere")
-
 
 def add_commands(commands: Any) -> None:
     """Add the three commands to the parser."""
@@ -60,7 +59,7 @@ def make_checkpoint(options: argparse.Namespace) -> Report:
         classes=options.classes,
     )
     shapes = seeded.checkpoint_shapes(options.family, sizes)
-    with progress_bar(len(shapes), "tensors") as bar:
+    with progress_bar(len(shapes), "weights", "tensor") as bar:
         weights = seeded.seeded_weights(shapes, options.seed, lambda name: bar.update(1))
     crc = seeded.weights_crc32(weights)
 
@@ -98,7 +97,6 @@ def _add_export(commands: Any) -> None:
     kept.add_argument("--k", type=int, metavar="K", help="default number of patches to keep")
     kept.add_argument("--k-ratio", type=float, metavar="R", help="default share of patches to keep (default: 0.1)")
     parser.add_argument("--task", choices=("features", "classify", "segment"), help="needed where there is a head")
-    parser.add_argument("--family", choices=FAMILIES, default="auto", help="default: read from keys and shapes")
     parser.set_defaults(execute=export)
 
 
@@ -138,8 +136,6 @@ def _check_target(target: Path) -> None:
 
 def _add_golden(checkpoint: Checkpoint, folder: Path, phases: Phases) -> Bundle:
     """Write golden.npz and name it in the manifest."""
-    import msgspec
-
     from saccade.export.golden_cases import golden_cases
     from saccade.golden import write_cases
 
@@ -153,8 +149,6 @@ def _add_golden(checkpoint: Checkpoint, folder: Path, phases: Phases) -> Bundle:
 
 def _check_against_pytorch(bundle: Bundle) -> dict[str, Any]:
     """Run the graphs in ONNX Runtime at other batches, k and grids than the tracer saw; raise where they differ."""
-    import msgspec
-
     from saccade.runtime.chain import load
     from saccade.validate.verify import verify
 
@@ -180,12 +174,12 @@ def _add_build(commands: Any) -> None:
     )
     shared.add_bundle(parser)
     shared.add_engine(parser)
-    parser.add_argument("--max-batch", type=int, default=8, metavar="B", help="TensorRT profile (default: %(default)s)")
+    parser.add_argument("--max-batch", type=int, default=DEFAULT_MAX_BATCH, metavar="B",
+                        help="TensorRT profile (default: %(default)s)")  # fmt: skip
     parser.add_argument("--max-k", type=int, metavar="K", help="TensorRT profile (default: every patch of the base grid)")
     parser.add_argument(
         "--compute-capability", nargs="+", default=(), metavar="SM89", help="TensorRT-RTX targets (default: its own)"
     )
-    parser.add_argument("--force", action="store_true", help="build even where a fresh engine is there")
     parser.set_defaults(execute=build)
 
 
@@ -194,8 +188,6 @@ def build(options: argparse.Namespace) -> Report:
     bundle = read_bundle(options.bundle)
     request = engine_request(bundle, options)
     with Phases() as phases:
-        if options.force:
-            shutil.rmtree(store.folder_of(bundle, request, store.conditions(bundle, request)), ignore_errors=True)
         before = {folder for folder, _ in store.receipts(bundle)}
         folder, receipt = store.ensure(bundle, request, phases, phases.note)
         for old in store.remove_superseded(bundle, receipt):
@@ -205,21 +197,15 @@ def build(options: argparse.Namespace) -> Report:
 
 
 def engine_request(bundle: Bundle, options: argparse.Namespace) -> EngineRequest:
-    """Return the request of the build options; an optimization profile is tuned for the bundle's own k."""
-    rows, columns = bundle.model.base_grid
-    max_k = rows * columns if options.max_k is None else options.max_k
-    if max_k < 1 or options.max_batch < 1:
-        raise SaccadeError(f"--max-batch {options.max_batch} and --max-k {max_k} must be at least 1")
-    defaults = bundle.manifest.defaults
-    cells = defaults.size[0] * defaults.size[1] // bundle.model.patch**2
-    usual = defaults.k if defaults.k is not None else max(1, int((defaults.k_ratio or 0) * cells))
-    return EngineRequest(
-        engine=options.engine,
-        precision=options.precision,
-        device=options.device or default_device(options.engine),
+    """Return what `saccade.load` would ask for, with the limits of the build options where they are given."""
+    for flag, value in (("--max-batch", options.max_batch), ("--max-k", options.max_k)):
+        if value is not None and value < 1:
+            raise SaccadeError(f"{flag} {value} is out of range; give at least 1")
+    usual = default_request(bundle, options.engine, options.precision, options.device)
+    return msgspec.structs.replace(
+        usual,
         max_batch=options.max_batch,
-        max_k=max_k,
-        opt_k=min(usual, max_k),
+        max_k=usual.max_k if options.max_k is None else options.max_k,
         compute_capabilities=tuple(options.compute_capability),
     )
 

@@ -74,7 +74,8 @@ def _fail(message: str, *, as_json: bool) -> int:
     """Say what went wrong in one line."""
     line = " ".join(message.split())
     if as_json:
-        print(json.dumps({"error": line}))
+        with contextlib.suppress(OSError):  # nobody reads: the exit code still tells
+            _say(json.dumps({"error": line}))
     _complain(f"error: {line}")
     return 1
 

@@ -135,7 +135,7 @@ def _report(
         "key": pipeline.receipt.key,
         "outputs": {name: list(array.shape) for name, array in arrays.items()},
         "ms_per_image": timings,
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1),
     }
     data |= {key: str(value) for key, value in (("output", options.output), ("overlay", options.overlay)) if value}
     lines = [f"{name}: {array.dtype} {list(array.shape)}" for name, array in arrays.items()]
