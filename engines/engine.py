@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,7 +46,7 @@ def default_request(
     return EngineRequest(
         engine=engine,
         precision=precision,
-        device=device or default_device(engine),
+        device=default_device(engine) if device is None else str(device),
         max_k=rows * columns,
         opt_k=max(1, min(usual, rows * columns)),
         threads=threads,
@@ -99,6 +100,13 @@ class Engine(abc.ABC):
     """One loaded graph that runs named tensors. Not thread-safe: one thread at a time; load again for another."""
 
     _closed = False
+    _busy: threading.Lock
+
+    def __new__(cls, *arguments: Any, **options: Any) -> Engine:
+        """Give every engine its lock: two threads in one engine, or a close under a run, would crash the process."""
+        engine = super().__new__(cls)
+        engine._busy = threading.Lock()
+        return engine
 
     def __init__(self, role: str, graph: GraphFile) -> None:
         self.role = role
@@ -110,14 +118,19 @@ class Engine(abc.ABC):
 
         Raises SaccadeError where a name, dtype or shape differs from the graph's.
         """
-        if self._closed:
-            raise SaccadeError(f"{self.role}: the engine is closed; load the bundle again")
         if feed.keys() != self.inputs.keys():
             raise SaccadeError(f"{self.role}: expected inputs {sorted(self.inputs)}, got {sorted(feed)}")
         sizes: dict[str, int] = {}
         for name, spec in self.inputs.items():
             self._check_input(spec, feed[name], sizes)
-        return self._run(feed)
+        if not self._busy.acquire(blocking=False):
+            raise SaccadeError(f"{self.role}: another thread is running this engine; load the bundle once per thread")
+        try:
+            if self._closed:
+                raise SaccadeError(f"{self.role}: the engine is closed; load the bundle again")
+            return self._run(feed)
+        finally:
+            self._busy.release()
 
     def _check_input(self, spec: TensorSpec, array: np.ndarray, sizes: dict[str, int]) -> None:
         """Compare one array with its spec; a named dimension must have the same size wherever it stands."""
@@ -132,15 +145,26 @@ class Engine(abc.ABC):
                 f"got {array.dtype} {list(array.shape)}"
             )
 
+    def check_ports(self, found: Mapping[str, Sequence[object]], where: Path) -> None:
+        """Compare the loaded engine's tensors (name -> extents, anything but an int where dynamic) with the manifest's."""
+        for name, spec in (self.inputs | self.outputs).items():
+            extents = found.get(name)
+            if extents is None or len(extents) != len(spec.shape) or any(
+                isinstance(have, int) and isinstance(want, int) and have != want
+                for have, want in zip(extents, spec.shape, strict=True)
+            ):
+                raise SaccadeError(f"{where}: its tensors are not those of bundle.json's {self.role}; export again")
+
     @abc.abstractmethod
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run with checked arrays."""
 
     def close(self) -> None:
         """Free what the engine holds; a second call does nothing. Running it afterwards is an error."""
-        if not self._closed:
-            self._closed = True
-            self._close()
+        with self._busy:  # after a run that is under way
+            if not self._closed:
+                self._closed = True
+                self._close()
 
     def _close(self) -> None:  # noqa: B027 - an engine may have nothing to drop
         """Drop what holds memory."""

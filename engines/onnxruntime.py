@@ -96,6 +96,8 @@ class OnnxRuntimeEngine(Engine):
         wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
         if self._session.get_providers()[0] != wanted:
             raise SaccadeError(f"onnxruntime could not start {wanted}; check the driver with 'saccade doctor'")
+        ports = (*self._session.get_inputs(), *self._session.get_outputs())
+        self.check_ports({port.name: port.shape for port in ports}, path)
 
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         results = self._session.run(list(self.outputs), dict(feed))

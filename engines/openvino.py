@@ -109,6 +109,10 @@ def _compiled(core: Any, path: Path, config: dict[str, Any]) -> Any:
         raise SaccadeError(f"openvino cannot compile {path}: {str(error).strip().splitlines()[-1]}") from error
 
 
+def _extents(port: Any) -> list[int | None]:
+    return [None if extent.is_dynamic else extent.get_length() for extent in port.partial_shape]
+
+
 class OpenVINOEngine(Engine):
     """One imported blob with one infer request."""
 
@@ -123,6 +127,7 @@ class OpenVINOEngine(Engine):
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise SaccadeError(f"openvino cannot import {blob}: {reason}; delete its folder and build again") from error
+        self.check_ports({port.get_any_name(): _extents(port) for port in (*compiled.inputs, *compiled.outputs)}, blob)
         self._request = compiled.create_infer_request()
 
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

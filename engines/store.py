@@ -77,8 +77,8 @@ def read_receipt(folder: Path) -> Receipt:
     path = folder / RECEIPT
     remedy = f"delete {folder} and build again"
     try:
-        if path.stat().st_size > MAX_RECEIPT_BYTES:
-            raise SaccadeError(f"{path}: too large for a receipt; {remedy}")
+        if path.exists() and (not path.is_file() or path.stat().st_size > MAX_RECEIPT_BYTES):
+            raise SaccadeError(f"{path}: not a receipt; {remedy}")
         receipt = msgspec.json.decode(path.read_bytes(), type=Receipt)
     except FileNotFoundError as error:
         raise SaccadeError(f"{path} is missing; {remedy}") from error

@@ -175,6 +175,9 @@ def _model_from_shapes(path: Path, selector: Tensors, extractor: Tensors) -> Mod
     fc2 = shape("extractor", "backbone.blocks.0.mlp.fc2.weight", 2)[1]
     registers = shape("extractor", "backbone.reg_token", 3)[1] if "backbone.reg_token" in extractor else 0
     factor = math.isqrt(shape("selector", "head.w2.weight", 2)[0])
+    for part, tensors in (("selector", selector), ("extractor", extractor)):
+        if not _depth(tensors):
+            raise SaccadeError(f"{path}: the {part} has no blocks; this is another architecture")
     return Model(
         family="lookwhere", dim=dim, heads=dim // HEAD_SIZE, depth=_depth(extractor), selector_depth=_depth(selector),
         ffn="swiglu" if fc1 == 2 * fc2 else "gelu", hidden=fc2, prefix=1 + registers, patch=patch,

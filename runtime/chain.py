@@ -21,6 +21,7 @@ from saccade.runtime import kernels
 from saccade.runtime.images import FITS, Fit, ImageLike, as_list, check_size, fit_image, native_size, read_rgb
 
 FILL_NEIGHBOURS = 5
+MAX_THREADS = 1024
 MAX_CACHED_GRIDS = 16  # position tables by grid; one at 1036 px is 17 MB
 DEFAULT_ENGINE = "openvino"  # the fastest here on a CPU
 MAX_CELLS = 148 * 148  # 2072 px: what the score map of 44 x 44 can still tell apart ends long before
@@ -255,7 +256,7 @@ class Clock:
 
 def checked_k(k: int | None, cells: int, *, dense: bool) -> int:
     """Return k if that many of `cells` patches can be kept, before any network runs for nothing."""
-    if k is None or not 1 <= k <= cells:
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= cells:
         raise SaccadeError(f"k {k} is not to be had: this grid has {cells} patches, so give 1 to {cells}")
     if dense and k < FILL_NEIGHBOURS:
         raise SaccadeError(
@@ -290,8 +291,8 @@ def load(
     A missing or stale engine of the asked kind is built, and `note` hears why (default: one line on stderr); with
     `build=False` it is an error. Raises SaccadeError where the bundle, the engine or the device is not to be had.
     """
-    if threads < 0:
-        raise SaccadeError(f"threads {threads} is out of range; give 0 for the engine's own choice, or at least 1")
+    if not 0 <= threads <= MAX_THREADS:
+        raise SaccadeError(f"threads {threads} is out of range; give 0 for the engine's own choice, or 1 to {MAX_THREADS}")
     opened = bundle if isinstance(bundle, Bundle) else read_bundle(Path(bundle))
     found = store.backend(engine).capabilities()
     if not found.can_run:  # before an engine is built that only another machine can use

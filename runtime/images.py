@@ -50,7 +50,9 @@ def read_rgb(image: ImageLike, name: str = "image") -> np.ndarray:
         raise SaccadeError(f"{name}: {type(image).__name__} is no type of image; give a path, a PIL image or a uint8 array")
     path = Path(image)
     with _reading(str(path)), warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is our own bound
+        warnings.simplefilter("ignore")  # damaged EXIF says nothing of the pixels; MAX_PIXELS is our own bound
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise SaccadeError(f"{path} is a device or a pipe; give an image file")
         if path.is_file() and path.stat().st_size == 0:
             raise SaccadeError(f"{path} is empty")
         with Image.open(path) as opened:

@@ -262,7 +262,7 @@ def test_a_value_of_the_wrong_kind_is_named_with_its_place(
         ({"defaults.k_ratio": 0.1}, "defaults need either k or k_ratio"),
         ({"task": "classify"}, "task classify with 0 classes"),
         ({"model.classes": 7}, "task features with 7 classes"),
-        ({"image.std": [0.25, 0.0, 0.25]}, "image.std must be positive"),
+        ({"image.std": [0.25, 0.0, 0.25]}, "image.std must lie between 0.001 and 1000"),
         ({"graphs.selector.fp32.inputs.0.name": "image"}, "the tensors of the fp32 selector do not fit"),
         ({"graphs.selector.fp32.outputs.1": ...}, "the tensors of the fp32 selector do not fit"),
         ({"graphs.extractor.fp32.outputs.0.name": "logits"}, "the tensors of the fp32 extractor do not fit"),

@@ -20,7 +20,7 @@ from msgspec import Struct
 from saccade._version import VERSION
 from saccade.bundle import Bundle
 from saccade.errors import SaccadeError
-from saccade.runtime.chain import checked_k
+from saccade.runtime.chain import MAX_THREADS, checked_k
 from saccade.runtime.images import check_size
 
 NETWORKS = ("selector", "extractor")
@@ -58,8 +58,8 @@ def plan_from(
 ) -> list[Side]:
     """Return every combination asked for, checked before anything is started."""
     defaults, patch = bundle.manifest.defaults, bundle.model.patch
-    if threads < 0:
-        raise SaccadeError(f"--threads {threads} is not to be had; give 1 or more, or 0 for every core")
+    if not 0 <= threads <= MAX_THREADS:
+        raise SaccadeError(f"--threads {threads} is not to be had; give 1 to {MAX_THREADS}, or 0 for every core")
     threads = threads or len(os.sched_getaffinity(0))
     names = [(engine, precision) for engine in engines for precision in precisions]
     if checkpoint is not None:

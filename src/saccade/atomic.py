@@ -50,6 +50,8 @@ def _is_ours(error: OSError, pending: Path) -> bool:
 def pending_file(target: Path) -> Iterator[Path]:
     """Yield a path to write; on success it replaces `target`, on any error or interrupt it is removed."""
     pending = _pending_path(target)
+    if target.exists() and not target.is_file() and not target.is_dir():  # a device such as /dev/null would be replaced
+        raise SaccadeError(f"cannot write {target}: it is a device or a pipe; name a file")
     try:
         yield pending
         pending.replace(target)

@@ -243,7 +243,8 @@ def _check_consistency(path: Path, manifest: Manifest) -> None:
         (any(extent % model.patch for extent in manifest.defaults.size), "the default size is no multiple of the patch"),
         ((manifest.defaults.k is None) == (manifest.defaults.k_ratio is None), "defaults need either k or k_ratio"),
         ((manifest.task == "features") != (model.classes == 0), f"task {manifest.task} with {model.classes} classes"),
-        (any(deviation <= 0 for deviation in manifest.image.std), "image.std must be positive"),
+        (any(not 1e-3 <= value <= 1e3 for value in manifest.image.std), "image.std must lie between 0.001 and 1000"),
+        (any(not -1e3 <= value <= 1e3 for value in manifest.image.mean), "image.mean must lie within 1000 of 0"),
     ]
     roles = {"selector", "extractor"}
     problems.append((set(manifest.graphs) != roles, f"graphs must be {sorted(roles)}"))

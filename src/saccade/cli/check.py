@@ -90,6 +90,8 @@ def parity(options: argparse.Namespace) -> Report:
     from saccade.validate.tensors import compare_tensors
 
     shared.check_output("--report", options.report, ".html")
+    if options.results:
+        shared.refuse_inside_bundle("--results", options.results)
     bundle = read_bundle(options.bundle)
     with open_pipeline(bundle, options) as pipeline:
         cases, total = _reference_cases(pipeline, options)

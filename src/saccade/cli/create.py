@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import time
 from pathlib import Path
@@ -58,6 +59,7 @@ def make_checkpoint(options: argparse.Namespace) -> Report:
         grid=_positive(options, "grid"),
         classes=options.classes,
     )
+    shared.refuse_inside_bundle("-o", options.output)
     shapes = seeded.checkpoint_shapes(options.family, sizes)
     with progress_bar(len(shapes), "weights", "tensor") as bar:
         weights = seeded.seeded_weights(shapes, options.seed, lambda name: bar.update(1))
@@ -129,9 +131,24 @@ def export(options: argparse.Namespace) -> Report:
 
 
 def _check_target(target: Path) -> None:
-    """Refuse to write over a folder that is not a bundle."""
-    if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
+    """Refuse to write over anything but a bundle: what else lies in its folder would be lost with it."""
+    if not target.exists():
+        return
+    held = {path.name for path in target.iterdir()} if target.is_dir() else {target.name}
+    if held and MANIFEST not in held:
         raise SaccadeError(f"{target} exists and is not a bundle; choose another place or remove it")
+    foreign = sorted(name for name in held - _bundle_names(target) if not name.startswith(atomic.PENDING_PREFIX))
+    if foreign:
+        raise SaccadeError(f"{target} also holds {foreign[0]!r}, which is no part of a bundle; move it away first")
+
+
+def _bundle_names(folder: Path) -> set[str]:
+    """Return the names that a bundle's folder may hold: those its manifest names, where that can be read."""
+    names = {MANIFEST, ENGINES_FOLDER, "positions.npy", "golden.npz", "selector.onnx", "extractor.onnx"}
+    with contextlib.suppress(SaccadeError):
+        manifest = read_bundle(folder).manifest
+        names |= {graph.file for variants in manifest.graphs.values() for graph in variants.values()}
+    return names
 
 
 def _add_golden(checkpoint: Checkpoint, folder: Path, phases: Phases) -> Bundle:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import math
 import os
@@ -40,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = options.execute(options)
     except SaccadeError as error:
         return _fail(str(error), as_json=options.json)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # met wherever a path is first looked at
+            raise
+        return _fail(f"the path {str(error.filename)[:40]}… is too long; give a shorter one", as_json=options.json)
     except KeyboardInterrupt:
         _complain("interrupted; nothing half-written was left behind")
         return 130

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from saccade import atomic
+from saccade.bundle import MANIFEST
 from saccade.engines.engine import ENGINE_NAMES
 from saccade.errors import SaccadeError
 from saccade.runtime.chain import DEFAULT_ENGINE
@@ -58,6 +59,12 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def refuse_inside_bundle(flag: str, path: Path) -> None:
+    """Refuse an output that would stand among a bundle's own files."""
+    if (path.parent / MANIFEST).is_file() or (path / MANIFEST).is_file():
+        raise SaccadeError(f"{flag} {path}: that is inside a bundle; choose a place outside")
+
+
 def check_output(flag: str, path: Path | None, suffix: str) -> None:
     """Refuse an output file that has no place to go or another kind's name, before anything slow is done."""
     if path is None:
@@ -67,6 +74,7 @@ def check_output(flag: str, path: Path | None, suffix: str) -> None:
     if path.is_dir() or not path.parent.is_dir():
         problem = errno.EISDIR if path.is_dir() else errno.ENOENT
         raise atomic.write_error(path, OSError(problem, os.strerror(problem)))
+    refuse_inside_bundle(flag, path)
 
 
 def image_paths(folder: Path) -> list[Path]:

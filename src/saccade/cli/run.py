@@ -72,6 +72,9 @@ def _check_options(options: argparse.Namespace) -> None:
         raise SaccadeError("--look gives the selector's map alone; leave out --dense, --k and --k-ratio")
     shared.check_output("-o", options.output, ".npz")
     shared.check_output("--overlay", options.overlay, ".png")
+    for flag, path in (("-o", options.output), ("--overlay", options.overlay)):
+        if path is not None and path.exists() and any(path.resolve() == image.resolve() for image in options.images):
+            raise SaccadeError(f"{flag} {path} is one of the images; choose another name")
 
 
 def _ms_per_image(stages: list[dict[str, float]], count: int) -> dict[str, float]:
