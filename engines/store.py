@@ -17,6 +17,7 @@ from msgspec import Struct
 from saccade import atomic
 from saccade._version import VERSION
 from saccade.bundle import Bundle, FileName, Sha256, check_hash, sha256_of_file
+from saccade.engines.audit import Audit
 from saccade.engines.engine import ENGINE_NAMES, ROLES, Backend, Built, Engine, EngineRequest, Progress
 from saccade.errors import SaccadeError
 
@@ -80,6 +81,7 @@ def read_receipt(folder: Path) -> Receipt:
         if path.exists() and (not path.is_file() or path.stat().st_size > MAX_RECEIPT_BYTES):
             raise SaccadeError(f"{path}: not a receipt; {remedy}")
         receipt = msgspec.json.decode(path.read_bytes(), type=Receipt)
+        msgspec.convert(receipt.audit or {}, dict[str, Audit])
     except FileNotFoundError as error:
         raise SaccadeError(f"{path} is missing; {remedy}") from error
     except OSError as error:

@@ -137,7 +137,7 @@ OPTIONS = {
         "run bundle photo.png --engine onnxruntime --no-build",
         "no onnxruntime fp32 engine is built yet; 'saccade build bundle --engine onnxruntime' builds it",
     ),
-    "profile": Fault("build bundle --max-batch 0", "--max-batch 0 is out of range; give at least 1"),
+    "profile": Fault("build bundle --max-batch 0", "--max-batch 0 is out of range; give 1 to 4096"),
     "bench rounds": Fault("bench bundle --rounds 0", "--rounds 0 and --frames 10 must be at least 1"),
     "bench frames": Fault("bench bundle --frames -1", "--rounds 5 and --frames -1 must be at least 1"),
     "bench size": Fault("bench bundle --size 100", "the nearest is 98x98"),

@@ -554,3 +554,12 @@ def test_every_engine_answers_what_it_can_do_without_raising() -> None:
         assert isinstance(found, Capabilities)
         assert found.engine == name
         assert found.can_run or found.missing
+
+
+def test_a_receipt_whose_audit_is_no_audit_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    folder, receipt = store.ensure(bundle, OPENVINO, lambda phase: None, lambda line: None)
+    copy = Path(shutil.copytree(folder, tmp_path / folder.name))
+    changed = msgspec.structs.replace(receipt, audit={"selector": {"kernels": "many"}})
+    (copy / store.RECEIPT).write_bytes(msgspec.json.encode(changed))
+    with pytest.raises(SaccadeError, match=r"receipt\.json: .*; delete .* and build again"):
+        store.read_receipt(copy)

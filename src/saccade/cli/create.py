@@ -17,6 +17,9 @@ from saccade.cli.console import Phases, Report, progress_bar, size_text, table
 from saccade.engines import store
 from saccade.engines.engine import DEFAULT_MAX_BATCH, EngineRequest, default_request
 from saccade.errors import SaccadeError
+from saccade.runtime.chain import MAX_CELLS
+
+MAX_PROFILE_BATCH = 4096  # far beyond what any GPU's memory holds
 
 if TYPE_CHECKING:
     from saccade.export.checkpoint import Checkpoint
@@ -215,9 +218,10 @@ def build(options: argparse.Namespace) -> Report:
 
 def engine_request(bundle: Bundle, options: argparse.Namespace) -> EngineRequest:
     """Return what `saccade.load` would ask for, with the limits of the build options where they are given."""
-    for flag, value in (("--max-batch", options.max_batch), ("--max-k", options.max_k)):
-        if value is not None and value < 1:
-            raise SaccadeError(f"{flag} {value} is out of range; give at least 1")
+    limits = (("--max-batch", options.max_batch, MAX_PROFILE_BATCH), ("--max-k", options.max_k, MAX_CELLS))
+    for flag, value, most in limits:
+        if value is not None and not 1 <= value <= most:
+            raise SaccadeError(f"{flag} {value} is out of range; give 1 to {most}")
     usual = default_request(bundle, options.engine, options.precision, options.device)
     return msgspec.structs.replace(
         usual,
