@@ -19,8 +19,8 @@ from saccade.engines.engine import Engine, Progress, default_request
 from saccade.errors import SaccadeError
 from saccade.runtime import kernels
 from saccade.runtime.images import FITS, Fit, ImageLike, as_list, check_size, fit_image, native_size, read_rgb
+from saccade.runtime.reference import NEIGHBOURS
 
-FILL_NEIGHBOURS = 5
 MAX_THREADS = 1024
 MAX_CACHED_GRIDS = 16  # position tables by grid; one at 1036 px is 17 MB
 DEFAULT_ENGINE = "openvino"  # the fastest here on a CPU
@@ -258,10 +258,10 @@ def checked_k(k: int | None, cells: int, *, dense: bool) -> int:
     """Return k if that many of `cells` patches can be kept, before any network runs for nothing."""
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= cells:
         raise SaccadeError(f"k {k} is not to be had: this grid has {cells} patches, so give 1 to {cells}")
-    if dense and k < FILL_NEIGHBOURS:
+    if dense and k < NEIGHBOURS:
         raise SaccadeError(
-            f"k {k} is too small for dense output, which blends the {FILL_NEIGHBOURS} nearest patches; "
-            f"give at least {FILL_NEIGHBOURS}"
+            f"k {k} is too small for dense output, which blends the {NEIGHBOURS} nearest patches; "
+            f"give at least {NEIGHBOURS}"
         )
     return k
 

@@ -436,7 +436,7 @@ def test_an_output_named_as_something_else_is_one_line(option: str, suffix: str,
 
 
 def test_outputs_of_run_are_checked_before_anything_is_loaded(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saccade.cli.run.load", lambda *_, **__: pytest.fail("an engine was loaded for nothing"))
+    monkeypatch.setattr("saccade.cli.options.load", lambda *_, **__: pytest.fail("an engine was loaded for nothing"))
     for arguments in (["-o", "gone/out.npz"], ["--overlay", "gone/out.png"], ["-o", "out.txt"], ["--look", "--dense"]):
         refused("run", "bundle", "photo.png", *arguments)
 

@@ -16,7 +16,7 @@ from saccade import Output, Pipeline, SaccadeError
 from saccade.bundle import Defaults
 from saccade.engines.engine import Capabilities
 from saccade.runtime import chain, reference
-from saccade.runtime.chain import FILL_NEIGHBOURS, MAX_CACHED_GRIDS, checked_k
+from saccade.runtime.chain import MAX_CACHED_GRIDS, NEIGHBOURS, checked_k
 
 ENGINES = ("openvino", "onnxruntime")
 KINDS = ("dinov2", "franca", "classify", "segment")
@@ -394,7 +394,7 @@ def test_checked_k_names_the_range(k: int) -> None:
     with pytest.raises(SaccadeError, match="give 1 to 9"):
         checked_k(k, 9, dense=False)
     assert checked_k(9, 9, dense=True) == 9
-    assert checked_k(FILL_NEIGHBOURS, 9, dense=True) == FILL_NEIGHBOURS
+    assert checked_k(NEIGHBOURS, 9, dense=True) == NEIGHBOURS
 
 
 # ---- loading

@@ -14,7 +14,7 @@ from saccade.cli import options as shared
 from saccade.cli.console import Phases, Report, progress_bar, table
 from saccade.engines.engine import ENGINE_NAMES
 from saccade.errors import SaccadeError
-from saccade.runtime.chain import Pipeline, load
+from saccade.runtime.chain import Pipeline
 
 if TYPE_CHECKING:
     from saccade.golden import Case
@@ -28,21 +28,6 @@ def add_commands(commands: Any) -> None:
     _add_parity(commands)
     _add_verify(commands)
     _add_bench(commands)
-
-
-def open_pipeline(bundle: Bundle, options: argparse.Namespace) -> Pipeline:
-    """Load the asked engine, showing what is being built."""
-    with Phases() as phases:
-        return load(
-            bundle,
-            engine=options.engine,
-            precision=options.precision,
-            device=options.device,
-            threads=options.threads,
-            build=not options.no_build,
-            progress=phases,
-            note=phases.note,
-        )
 
 
 def _add_verify(commands: Any) -> None:
@@ -61,7 +46,7 @@ def verify(options: argparse.Namespace) -> Report:
     from saccade.validate.verify import verify as run_verify
 
     bundle = read_bundle(options.bundle)
-    with open_pipeline(bundle, options) as pipeline:
+    with shared.open_pipeline(bundle, options) as pipeline:
         result = run_verify(pipeline)
     data = _identity(bundle, pipeline) | result.summary()
     return Report(data, _lines(data, result), result.passed)
@@ -93,7 +78,7 @@ def parity(options: argparse.Namespace) -> Report:
     if options.results:
         shared.refuse_inside_bundle("--results", options.results)
     bundle = read_bundle(options.bundle)
-    with open_pipeline(bundle, options) as pipeline:
+    with shared.open_pipeline(bundle, options) as pipeline:
         cases, total = _reference_cases(pipeline, options)
         with progress_bar(total, "parity") as bar:
             result = measure_parity(pipeline, cases, lambda done: bar.update(len(done.case.images)))

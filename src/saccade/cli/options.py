@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 
 from saccade import atomic
-from saccade.bundle import MANIFEST
+from saccade.bundle import MANIFEST, Bundle
+from saccade.cli.console import Phases
 from saccade.engines.engine import ENGINE_NAMES
 from saccade.errors import SaccadeError
-from saccade.runtime.chain import DEFAULT_ENGINE
+from saccade.runtime.chain import DEFAULT_ENGINE, Pipeline, load
 from saccade.runtime.images import FITS
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
@@ -43,6 +44,21 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     add_engine(parser)
     parser.add_argument("--threads", type=int, default=0, metavar="T", help="CPU threads (default: the engine's choice)")
     parser.add_argument("--no-build", action="store_true", help="stop where the engine is missing or stale")
+
+
+def open_pipeline(bundle: Bundle, options: argparse.Namespace) -> Pipeline:
+    """Load the engine that the options of `add_running` ask for, showing what is being built."""
+    with Phases() as phases:
+        return load(
+            bundle,
+            engine=options.engine,
+            precision=options.precision,
+            device=options.device,
+            threads=options.threads,
+            build=not options.no_build,
+            progress=phases,
+            note=phases.note,
+        )
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:

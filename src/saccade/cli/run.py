@@ -12,9 +12,9 @@ import numpy as np
 from saccade import atomic
 from saccade.bundle import read_bundle
 from saccade.cli import options as shared
-from saccade.cli.console import Phases, Report, progress_bar
+from saccade.cli.console import Report, progress_bar
 from saccade.errors import SaccadeError
-from saccade.runtime.chain import Clock, Look, Output, Pipeline, load
+from saccade.runtime.chain import Clock, Look, Output, Pipeline
 
 CHUNK = 8  # images per call of the chain; more do not run faster and cost memory
 TOP = 5
@@ -42,18 +42,7 @@ def run(options: argparse.Namespace) -> Report:
     """Run all images and report shapes, top classes and times."""
     _check_options(options)
     bundle = read_bundle(options.bundle)
-    with Phases() as phases:
-        pipeline = load(
-            bundle,
-            engine=options.engine,
-            precision=options.precision,
-            device=options.device,
-            threads=options.threads,
-            build=not options.no_build,
-            progress=phases,
-            note=phases.note,
-        )
-    with pipeline:
+    with shared.open_pipeline(bundle, options) as pipeline:
         clock = Clock()
         pixels = pipeline.pixels(options.images, options.size, options.fit, clock)
         outputs = _run_chunks(pipeline, pixels, options)
