@@ -4,5 +4,13 @@
 class SaccadeError(Exception):
     """A problem with what was asked or given: one line that says what, where and what to do.
 
-    The command line prints it without a traceback and exits with 1. Anything else that escapes is a bug of ours.
+    The command line prints it without a traceback and exits with 1. Anything else that escapes is a bug of ours. A line
+    often quotes what a file or a path holds, so line breaks, terminal escapes and lone surrogates in it become visible.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_printable(message))
+
+
+def _printable(text: str) -> str:
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
