@@ -4,16 +4,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from saccade.errors import SaccadeError
+from saccade.runtime.memory import peak_bytes
 from saccade.validate.bench import APART, WARM_UP_FRAMES, Side
 
 Frame = Callable[[], dict[str, float]]  # runs once and returns its milliseconds by stage, "frame" for the whole
@@ -51,17 +50,8 @@ def _serve(side: Side, say: Callable[[dict[str, object]], None]) -> int:
         for _ in range(int(line)):
             for name, value in frame().items():
                 stages.setdefault(name, []).append(value)
-        say({"stages": stages, "peak_memory_mb": round(_peak_bytes() / 1e6, 1)})
+        say({"stages": stages, "peak_memory_mb": round(peak_bytes() / 1e6, 1)})
     return 0
-
-
-def _peak_bytes() -> int:
-    """Return this process's largest resident size; getrusage would give its parent's where that was larger."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _images(side: Side) -> list[np.ndarray]:
