@@ -212,27 +212,3 @@ def _conditions(side: Side, rounds: int, frames: int) -> dict[str, Any]:
         "warm_up_frames": WARM_UP_FRAMES,
         "boundary": "uint8 image of the model's size in, cls (or logits, tokens) out; sides in turns, one process each",
     }
-
-
-def lines(data: dict[str, Any]) -> list[str]:
-    """Return the table for people."""
-    from saccade.cli.console import table
-
-    conditions = data["conditions"]
-    head = (
-        f"{conditions['cpu']['name']}, {conditions['threads']} threads, {conditions['rounds']} rounds of "
-        f"{conditions['frames_per_round']} frames in turns; ms per call"
-    )
-    rows: list[tuple[str, ...]] = [("side", "p50", "p90", "p99", "of eager", "outside networks", "peak MB")]
-    for side in data["sides"]:
-        times = side["frame_ms"]
-        rows.append(
-            (
-                side["name"],
-                *(f"{times[p]:.1f}" for p in ("p50", "p90", "p99")),
-                f"{side['of_pytorch_eager']:.3f}" if "of_pytorch_eager" in side else "-",
-                f"{side['outside_networks_share']:.2%}" if "outside_networks_share" in side else "-",
-                f"{side['peak_memory_mb']:.0f}",
-            )
-        )
-    return [head, *table(rows)]

@@ -227,4 +227,26 @@ def bench(options: argparse.Namespace) -> Report:
         from saccade import atomic
 
         atomic.write_bytes(options.output, msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n")
-    return Report(data, benchmark.lines(data) + ([f"wrote {options.output}"] if options.output else []))
+    return Report(data, _bench_lines(data) + ([f"wrote {options.output}"] if options.output else []))
+
+
+def _bench_lines(data: dict[str, Any]) -> list[str]:
+    """Return the conditions and a row for every side."""
+    conditions = data["conditions"]
+    head = (
+        f"{conditions['cpu']['name']}, {conditions['threads']} threads, {conditions['rounds']} rounds of "
+        f"{conditions['frames_per_round']} frames in turns; ms per call"
+    )
+    rows: list[tuple[str, ...]] = [("side", "p50", "p90", "p99", "of eager", "outside networks", "peak MB")]
+    for side in data["sides"]:
+        times = side["frame_ms"]
+        rows.append(
+            (
+                side["name"],
+                *(f"{times[p]:.1f}" for p in ("p50", "p90", "p99")),
+                f"{side['of_pytorch_eager']:.3f}" if "of_pytorch_eager" in side else "-",
+                f"{side['outside_networks_share']:.2%}" if "outside_networks_share" in side else "-",
+                f"{side['peak_memory_mb']:.0f}",
+            )
+        )
+    return [head, *table(rows)]
