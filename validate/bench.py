@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import platform
-import signal
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,8 @@ from msgspec import Struct
 
 from saccade._version import VERSION
 from saccade.bundle import Bundle
+from saccade.engines import store
+from saccade.engines.engine import Progress, default_request
 from saccade.errors import SaccadeError
 from saccade.runtime.chain import MAX_THREADS, checked_k
 from saccade.runtime.images import check_size
@@ -26,7 +27,8 @@ from saccade.runtime.images import check_size
 NETWORKS = ("selector", "extractor")
 APART = ("decode", "fit", "fill")  # bringing images to the model's size, and the dense output: timed, no part of the frame
 WARM_UP_FRAMES = 5
-IDLE_S, GRACE_S = 1.0, 10.0  # for a process to end when its input ends, and after an interrupt
+IDLE_S, GRACE_S = 1.0, 10.0  # for a process to end when its input has ended, and when it has stopped answering
+PYTORCH = "pytorch-eager"  # the side that is no engine
 
 
 class Side(Struct, frozen=True):
@@ -34,7 +36,7 @@ class Side(Struct, frozen=True):
 
     name: str
     bundle: str
-    engine: str  # an engine's name, or "pytorch-eager"
+    engine: str  # an engine's name, or PYTORCH
     precision: str
     device: str | None
     size: tuple[int, int]
@@ -63,7 +65,9 @@ def plan_from(
     threads = threads or len(os.sched_getaffinity(0))
     names = [(engine, precision) for engine in engines for precision in precisions]
     if checkpoint is not None:
-        names.insert(0, ("pytorch-eager", "fp32"))
+        if not checkpoint.is_file():  # its side would say so too, but only when every engine is built
+            raise SaccadeError(f"{checkpoint}: no such checkpoint file; give the one that {bundle.path} was made of")
+        names.insert(0, (PYTORCH, "fp32"))
     plan = []
     extents: Sequence[int | None] = sizes or [None]
     for size, batch in itertools.product(extents, batches):
@@ -78,6 +82,23 @@ def plan_from(
             file = str(checkpoint) if checkpoint else None
             plan.append(Side(label, str(bundle.path), engine, precision, device, pixels, k, batch, threads, file))
     return plan
+
+
+def check_turns(rounds: int, frames: int) -> None:
+    """Refuse a benchmark of nothing."""
+    if rounds < 1 or frames < 1:
+        raise SaccadeError(f"--rounds {rounds} and --frames {frames} must be at least 1; give 1 or more of each")
+
+
+def build_missing(bundle: Bundle, plan: Sequence[Side], progress: Progress, note: Callable[[str], None]) -> None:
+    """Build each engine that a side needs and that is not there, once: what a side then loads is only loaded."""
+    for engine, precision, device in dict.fromkeys((side.engine, side.precision, side.device) for side in plan):
+        if engine == PYTORCH:
+            continue
+        found = store.backend(engine).capabilities()
+        if not found.can_run:
+            raise SaccadeError(found.missing or f"{engine} cannot run here; 'saccade doctor' says what it lacks")
+        store.ensure(bundle, default_request(bundle, engine, precision, device), progress, note)
 
 
 class SideProcess:
@@ -109,16 +130,14 @@ class SideProcess:
         return self._answer()
 
     def close(self) -> None:
-        """End the process: it ends by itself unless it is busy, and an interrupt lets it remove what it has half built."""
+        """End the process: by itself unless it is busy, else at once, for a side writes nothing that it could half write."""
         assert self._process.stdin is not None and self._process.stdout is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
-        for seconds, harder in ((IDLE_S, signal.SIGINT), (GRACE_S, signal.SIGKILL)):
-            try:
-                self._process.wait(seconds)
-                break
-            except subprocess.TimeoutExpired:
-                self._process.send_signal(harder)
+        try:
+            self._process.wait(IDLE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
         self._process.wait()
         self._process.stdout.close()
 
@@ -136,15 +155,17 @@ class SideProcess:
         try:
             code = self._process.wait(timeout=GRACE_S)
         except subprocess.TimeoutExpired:
-            return "its process no longer answers"
-        killed = f"killed by signal {-code}; is there enough memory?" if code < 0 else f"exit {code}; see the lines above"
+            return "its process no longer answers; repeat with fewer sides at a time"
+        killed = f"killed by signal {-code}; free some memory" if code < 0 else f"exit {code}; see the lines above"
         return f"its process ended ({killed})"
 
 
 def run(plan: Sequence[Side], *, rounds: int, frames: int, on_turn: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """Load all sides, then give each a turn per round; returns conditions and, per side, medians and percentiles."""
-    if rounds < 1 or frames < 1:
-        raise SaccadeError(f"--rounds {rounds} and --frames {frames} must be at least 1")
+    """Load all sides, then give each a turn per round; returns conditions and, per side, medians and percentiles.
+
+    The engines must be built: see `build_missing`.
+    """
+    check_turns(rounds, frames)
     with contextlib.ExitStack() as stack:
         sides = []
         for side in plan:
@@ -195,7 +216,7 @@ def _add_ratios(results: list[dict[str, Any]]) -> None:
     for result in results:
         same = ("size", "k", "batch")
         for other in results:
-            if other["engine"] == "pytorch-eager" and all(other[name] == result[name] for name in same):
+            if other["engine"] == PYTORCH and all(other[name] == result[name] for name in same):
                 result["of_pytorch_eager"] = round(result["frame_ms"]["p50"] / other["frame_ms"]["p50"], 4)
 
 

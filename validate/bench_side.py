@@ -13,16 +13,21 @@ import numpy as np
 
 from saccade.errors import SaccadeError
 from saccade.runtime.memory import peak_bytes
-from saccade.validate.bench import APART, WARM_UP_FRAMES, Side
+from saccade.validate.bench import APART, PYTORCH, WARM_UP_FRAMES, Side
 
 Frame = Callable[[], dict[str, float]]  # runs once and returns its milliseconds by stage, "frame" for the whole
+Versions = dict[str, str]
 
 
 def main() -> int:
-    """Serve turns until stdin ends or an interrupt comes."""
-    with contextlib.suppress(KeyboardInterrupt), _answers() as say:
-        return _serve(msgspec.json.decode(sys.argv[1], type=Side), say)
-    return 130
+    """Serve turns until stdin ends. A Ctrl-C is the parent's: this process has a session of its own."""
+    with _answers() as say:
+        try:
+            _serve(msgspec.json.decode(sys.argv[1], type=Side), say)
+        except SaccadeError as error:
+            say({"error": str(error)})
+            return 1
+    return 0
 
 
 @contextlib.contextmanager
@@ -33,25 +38,21 @@ def _answers() -> Iterator[Callable[[dict[str, object]], None]]:
         yield lambda answer: print(json.dumps(answer), file=stream, flush=True)
 
 
-def _serve(side: Side, say: Callable[[dict[str, object]], None]) -> int:
-    try:
-        start = time.perf_counter()
-        frame, versions = _pytorch(side) if side.engine == "pytorch-eager" else _chain(side)
+def _serve(side: Side, say: Callable[[dict[str, object]], None]) -> None:
+    """Load, warm up, say so, and then answer each line on stdin with the times of as many frames."""
+    start = time.perf_counter()
+    with _pytorch(side) if side.engine == PYTORCH else _chain(side) as (frame, versions):
         load_s = time.perf_counter() - start
         first_ms = frame()["frame"]
         for _ in range(WARM_UP_FRAMES):
             frame()
-    except SaccadeError as error:
-        say({"error": str(error)})
-        return 1
-    say({"load_s": round(load_s, 3), "first_ms": round(first_ms, 2), "versions": versions})
-    for line in sys.stdin:
-        stages: dict[str, list[float]] = {}
-        for _ in range(int(line)):
-            for name, value in frame().items():
-                stages.setdefault(name, []).append(value)
-        say({"stages": stages, "peak_memory_mb": round(peak_bytes() / 1e6, 1)})
-    return 0
+        say({"load_s": round(load_s, 3), "first_ms": round(first_ms, 2), "versions": versions})
+        for line in sys.stdin:
+            stages: dict[str, list[float]] = {}
+            for _ in range(int(line)):
+                for name, value in frame().items():
+                    stages.setdefault(name, []).append(value)
+            say({"stages": stages, "peak_memory_mb": round(peak_bytes() / 1e6, 1)})
 
 
 def _images(side: Side) -> list[np.ndarray]:
@@ -59,25 +60,28 @@ def _images(side: Side) -> list[np.ndarray]:
     return list(random.randint(0, 256, (side.batch, *side.size, 3), dtype=np.uint8))
 
 
-def _chain(side: Side) -> tuple[Frame, dict[str, str]]:
+@contextlib.contextmanager
+def _chain(side: Side) -> Iterator[tuple[Frame, Versions]]:
+    """Yield the chain on the side's engine, which the parent has built: building counts into no side's loading."""
     from saccade.runtime.chain import load
 
-    pipeline = load(
-        side.bundle, engine=side.engine, precision=side.precision, device=side.device, threads=side.threads
-    )
-    images = _images(side)
+    with load(
+        side.bundle, engine=side.engine, precision=side.precision, device=side.device, threads=side.threads, build=False
+    ) as pipeline:
+        images = _images(side)
 
-    def frame() -> dict[str, float]:
-        start = time.perf_counter_ns()
-        timings = pipeline(images, k=side.k, size=side.size).timings_ms
-        whole = (time.perf_counter_ns() - start) / 1e6
-        return {"frame": whole - sum(timings.get(name, 0.0) for name in APART), **timings}
+        def frame() -> dict[str, float]:
+            start = time.perf_counter_ns()
+            timings = pipeline(images, k=side.k, size=side.size).timings_ms
+            whole = (time.perf_counter_ns() - start) / 1e6
+            return {"frame": whole - sum(timings.get(name, 0.0) for name in APART), **timings}
 
-    return frame, {side.engine: pipeline.receipt.conditions.get("version", "")}
+        yield frame, {side.engine: pipeline.receipt.conditions.get("version", "")}
 
 
-def _pytorch(side: Side) -> tuple[Frame, dict[str, str]]:
-    """The checkpoint's modules run eagerly on the full graph, as upstream does: normalise, look, top-k, embed all, gather.
+@contextlib.contextmanager
+def _pytorch(side: Side) -> Iterator[tuple[Frame, Versions]]:
+    """Yield the checkpoint's modules, run eagerly on the full graph as upstream does: normalise, look, top-k, embed all.
 
     Attention is torch's own fused kernel, which is what timm's modules call; ours is written out for the engines.
     """
@@ -94,8 +98,7 @@ def _pytorch(side: Side) -> tuple[Frame, dict[str, str]]:
         return self.proj(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     modules.Attention.forward = fused  # type: ignore[method-assign]
-    if side.checkpoint is None:
-        raise SaccadeError("the PyTorch side needs --checkpoint")
+    assert side.checkpoint is not None  # the plan has this side only where there is one
     torch.set_num_threads(side.threads)
     from saccade.bundle import read_bundle
 
@@ -113,7 +116,7 @@ def _pytorch(side: Side) -> tuple[Frame, dict[str, str]]:
         reference.extract(image, kept, prefix)
         return {"frame": (time.perf_counter_ns() - start) / 1e6}
 
-    return frame, {"torch": torch.__version__}
+    yield frame, {"torch": torch.__version__}
 
 
 if __name__ == "__main__":

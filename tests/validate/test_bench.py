@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -16,6 +17,7 @@ import pytest
 from saccade.bundle import read_bundle
 from saccade.cli.main import main
 from saccade.errors import SaccadeError
+from saccade.runtime.chain import Pipeline
 from saccade.validate import bench, bench_side
 from saccade.validate.bench import Side
 
@@ -33,8 +35,6 @@ def note(word):
 def say(**answer):
     print(json.dumps(answer), flush=True)
 
-if kind == "stubborn":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 note("load")
 if kind == "absent":
     say(error="openvino cannot be imported; pip install it")
@@ -155,10 +155,10 @@ def test_ratios_are_to_eager_pytorch_at_the_same_size_k_and_batch(actors: tuple[
     ("name", "message"),
     [
         ("absent", "absent: openvino cannot be imported; pip install it"),
-        ("crashing", "crashing: its process ended (killed by signal 9; is there enough memory?)"),
+        ("crashing", "crashing: its process ended (killed by signal 9; free some memory)"),
         ("dying", "dying: its process ended (exit 3; see the lines above)"),
         ("fleeting", "fleeting: its process ended (exit 0; see the lines above)"),
-        ("stammering", "stammering: its process ended (killed by signal 9; is there enough memory?)"),
+        ("stammering", "stammering: its process ended (killed by signal 9; free some memory)"),
     ],
 )
 def test_a_side_that_dies_gives_one_line_and_takes_the_others_with_it(
@@ -201,7 +201,6 @@ def test_a_process_that_does_not_end_is_killed(
     actors: tuple[Path, list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "IDLE_S", 0.1)
-    monkeypatch.setattr(bench, "GRACE_S", 0.1)
     bench.run([side("stubborn", actors[0])], rounds=1, frames=1)
     assert [process.returncode for process in actors[1]] == [-9]
 
@@ -229,16 +228,6 @@ def test_what_libraries_print_in_a_side_is_no_answer() -> None:
     assert {"noise from Python", "noise from a library"} <= set(done.stderr.splitlines())
 
 
-def test_an_interrupt_ends_a_side_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*arguments: Any) -> int:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(bench_side, "_serve", interrupted)
-    monkeypatch.setattr(bench_side.os, "dup2", lambda old, new: None)
-    monkeypatch.setattr(sys, "argv", ["side", bench.msgspec.json.encode(side("a", Path("x"))).decode()])
-    assert bench_side.main() == 130
-
-
 def plan(bundle: Path, **changes: Any) -> list[Side]:
     asked: dict[str, Any] = {
         "engines": ["openvino"], "precisions": ["fp32"], "sizes": None, "ks": None, "batches": [1], "device": None,
@@ -250,7 +239,7 @@ def plan(bundle: Path, **changes: Any) -> list[Side]:
 def test_a_plan_is_every_combination_with_pytorch_first(small_bundle: Callable[[str], Path]) -> None:
     bundle = small_bundle("dinov2")
     found = plan(
-        bundle, engines=["openvino", "onnxruntime"], sizes=[126, 70], ks=[8, 9], batches=[1, 2], checkpoint=Path("x.pt")
+        bundle, engines=["openvino", "onnxruntime"], sizes=[126, 70], ks=[8, 9], batches=[1, 2], checkpoint=Path(__file__)
     )
     assert len(found) == len({each.name for each in found}) == 2 * 2 * 2 * 3
     assert [each.engine for each in found[:3]] == ["pytorch-eager", "openvino", "onnxruntime"]
@@ -274,6 +263,7 @@ def test_a_plan_takes_the_bundles_defaults_and_every_core(small_bundle: Callable
         ({"sizes": [0]}, "size 0"),
         ({"batches": [0]}, "--batch 0"),
         ({"threads": -1}, "--threads -1"),
+        ({"checkpoint": Path("gone.pt")}, "gone.pt: no such checkpoint file; give the one that .* was made of"),
     ],
     ids=str,
 )
@@ -313,18 +303,69 @@ def test_a_real_run_times_every_stage_of_both_engines_against_pytorch(
 def test_a_side_that_cannot_load_ends_the_command_with_one_line(
     small_bundle: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    missing = str(tmp_path / "none.pt")
-    command = ["bench", str(small_bundle("dinov2")), "--checkpoint", missing, "--rounds", "1", "--frames", "1", "--json"]
+    other = tmp_path / "other.pt"
+    other.write_bytes(b"hello")
+    command = ["bench", str(small_bundle("dinov2")), "--checkpoint", str(other), "--rounds", "1", "--frames", "1", "--json"]
     assert main(command) == 1
     said = capfd.readouterr()
-    assert "pytorch-eager" in json.loads(said.out)["error"]
+    assert json.loads(said.out)["error"].startswith("pytorch-eager fp32 126x126 k=8 batch=1: ")
+    assert "other.pt is not a PyTorch checkpoint" in json.loads(said.out)["error"]
     assert "Traceback" not in said.err
 
 
 def test_the_dense_output_of_segmentation_is_timed_apart(small_bundle: Callable[[str], Path]) -> None:
     segment = Side("s", str(small_bundle("segment")), "onnxruntime", "fp32", "cpu", (126, 126), 8, 1, 1, None)
-    frame, versions = bench_side._chain(segment)
-    times = frame()
+    bench.build_missing(read_bundle(segment.bundle), [segment], lambda phase: None, lambda line: None)
+    with bench_side._chain(segment) as (frame, versions):
+        times = frame()
     assert list(times) == ["frame", *STAGES, "fill"]
     assert times["frame"] >= sum(times[name] for name in STAGES if name not in bench.APART)
     assert list(versions) == ["onnxruntime"]
+
+
+# ---- building comes before loading
+
+
+@pytest.fixture
+def copy(small_bundle: Callable[[str], Path], tmp_path: Path) -> Path:
+    """Return a copy of the small bundle, without engines."""
+    return shutil.copytree(small_bundle("dinov2"), tmp_path / "copy", ignore=shutil.ignore_patterns("engines"))
+
+
+def test_a_missing_engine_is_built_once_before_any_side_starts(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", str(copy), "--k", "8", "9", "--rounds", "1", "--frames", "1", "--threads", "1"]
+    assert main(command) == 0
+    err = capfd.readouterr().err
+    assert err.count("no openvino fp32 engine is built yet: building it") == 1
+    assert "  selector: compile: done in " in err
+    assert main(command) == 0
+    assert "building" not in capfd.readouterr().err
+
+
+def test_a_side_builds_nothing_itself(copy: Path) -> None:
+    missing = Side("s", str(copy), "onnxruntime", "fp32", "cpu", (126, 126), 8, 1, 1, None)
+    with pytest.raises(SaccadeError, match=r"s: .*no onnxruntime fp32 engine is built yet; 'saccade build"):
+        bench.run([missing], rounds=1, frames=1)
+    assert not (copy / "engines").exists()
+
+
+def test_a_side_closes_its_pipeline(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Pipeline] = []
+    close = Pipeline.close
+    monkeypatch.setattr(Pipeline, "close", lambda pipeline: (closed.append(pipeline), close(pipeline))[1])
+    monkeypatch.setattr(sys, "stdin", ["2\n"])
+    side = Side("s", str(copy), "onnxruntime", "fp32", "cpu", (126, 126), 8, 1, 1, None)
+    bench.build_missing(read_bundle(copy), [side, side], lambda phase: None, lambda line: None)
+    answers: list[dict[str, Any]] = []
+    bench_side._serve(side, answers.append)
+    loaded, turn = answers
+    assert loaded.keys() == {"load_s", "first_ms", "versions"}
+    assert [len(values) for values in turn["stages"].values()] == [2] * (len(STAGES) + 1)
+    assert len(closed) == 1
+
+
+def test_an_engine_that_cannot_run_here_is_refused_before_it_is_built(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    missing = Side("s", str(copy), "onnxruntime", "fp32", "cpu", (126, 126), 8, 1, 1, None)
+    with pytest.raises(SaccadeError, match=r"onnxruntime cannot be imported .*pip install 'saccade\[onnxruntime\]'"):
+        bench.build_missing(read_bundle(copy), [missing], lambda phase: None, lambda line: None)

@@ -209,6 +209,7 @@ def bench(options: argparse.Namespace) -> Report:
     from saccade.validate import bench as benchmark
 
     shared.check_output("-o", options.output, ".json")
+    benchmark.check_turns(options.rounds, options.frames)
     bundle = read_bundle(options.bundle)
     plan = benchmark.plan_from(
         bundle,
@@ -221,6 +222,8 @@ def bench(options: argparse.Namespace) -> Report:
         threads=options.threads,
         checkpoint=options.checkpoint,
     )
+    with Phases() as phases:
+        benchmark.build_missing(bundle, plan, phases, phases.note)
     with progress_bar(len(plan) * options.rounds, "bench", "turn") as bar:
         data = benchmark.run(plan, rounds=options.rounds, frames=options.frames, on_turn=lambda: bar.update(1))
     if options.output:
