@@ -9,7 +9,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from saccade._version import VERSION
@@ -32,11 +32,44 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Terminated(KeyboardInterrupt):
+    """A SIGTERM, which cleans up as Ctrl-C does."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0 for success, 1 for a problem the user can mend; argparse itself exits with 2."""
+    """Run one command. Returns 0 for success, 1 for a problem the user can mend; argparse itself exits with 2.
+
+    An interrupt returns what a shell says of its signal: 130 for Ctrl-C (SIGINT), 143 for SIGTERM.
+    """
     options = build_parser().parse_args(arguments)
-    with contextlib.suppress(ValueError):  # not the main thread: then signals are the caller's
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
+    try:
+        with _sigterm_interrupts():
+            return _execute(options)
+    except KeyboardInterrupt as interrupt:
+        _complain("interrupted; nothing half-written was left behind")
+        return 128 + (signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT)
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM raise _Terminated in the body, and then give it back to whoever had it."""
+
+    def terminate(*_: object) -> None:
+        raise _Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not the main thread: then signals are the caller's
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+def _execute(options: argparse.Namespace) -> int:
+    """Run the command and print what it says."""
     try:
         report = options.execute(options)
     except SaccadeError as error:
@@ -45,13 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno != errno.ENAMETOOLONG:  # met wherever a path is first looked at
             raise
         return _fail(f"the path {str(error.filename)[:40]}… is too long; give a shorter one", as_json=options.json)
-    except KeyboardInterrupt:
-        _complain("interrupted; nothing half-written was left behind")
-        return 130
     try:
         _say(json.dumps(_jsonable(report.data), allow_nan=False) if options.json else "\n".join(report.lines))
     except OSError as error:
-        return _fail(f"cannot write the result to stdout: {error.strerror}", as_json=False)
+        reason = f"cannot write the result to stdout: {error.strerror}; send it to another place and repeat"
+        return _fail(reason, as_json=False)
     return 0 if report.passed else 1
 
 
