@@ -394,6 +394,39 @@ def test_parity_with_another_checkpoint_is_refused(
     assert (place / "bundle/bundle.json").read_bytes() == before
 
 
+NOTHING_LOADED = {
+    "no torch": Fault("--checkpoint model.pt", "parity runs the checkpoint in torch; pip install 'saccade[export]'"),
+    "no polygraphy": Fault("--checkpoint model.pt", "polygraphy cannot be imported; pip install 'saccade[polygraphy]'"),
+    "no checkpoint": Fault("--checkpoint gone.pt", "gone.pt: no such checkpoint file"),
+    "damaged checkpoint": Fault("--checkpoint text.png", "text.png is not a PyTorch checkpoint"),
+    "other checkpoint": Fault("--checkpoint other.pt", "other.pt is not the checkpoint that bundle was made of"),
+    "no images": Fault("--checkpoint model.pt --images gone", "--images gone: no such file or folder"),
+    "no image": Fault("--checkpoint model.pt --images mixed", "mixed/text.png is not an image that Pillow can read"),
+    "size without images": Fault("--checkpoint model.pt --size 70", "are for images of your own; give --images DIR too"),
+    "no golden": Fault("--checkpoint model.pt", "bundle/golden.npz is missing"),
+}
+
+
+@pytest.mark.parametrize("case", NOTHING_LOADED)
+def test_what_parity_is_given_is_checked_before_an_engine_is_built(
+    case: str, refused: Refused, place: Path, small_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saccade.cli.options.load", lambda *_, **__: pytest.fail("an engine was loaded for nothing"))
+    shutil.copy(small_checkpoint("franca"), place / "other.pt")
+    (place / "mixed").mkdir()
+    shutil.copy(place / "small.png", place / "mixed/a.png")
+    for name in ("text.png", "mixed/text.png"):
+        (place / name).write_text("hello")
+    if case.startswith("no ") and (module := case.removeprefix("no ")) in ("torch", "polygraphy"):
+        monkeypatch.delitem(sys.modules, "saccade.validate.tensors", raising=False)
+        for name in [name for name in sys.modules if name.split(".")[0] == module]:
+            monkeypatch.setitem(sys.modules, name, None)
+        monkeypatch.setitem(sys.modules, module, None)
+    if case == "no golden":
+        (place / "bundle/golden.npz").unlink()
+    assert NOTHING_LOADED[case].message in refused("parity", "bundle", *NOTHING_LOADED[case].arguments.split())
+
+
 # ---- places that cannot be written
 
 

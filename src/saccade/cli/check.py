@@ -4,9 +4,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
+import numpy as np
 
 from saccade._version import VERSION
 from saccade.bundle import Bundle, read_bundle, write_manifest
@@ -15,12 +16,21 @@ from saccade.cli.console import Phases, Report, progress_bar, table
 from saccade.engines.engine import ENGINE_NAMES
 from saccade.errors import SaccadeError
 from saccade.runtime.chain import Pipeline
+from saccade.runtime.images import read_rgb
 
 if TYPE_CHECKING:
+    from saccade.export.checkpoint import Checkpoint
     from saccade.golden import Case
     from saccade.validate.parity import ParityResult
 
 MAX_RECEIPTS = 32  # parity receipts kept in a manifest
+
+
+class Group(NamedTuple):
+    """Images of one size and how many patches to keep of each."""
+
+    images: list[np.ndarray]
+    k: int
 
 
 def add_commands(commands: Any) -> None:
@@ -78,9 +88,12 @@ def parity(options: argparse.Namespace) -> Report:
     if options.results:
         shared.refuse_inside_bundle("--results", options.results)
     bundle = read_bundle(options.bundle)
+    checkpoint = _matching_checkpoint(bundle, options)
+    given = _given_images(bundle, options)
     with shared.open_pipeline(bundle, options) as pipeline:
-        cases, total = _reference_cases(pipeline, options)
-        with progress_bar(total, "parity") as bar:
+        groups = [_fitted(pipeline, each, options) if isinstance(each, Path) else each for each in given]
+        with progress_bar(sum(len(group.images) for group in groups), "parity") as bar:
+            cases = _reference_cases(checkpoint, bundle, groups, options)
             result = measure_parity(pipeline, cases, lambda done: bar.update(len(done.case.images)))
         tensors = compare_tensors(pipeline, result.cases, options.results)
     data = _identity(bundle, pipeline) | result.summary() | {"tensors": tensors}
@@ -92,52 +105,60 @@ def parity(options: argparse.Namespace) -> Report:
     return Report(data, lines, result.passed)
 
 
-def _reference_cases(pipeline: Pipeline, options: argparse.Namespace) -> tuple[Iterator[Case], int]:
-    """Return the reference's cases, run one by one as they are asked for, and how many images they hold."""
+def _matching_checkpoint(bundle: Bundle, options: argparse.Namespace) -> Checkpoint:
+    """Read the checkpoint that the bundle was made of, or say what is missing, before an engine is built."""
     try:
-        import torch
+        import torch  # noqa: F401
     except ImportError as error:
         raise SaccadeError("parity runs the checkpoint in torch; pip install 'saccade[export]'") from error
     from saccade.export.checkpoint import read_checkpoint
-    from saccade.export.reference import Reference, reference_case
 
-    bundle = pipeline.bundle
     checkpoint = read_checkpoint(options.checkpoint)
-    expected = bundle.manifest.provenance.get("checkpoint_sha256")
-    if checkpoint.sha256 != expected:
+    if checkpoint.sha256 != bundle.manifest.provenance.get("checkpoint_sha256"):
         raise SaccadeError(
             f"{options.checkpoint} is not the checkpoint that {bundle.path} was made of; give that file, or export again"
         )
+    return checkpoint
+
+
+def _given_images(bundle: Bundle, options: argparse.Namespace) -> list[Path] | list[Group]:
+    """Return the images to compare on, each known to be one: files of a folder, else the bundle's golden images."""
+    if options.images is not None:
+        paths = shared.image_paths(options.images)
+        for path in paths:
+            read_rgb(path)  # decoded again when its turn comes: whole photographs of a folder may not fit in memory
+        return paths
+    if options.size or options.k or options.k_ratio or options.fit != "squash":
+        raise SaccadeError("--size, --k, --k-ratio and --fit are for images of your own; give --images DIR too")
+    from saccade.golden import read_cases
+
+    golden = bundle.manifest.golden
+    if golden is None:
+        raise SaccadeError(f"{bundle.path} has no golden images; give --images DIR")
+    cases = read_cases(bundle.checked_path(golden))
+    return [Group(list(case.images), case.output.indices.shape[1]) for case in cases]
+
+
+def _fitted(pipeline: Pipeline, path: Path, options: argparse.Namespace) -> Group:
+    """Return one image of a folder as a group of its own, at the size and k that the options ask for."""
+    images = pipeline.pixels(path, options.size, options.fit)
+    return Group(images, pipeline.kept(pipeline.grid_of(images[0]), options.k, options.k_ratio))
+
+
+def _reference_cases(
+    checkpoint: Checkpoint, bundle: Bundle, groups: list[Group], options: argparse.Namespace
+) -> Iterator[Case]:
+    """Yield the reference's cases, each run when it is asked for."""
+    import torch
+
+    from saccade.export.reference import Reference, reference_case
+
     if options.threads:
         torch.set_num_threads(options.threads)
     task = bundle.manifest.task
     reference, exact = Reference(checkpoint, task), Reference(checkpoint, task, torch.float64)
-    groups = _image_groups(pipeline, options)
-
-    def cases() -> Iterator[Case]:
-        for images, k in groups:
-            yield reference_case(reference, exact, images, k)
-
-    return cases(), sum(len(images) for images, _ in groups)
-
-
-def _image_groups(pipeline: Pipeline, options: argparse.Namespace) -> list[tuple[list[Any], int]]:
-    """Return groups of images of one size, each with its k: one image each from a folder, else the golden images."""
-    if options.images is None:
-        if options.size or options.k or options.k_ratio or options.fit != "squash":
-            raise SaccadeError("--size, --k, --k-ratio and --fit are for images of your own; give --images DIR too")
-        from saccade.golden import read_cases
-
-        golden = pipeline.bundle.manifest.golden
-        if golden is None:
-            raise SaccadeError(f"{pipeline.bundle.path} has no golden images; give --images DIR")
-        cases = read_cases(pipeline.bundle.checked_path(golden))
-        return [(list(case.images), case.output.indices.shape[1]) for case in cases]
-    groups = []
-    for path in shared.image_paths(options.images):
-        images = pipeline.pixels(path, options.size, options.fit)
-        groups.append((images, pipeline.kept(pipeline.grid_of(images[0]), options.k, options.k_ratio)))
-    return groups
+    for images, k in groups:
+        yield reference_case(reference, exact, images, k)
 
 
 def _identity(bundle: Bundle, pipeline: Pipeline) -> dict[str, Any]:
@@ -176,7 +197,7 @@ def _keep_receipt(bundle: Bundle, receipt: dict[str, Any]) -> None:
     try:
         manifest = read_bundle(bundle.path).manifest  # as it is now: the run took a while
         if manifest.graphs != bundle.manifest.graphs:
-            raise SaccadeError("the bundle was exported again meanwhile")
+            raise SaccadeError("the bundle was exported again meanwhile; repeat the command")
         others = [old for old in manifest.parity if (old.get("engine"), old.get("precision")) != identity]
         write_manifest(bundle.path, msgspec.structs.replace(manifest, parity=(*others, receipt)[-MAX_RECEIPTS:]))
     except SaccadeError as error:
