@@ -13,6 +13,7 @@ from saccade._version import VERSION
 from saccade.bundle import Bundle, read_bundle, write_manifest
 from saccade.cli import options as shared
 from saccade.cli.console import Phases, Report, progress_bar, table
+from saccade.cli.verdicts import measured_on
 from saccade.engines.engine import ENGINE_NAMES
 from saccade.errors import SaccadeError
 from saccade.runtime.chain import Pipeline
@@ -58,7 +59,7 @@ def verify(options: argparse.Namespace) -> Report:
     bundle = read_bundle(options.bundle)
     with shared.open_pipeline(bundle, options) as pipeline:
         result = run_verify(pipeline)
-    data = _identity(bundle, pipeline) | result.summary()
+    data = _identity(bundle, pipeline, options) | result.summary()
     return Report(data, _lines(data, result), result.passed)
 
 
@@ -96,7 +97,7 @@ def parity(options: argparse.Namespace) -> Report:
             cases = _reference_cases(checkpoint, bundle, groups, options)
             result = measure_parity(pipeline, cases, lambda done: bar.update(len(done.case.images)))
         tensors = compare_tensors(pipeline, result.cases, options.results)
-    data = _identity(bundle, pipeline) | result.summary() | {"tensors": tensors}
+    data = _identity(bundle, pipeline, options) | result.summary() | {"tensors": tensors}
     if options.report:
         write_report(options.report, result, facts_of(data), tensors, bundle.model.patch)
         data["report"] = str(options.report)
@@ -161,14 +162,12 @@ def _reference_cases(
         yield reference_case(reference, exact, images, k)
 
 
-def _identity(bundle: Bundle, pipeline: Pipeline) -> dict[str, Any]:
+def _identity(bundle: Bundle, pipeline: Pipeline, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "bundle": str(bundle.path),
         "saccade": VERSION,
-        "engine": pipeline.receipt.engine,
-        "engine_version": pipeline.receipt.conditions.get("version", ""),
-        "key": pipeline.receipt.key,
         "checkpoint_sha256": bundle.manifest.provenance.get("checkpoint_sha256", ""),
+        **measured_on(bundle, pipeline.receipt, options.device),
     }
 
 
@@ -192,13 +191,16 @@ def _lines(data: dict[str, Any], result: ParityResult) -> list[str]:
 
 
 def _keep_receipt(bundle: Bundle, receipt: dict[str, Any]) -> None:
-    """Add the verdict to the manifest, replacing this engine's last one; a bundle that cannot be written stays as it is."""
-    identity = (receipt["engine"], receipt["precision"])
+    """Add the verdict to the manifest, replacing this engine's last one; a bundle that cannot be written stays as it is.
+
+    A verdict that names no device, as an older saccade wrote it, may be of this one, and is replaced too.
+    """
     try:
         manifest = read_bundle(bundle.path).manifest  # as it is now: the run took a while
         if manifest.graphs != bundle.manifest.graphs:
             raise SaccadeError("the bundle was exported again meanwhile; repeat the command")
-        others = [old for old in manifest.parity if (old.get("engine"), old.get("precision")) != identity]
+        same = {name: receipt[name] for name in ("engine", "precision", "device")}
+        others = [old for old in manifest.parity if not same.items() <= ({"device": same["device"]} | old).items()]
         write_manifest(bundle.path, msgspec.structs.replace(manifest, parity=(*others, receipt)[-MAX_RECEIPTS:]))
     except SaccadeError as error:
         Phases().note(f"the verdict was not kept in the bundle: {error}")

@@ -2,20 +2,24 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from saccade.bundle import Bundle, DataFile, GraphFile, read_bundle
+from saccade.bundle import Bundle, DataFile, GraphFile, check_hash, read_bundle
 from saccade.cli import options as shared
 from saccade.cli.console import Report, size_text, table
 from saccade.cli.create import audit_lines, receipt_data
+from saccade.cli.verdicts import changed_graphs, state_of
 from saccade.engines import store
+from saccade.engines.engine import ROLES
+from saccade.errors import SaccadeError
 
 
 def add_commands(commands: Any) -> None:
     """Add both commands to the parser."""
-    parser = commands.add_parser("inspect", help="what a bundle holds, after checking every hash")
+    parser = commands.add_parser("inspect", help="what a bundle and its engines hold, after checking every hash")
     shared.add_bundle(parser)
     parser.set_defaults(execute=inspect)
     parser = commands.add_parser("doctor", help="what is installed here, what is missing for which engine, and the remedy")
@@ -23,14 +27,16 @@ def add_commands(commands: Any) -> None:
 
 
 def inspect(options: argparse.Namespace) -> Report:
-    """Check all files of a bundle and describe it."""
+    """Check all files of a bundle and describe it; fails where an engine is damaged."""
     bundle = read_bundle(options.bundle)
     manifest, model = bundle.manifest, bundle.model
     entries: list[GraphFile | DataFile] = [graph for each in manifest.graphs.values() for graph in each.values()]
     entries += [manifest.positions, *([manifest.golden] if manifest.golden else [])]
     files = {entry.file: bundle.checked_path(entry).stat().st_size for entry in entries}
-    engines = [receipt_data(folder, receipt) for folder, receipt in store.receipts(bundle)]
-    data = {"bundle": str(bundle.path), **msgspec.to_builtins(manifest), "files": files, "engines": engines}
+    engines = [_inspect_engine(bundle, folder) for folder in sorted(bundle.engines_path.glob("[!.]*"))]
+    verdicts = [verdict | {"state": state_of(bundle, verdict)} for verdict in manifest.parity]
+    data = {"bundle": str(bundle.path), **msgspec.to_builtins(manifest), "files": files}
+    data |= {"engines": [each.data for each in engines], "parity": verdicts}
     lines = [
         f"{bundle.path}: {model.family}, task {manifest.task}",
         f"  extractor: {model.depth} blocks, width {model.dim}, {model.heads} heads, {model.ffn}, patch {model.patch}",
@@ -45,13 +51,33 @@ def inspect(options: argparse.Namespace) -> Report:
         for precision, graph in variants.items():
             ends = [", ".join(f"{t.name} {list(t.shape)}" for t in tensors) for tensors in (graph.inputs, graph.outputs)]
             lines.append(f"  {role} {precision}: {ends[0]} -> {ends[1]}".replace("'", ""))
-    for folder, receipt in store.receipts(bundle):
-        lines.append(f"  engine {folder.name}: {receipt.realised}; built in {receipt.seconds:.1f} s")
-        lines += [f"  {line}" for line in audit_lines(receipt)]
-    for entry in manifest.parity:
-        word = "equal to PyTorch" if entry.get("passed") else "DIFFERENT from PyTorch"
-        lines.append(f"  parity: {entry.get('engine')} {entry.get('precision')} {word} on {entry.get('images')} images")
-    return Report(data, lines)
+    lines += [line for each in engines for line in each.lines]
+    for verdict in verdicts:
+        word = "equal to PyTorch" if verdict.get("passed") else "DIFFERENT from PyTorch"
+        version = verdict.get("engine_version") or verdict.get("version") or "of unknown version"
+        where = f"{verdict.get('engine')} {verdict.get('precision')} {word} on {verdict.get('images')} images"
+        lines.append(f"  parity: {where} ({version}, device {verdict.get('device', 'unknown')}); {verdict['state']}")
+    return Report(data, lines, all(each.passed for each in engines))
+
+
+def _inspect_engine(bundle: Bundle, folder: Path) -> Report:
+    """Read an engine's receipt, hash its files, and compare the graphs that it was built from with the bundle's."""
+    data: dict[str, Any] = {"folder": str(folder)}
+    details: list[str] = []
+    try:
+        receipt = store.read_receipt(folder)
+        data |= receipt_data(folder, receipt)
+        details = [f"{receipt.realised}; built in {receipt.seconds:.1f} s", *audit_lines(receipt)]
+        for name, digest in receipt.sha256.items():
+            check_hash(folder / name, digest, str(folder / store.RECEIPT), f"delete {folder} and build again")
+    except SaccadeError as error:
+        state = f"damaged: {error}"
+    else:
+        built_from = {role: receipt.conditions.get(f"{role}_sha256") for role in ROLES}
+        change = changed_graphs(bundle, receipt.precision, built_from)
+        state = f"stale: {change}; build again" if change else "whole"
+    lines = [f"  engine {folder.name}: {'; '.join([state, *details[:1]])}", *(f"  {line}" for line in details[1:])]
+    return Report(data | {"state": state}, lines, not state.startswith("damaged"))
 
 
 def _defaults(bundle: Bundle) -> str:

@@ -1,0 +1,191 @@
+"""inspect tells of every engine and every kept verdict whether it still fits the bundle, and fails where one is damaged."""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+import saccade
+from saccade import read_bundle
+from saccade.bundle import Manifest, write_manifest
+from saccade.cli import check, verdicts
+from saccade.cli.main import main
+
+Inspect = Callable[..., tuple[dict[str, Any], str]]
+
+
+@pytest.fixture
+def bundle(small_bundle: Callable[[str], Path], tmp_path: Path) -> Path:
+    """Return a copy of the small bundle with an OpenVINO engine alone."""
+    path = tmp_path / "bundle"
+    shutil.copytree(small_bundle("dinov2"), path, ignore=shutil.ignore_patterns("engines"))
+    saccade.load(path, note=lambda line: None).close()
+    return path
+
+
+@pytest.fixture
+def inspect(bundle: Path, capfd: pytest.CaptureFixture[str]) -> Inspect:
+    """Return a function that inspects the bundle, checks the exit code of both forms, and returns data and text."""
+
+    def run(code: int = 0) -> tuple[dict[str, Any], str]:
+        capfd.readouterr()
+        assert main(["inspect", str(bundle), "--json"]) == code
+        data = json.loads(capfd.readouterr().out)
+        assert main(["inspect", str(bundle)]) == code
+        return data, capfd.readouterr().out
+
+    return run
+
+
+def engine_folder(bundle: Path) -> Path:
+    (folder,) = (bundle / "engines").iterdir()
+    return folder
+
+
+def keep(bundle: Path, **verdict: Any) -> None:
+    """Make `verdict` the only one of the bundle."""
+    write_manifest(bundle, msgspec.structs.replace(read_bundle(bundle).manifest, parity=(verdict,)))
+
+
+def change_graph(bundle: Path, role: str) -> None:
+    """Give a bundle another graph of the same tensors, hash and all."""
+    path = bundle / f"{role}.onnx"
+    path.write_bytes(path.read_bytes() + b"\0")
+    text = (bundle / "bundle.json").read_text()
+    old = read_bundle(bundle).graph(role, "fp32").sha256
+    graphs_end = text.index('"golden"')  # what verdicts recorded stands behind it
+    head = text[:graphs_end].replace(old, hashlib.sha256(path.read_bytes()).hexdigest())
+    (bundle / "bundle.json").write_text(head + text[graphs_end:])
+
+
+# ---- engines
+
+
+def test_an_engine_as_it_was_built_is_whole(inspect: Inspect, bundle: Path) -> None:
+    data, text = inspect()
+    (engine,) = data["engines"]
+    assert (engine["engine"], engine["state"]) == ("openvino", "whole")
+    assert f"  engine {engine_folder(bundle).name}: whole; INFERENCE_PRECISION_HINT f32; built in " in text
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "file cut": (lambda f: os.truncate(f / "extractor.blob", 1000), "extractor.blob was changed or cut short"),
+    "file missing": (lambda f: (f / "selector.blob").unlink(), "selector.blob is missing"),
+    "receipt missing": (lambda f: (f / "receipt.json").unlink(), "receipt.json is missing"),
+    "receipt empty": (lambda f: os.truncate(f / "receipt.json", 0), "receipt.json: Input data was truncated"),
+    "renamed": (lambda f: f.rename(f.with_name("openvino-fp32-0123456789abcdef")), "is not this engine's receipt"),
+    "no folder": (lambda f: (shutil.rmtree(f), f.write_text("")), "cannot read"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_a_damaged_engine_is_listed_with_the_reason_and_fails(case: str, inspect: Inspect, bundle: Path) -> None:
+    change, reason = DAMAGES[case]
+    change(engine_folder(bundle))
+    folder = engine_folder(bundle)
+    data, text = inspect(code=1)
+    (engine,) = data["engines"]
+    assert engine["folder"] == str(folder)
+    assert engine["state"].startswith("damaged: ")
+    assert reason in engine["state"]
+    assert engine["state"].endswith(f"delete {folder} and build again")
+    assert f"  engine {folder.name}: {engine['state']}" in text
+
+
+def test_a_whole_engine_beside_a_damaged_one_is_told_apart(inspect: Inspect, bundle: Path) -> None:
+    (bundle / "engines/tensorrt-fp16-0123456789abcdef").mkdir()
+    data, _ = inspect(code=1)
+    assert [each["state"].split(":")[0] for each in data["engines"]] == ["whole", "damaged"]
+
+
+def test_an_interrupted_build_is_no_engine(inspect: Inspect, bundle: Path) -> None:
+    (bundle / "engines/.pending-openvino").mkdir()
+    assert len(inspect()[0]["engines"]) == 1
+
+
+def test_an_engine_of_another_graph_is_stale_and_no_failure(inspect: Inspect, bundle: Path) -> None:
+    change_graph(bundle, "selector")
+    data, text = inspect()
+    assert data["engines"][0]["state"] == "stale: selector changed since; build again"
+    assert "stale: selector changed since; build again; INFERENCE_PRECISION_HINT" in text
+
+
+def test_an_engine_of_a_precision_that_is_gone_is_stale(bundle: Path) -> None:
+    recorded = {"selector": "0" * 64, "extractor": "1" * 64}
+    assert verdicts.changed_graphs(read_bundle(bundle), "fp16", recorded) == "extractor and selector changed since"
+
+
+# ---- verdicts
+
+
+def graphs(bundle: Path) -> dict[str, str]:
+    return {role: hashlib.sha256((bundle / f"{role}.onnx").read_bytes()).hexdigest() for role in ("selector", "extractor")}
+
+
+def test_parity_records_what_it_was_measured_on(
+    bundle: Path, small_checkpoint: Callable[[str], Path], inspect: Inspect
+) -> None:
+    assert main(["parity", str(bundle), "--checkpoint", str(small_checkpoint("dinov2"))]) == 0
+    kept = read_bundle(bundle).manifest.parity[-1]
+    receipt = json.loads((engine_folder(bundle) / "receipt.json").read_text())
+    found = {name: kept[name] for name in ("engine", "engine_version", "precision", "device", "key", "graphs")}
+    assert found == {
+        "engine": "openvino", "engine_version": receipt["conditions"]["version"], "precision": "fp32", "device": "cpu",
+        "key": receipt["key"], "graphs": graphs(bundle),
+    }  # fmt: skip
+    data, text = inspect()
+    assert data["parity"][-1]["state"] == "current"
+    version = receipt["conditions"]["version"]
+    assert f"parity: openvino fp32 equal to PyTorch on 4 images ({version}, device cpu); current\n" in text
+
+
+@pytest.mark.parametrize("role", ["selector", "extractor"])
+def test_a_verdict_of_a_graph_that_changed_is_stale(role: str, inspect: Inspect, bundle: Path) -> None:
+    keep(bundle, engine="openvino", precision="fp32", device="cpu", passed=True, images=4, graphs=graphs(bundle))
+    assert inspect()[0]["parity"][0]["state"] == "current"
+    change_graph(bundle, role)
+    data, text = inspect()
+    assert data["parity"][0]["state"] == f"stale: {role} changed since; run 'saccade parity' again"
+    assert f"on 4 images (of unknown version, device cpu); stale: {role} changed since" in text
+
+
+@pytest.mark.parametrize("extra", [{}, {"graphs": None}, {"graphs": "abc"}], ids=["none", "null", "text"])
+def test_a_verdict_of_an_older_saccade_is_unknown(extra: dict[str, Any], inspect: Inspect, bundle: Path) -> None:
+    keep(bundle, engine="openvino", precision="fp32", passed=False, images=1, **extra)
+    data, text = inspect()
+    assert data["parity"][0]["state"].startswith("unknown: it does not say which graphs")
+    assert "DIFFERENT from PyTorch on 1 images (of unknown version, device unknown); unknown: " in text
+
+
+def test_a_verdict_replaces_the_one_of_the_same_engine_precision_and_device(bundle: Path) -> None:
+    def kept() -> list[tuple[Any, ...]]:
+        found: Manifest = read_bundle(bundle).manifest
+        return [(old["engine"], old["precision"], old.get("device"), old["run"]) for old in found.parity]
+
+    keep(bundle, engine="onnxruntime", precision="fp32", run=0)  # by an older saccade: of no device
+    new = {"engine": "onnxruntime", "precision": "fp32"}
+    check._keep_receipt(read_bundle(bundle), new | {"device": "cpu", "run": 1})
+    assert kept() == [("onnxruntime", "fp32", "cpu", 1)]
+    check._keep_receipt(read_bundle(bundle), new | {"device": "0", "run": 2})
+    check._keep_receipt(read_bundle(bundle), new | {"device": "cpu", "run": 3})
+    assert kept() == [("onnxruntime", "fp32", "0", 2), ("onnxruntime", "fp32", "cpu", 3)]
+
+
+def test_a_verdict_is_not_kept_where_the_bundle_was_exported_again(
+    bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    measured = read_bundle(bundle)
+    change_graph(bundle, "extractor")
+    before = (bundle / "bundle.json").read_bytes()
+    check._keep_receipt(measured, {"engine": "openvino", "precision": "fp32", "device": "cpu"})
+    assert (bundle / "bundle.json").read_bytes() == before
+    assert "the verdict was not kept in the bundle: the bundle was exported again meanwhile; repeat the command" in (
+        capfd.readouterr().err
+    )
