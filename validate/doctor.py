@@ -1,7 +1,6 @@
 """What this machine has, what each engine lacks, and the command that mends it."""
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import shutil
@@ -14,6 +13,7 @@ import msgspec
 
 from saccade._version import VERSION
 from saccade.engines import store
+from saccade.engines.cuda import find_gpus
 from saccade.engines.engine import ENGINE_NAMES, Capabilities
 
 # Package -> the extra that brings it, by what it is for.
@@ -38,17 +38,18 @@ def diagnose() -> dict[str, Any]:
     """Return everything as JSON-able data; never raises for what is missing."""
     packages = {name: _version(name) for name in PACKAGES}
     engines = {name: msgspec.to_builtins(_capabilities(name)) for name in ENGINE_NAMES}
+    nvidia = _nvidia()
     return {
         "saccade": VERSION,
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "cpu": cpu(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "nvidia": _nvidia(),
+        "nvidia": nvidia,
         "nvcc": shutil.which("nvcc"),
         "packages": packages,
         "engines": engines,
-        "advice": _advice(packages, engines),
+        "advice": _advice(packages, engines, has_gpu=bool(nvidia["gpus"])),
     }
 
 
@@ -83,18 +84,16 @@ def cpu() -> dict[str, Any]:
 
 
 def _nvidia() -> dict[str, Any]:
-    """Ask the driver itself how many GPUs there are, since no package is needed for that."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return {"driver": False, "devices": 0}
-    count = ctypes.c_int(0)
-    ready = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
-    return {"driver": True, "devices": count.value if ready else 0}
+    """Ask the driver itself which GPUs there are, since no package is needed for that."""
+    gpus, reason = find_gpus()
+    return {"gpus": [msgspec.to_builtins(gpu) for gpu in gpus], "missing": None if gpus else reason}
 
 
-def _advice(packages: dict[str, str | None], engines: dict[str, Any]) -> list[str]:
-    advice = [found["missing"] for found in engines.values() if found["missing"]]
+def _advice(packages: dict[str, str | None], engines: dict[str, Any], *, has_gpu: bool) -> list[str]:
+    advice = [_remedy(name, found["missing"], has_gpu) for name, found in engines.items() if found["missing"]]
+    tensorrt = [name for name in ("tensorrt", "tensorrt-rtx") if engines[name]["can_run"]]
+    if tensorrt and not packages["cuda-python"]:  # the binding alone finds the GPU, and then cannot copy to it
+        advice += [f"{name}: cuda-python is missing; pip install 'saccade[{name}]'" for name in tensorrt]
     if packages["onnxruntime"] and packages["onnxruntime-gpu"]:
         advice.append(
             "onnxruntime and onnxruntime-gpu overwrite each other's files; pip uninstall both, then install the one you want"
@@ -106,14 +105,20 @@ def _advice(packages: dict[str, str | None], engines: dict[str, Any]) -> list[st
     return advice + ([f"tensorrt {release}: {KNOWN_BAD[release]}"] if release in KNOWN_BAD else [])
 
 
+def _remedy(engine: str, missing: str, has_gpu: bool) -> str:
+    """Return what an engine lacks; installing one that needs a GPU helps nobody who has none."""
+    useless = engine.startswith("tensorrt") and "pip install" in missing and not has_gpu
+    return f"{missing} - but it runs on NVIDIA GPUs alone, and there is none here" if useless else missing
+
+
 def lines(data: dict[str, Any]) -> list[str]:
     """Return the diagnosis for people."""
     cpu, nvidia = data["cpu"], data["nvidia"]
-    gpus = f"{nvidia['devices']} GPUs" if nvidia["driver"] else "no driver"
+    gpus = ", ".join(f"{gpu['name']} {gpu['compute_capability']} (CUDA {gpu['driver']})" for gpu in nvidia["gpus"])
     found = [
         f"saccade {data['saccade']}, Python {data['python']}, {data['platform']}",
         f"CPU: {cpu['name']}, {cpu['cores']} cores ({' '.join(cpu['flags'])}), {data['memory_gb']} GB",
-        f"NVIDIA: {gpus}; nvcc: {data['nvcc'] or 'not found'}",
+        f"NVIDIA: {gpus or 'no GPU (' + nvidia['missing'] + ')'}; nvcc: {data['nvcc'] or 'not found'}",
         "packages: " + ", ".join(f"{name} {number}" for name, number in data["packages"].items() if number),
         "engines:",
     ]

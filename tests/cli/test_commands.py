@@ -112,6 +112,14 @@ def test_without_json_stdout_is_lines_for_people(command: str, arguments_of: dic
     assert "\r" not in "".join(lines)  # progress bars live on stderr
 
 
+def test_what_json_cannot_hold_becomes_null(monkeypatch: pytest.MonkeyPatch, say: Say) -> None:
+    found = {"nan": float("nan"), "deep": [{"inf": float("inf")}, (1.5, np.float64("-inf"))], "word": "NaN", "yes": True}
+    monkeypatch.setattr("saccade.validate.doctor.diagnose", lambda: found)
+    monkeypatch.setattr("saccade.validate.doctor.lines", lambda data: [])
+    expected = {"nan": None, "deep": [{"inf": None}, [1.5, None]], "word": "NaN", "yes": True}
+    assert parsed(say("doctor", "--json")) == expected
+
+
 def test_what_is_not_a_terminal_gets_no_moving_bar(small_bundle: Bundles, photos: list[Path]) -> None:
     done = subprocess.run([*CLI, "run", small_bundle("dinov2"), photos[0]], check=True, capture_output=True)
     assert b"\r" not in done.stderr

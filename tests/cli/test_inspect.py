@@ -178,6 +178,13 @@ def test_a_verdict_replaces_the_one_of_the_same_engine_precision_and_device(bund
     assert kept() == [("onnxruntime", "fp32", "0", 2), ("onnxruntime", "fp32", "cpu", 3)]
 
 
+def test_a_number_that_json_cannot_hold_is_kept_as_null(bundle: Path) -> None:
+    found = {"engine": "openvino", "precision": "fp32", "device": "cpu", "swap_effect": float("nan"), "bound": float("inf")}
+    check._keep_receipt(read_bundle(bundle), found)
+    kept = read_bundle(bundle).manifest.parity[-1]
+    assert (kept["swap_effect"], kept["bound"]) == (None, None)
+
+
 def test_a_verdict_is_not_kept_where_the_bundle_was_exported_again(
     bundle: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

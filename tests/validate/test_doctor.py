@@ -15,6 +15,7 @@ import pytest
 
 from saccade.cli.main import main
 from saccade.engines import store
+from saccade.engines.cuda import Gpu
 from saccade.engines.engine import ENGINE_NAMES
 from saccade.validate import doctor
 
@@ -132,8 +133,33 @@ def test_releases_with_a_similar_number_are_not(number: str, installed: Callable
 
 def test_a_system_tensorrt_without_a_wheel_is_known_by_its_binding() -> None:
     packages = dict.fromkeys(doctor.PACKAGES, "1.0") | {"tensorrt": None, "onnxruntime-gpu": None}
-    engines = {name: {"version": "10.3.0", "missing": None} for name in ENGINE_NAMES}
-    assert doctor._advice(packages, engines) == [f"tensorrt 10.3.0: {doctor.KNOWN_BAD['10.3.0']}"]
+    engines = {name: {"version": "10.3.0", "missing": None, "can_run": True} for name in ENGINE_NAMES}
+    assert doctor._advice(packages, engines, has_gpu=True) == [f"tensorrt 10.3.0: {doctor.KNOWN_BAD['10.3.0']}"]
+
+
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_an_engine_that_needs_a_gpu_is_not_praised_where_there_is_none(
+    has_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus = (Gpu("NVIDIA L4", "SM89", "13.0"),) if has_gpu else ()
+    monkeypatch.setattr(doctor, "find_gpus", lambda: (gpus, "libcuda.so.1 not found"))
+    for module in ("tensorrt", "openvino"):
+        monkeypatch.setitem(sys.modules, module, None)
+    said = doctor.diagnose()
+    advice = {line.split()[0].rstrip(":"): line for line in said["advice"]}
+    assert "pip install 'saccade[tensorrt]'" in advice["tensorrt"]
+    assert ("it runs on NVIDIA GPUs alone, and there is none here" in advice["tensorrt"]) == (not has_gpu)
+    assert advice["openvino"].endswith("pip install 'saccade[openvino]'")
+    line = "NVIDIA: NVIDIA L4 SM89 (CUDA 13.0); nvcc: " if has_gpu else "NVIDIA: no GPU (libcuda.so.1 not found); nvcc: "
+    assert any(each.startswith(line) for each in doctor.lines(said))
+
+
+def test_a_tensorrt_that_cannot_copy_to_its_gpu_is_told() -> None:
+    packages = dict.fromkeys(doctor.PACKAGES, "1.0") | {"cuda-python": None, "onnxruntime-gpu": None}
+    engines = {name: {"version": "11.1.0", "missing": None, "can_run": name == "tensorrt"} for name in ENGINE_NAMES}
+    told = ["tensorrt: cuda-python is missing; pip install 'saccade[tensorrt]'"]
+    assert doctor._advice(packages, engines, has_gpu=True) == told
+    assert doctor._advice(packages | {"cuda-python": "13.0"}, engines, has_gpu=True) == []
 
 
 def test_a_package_that_fails_on_import_does_not_stop_the_diagnosis(monkeypatch: pytest.MonkeyPatch) -> None:
