@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,8 @@ from saccade.errors import SaccadeError
 ENGINE_NAMES = ("openvino", "onnxruntime", "tensorrt", "tensorrt-rtx")
 ROLES = ("selector", "extractor")
 DEFAULT_MAX_BATCH = 8
+# Conditions that say how much an engine takes, and not what it is made of or runs on.
+LIMITS = frozenset({"max_batch", "max_k", "opt_k"})
 
 
 def default_device(engine: str) -> str:
@@ -33,13 +36,17 @@ class EngineRequest(Struct, frozen=True, kw_only=True):
     max_k: int = 1369
     opt_k: int = 136  # where the profile is tuned
     compute_capabilities: tuple[str, ...] = ()  # TensorRT-RTX only; empty = its default targets
+    any_limits: bool = False  # what was built for other limits or targets will do too, if it runs on the device
     threads: int = 0  # 0 = the engine's own choice
 
 
 def default_request(
     bundle: Bundle, engine: str, precision: str, device: str | None = None, threads: int = 0
 ) -> EngineRequest:
-    """Return the request that building and loading share: k up to every patch of the base grid, tuned at the bundle's k."""
+    """Return the request of a run, which takes the engine that there is, whatever the limits it was built with.
+
+    Where there is none, one is built for k up to every patch of the base grid, tuned at the bundle's k.
+    """
     rows, columns = bundle.model.base_grid
     defaults, patch = bundle.manifest.defaults, bundle.model.patch
     usual = defaults.k_on(defaults.size[0] * defaults.size[1] // patch**2)
@@ -49,8 +56,27 @@ def default_request(
         device=default_device(engine) if device is None else str(device),
         max_k=rows * columns,
         opt_k=max(1, min(usual, rows * columns)),
+        any_limits=True,
         threads=threads,
     )
+
+
+def build_command(bundle: Bundle, request: EngineRequest) -> str:
+    """Return the command that builds what is asked for."""
+    words = ["saccade build", str(bundle.path), "--engine", request.engine]
+    if request.precision != "fp32":
+        words += ["--precision", request.precision]
+    if request.engine != "tensorrt-rtx" and request.device != default_device(request.engine):
+        words += ["--device", request.device]
+    return " ".join(words)
+
+
+def refuse_path(path: Path) -> None:
+    """Refuse a path that is not UTF-8: engines take paths as text and cannot open such a one."""
+    try:
+        str(path.resolve()).encode()
+    except UnicodeEncodeError as error:
+        raise SaccadeError(f"{path}: its path is not UTF-8, which engines cannot open; rename its folder") from error
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):
@@ -89,11 +115,29 @@ class Backend(Protocol):
     def conditions(self, request: EngineRequest) -> dict[str, str]:
         """Return everything outside the graphs that a built engine depends on (versions, hardware), as text."""
 
+    def serves(self, built: Mapping[str, str], wanted: Mapping[str, str], request: EngineRequest) -> bool:
+        """Whether an engine of the conditions `built` does what `request` asks, whose own conditions are `wanted`.
+
+        Both hold the graphs' hashes too. An engine that takes any batch and k has to agree in everything.
+        """
+        return built == wanted
+
     def build(self, bundle: Bundle, request: EngineRequest, folder: Path, progress: Progress) -> Built:
         """Build one engine per role into `folder`; raise SaccadeError with one line on failure."""
 
     def load(self, bundle: Bundle, request: EngineRequest, folder: Path, built: Built) -> dict[str, Engine]:
         """Load what `build` left in `folder`, one engine per role."""
+
+
+def load_roles(roles: Iterable[str], load: Callable[[str], Engine]) -> dict[str, Engine]:
+    """Load one engine for each role; where one cannot be loaded, those before it are closed."""
+    with contextlib.ExitStack() as stack:
+        loaded = {}
+        for role in roles:
+            loaded[role] = load(role)
+            stack.callback(loaded[role].close)
+        stack.pop_all()
+    return loaded
 
 
 class Engine(abc.ABC):

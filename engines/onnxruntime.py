@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from saccade.bundle import Bundle, GraphFile
-from saccade.engines.engine import ROLES, Built, Capabilities, Engine, EngineRequest, Progress
+from saccade.engines.engine import ROLES, Backend, Built, Capabilities, Engine, EngineRequest, Progress, load_roles
 from saccade.errors import SaccadeError
 
 INSTALL = "pip install 'saccade[onnxruntime]'"
@@ -36,7 +36,7 @@ def _providers(onnxruntime: Any, request: EngineRequest) -> list[Any]:
     return [("CUDAExecutionProvider", {"device_id": request.device, "use_tf32": "0"})]
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(Backend):
     """See `saccade.engines.engine.Backend`."""
 
     def capabilities(self) -> Capabilities:
@@ -70,12 +70,12 @@ class OnnxRuntimeBackend:
         """Open a session on each graph, so that what cannot run is known now."""
         for role in ROLES:
             progress(f"{role}: open a session")
-            OnnxRuntimeEngine(role, bundle, request)
+            OnnxRuntimeEngine(role, bundle, request).close()
         return Built(files={}, realised=f"types of the {request.precision} graph")
 
     def load(self, bundle: Bundle, request: EngineRequest, folder: Path, built: Built) -> dict[str, Engine]:
         """Open the sessions."""
-        return {role: OnnxRuntimeEngine(role, bundle, request) for role in ROLES}
+        return load_roles(ROLES, lambda role: OnnxRuntimeEngine(role, bundle, request))
 
 
 class OnnxRuntimeEngine(Engine):

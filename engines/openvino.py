@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from saccade.bundle import Bundle, GraphFile
-from saccade.engines.engine import ROLES, Built, Capabilities, Engine, EngineRequest, Progress
+from saccade.engines.engine import ROLES, Backend, Built, Capabilities, Engine, EngineRequest, Progress, load_roles
 from saccade.errors import SaccadeError
 
 INSTALL = "pip install 'saccade[openvino]'"
@@ -38,7 +38,7 @@ def _config(request: EngineRequest) -> dict[str, Any]:
     return config
 
 
-class OpenVINOBackend:
+class OpenVINOBackend(Backend):
     """See `saccade.engines.engine.Backend`."""
 
     def capabilities(self) -> Capabilities:
@@ -88,10 +88,11 @@ class OpenVINOBackend:
         if request.threads:
             config["INFERENCE_NUM_THREADS"] = request.threads
         core = _module().Core()
-        return {
-            role: OpenVINOEngine(role, bundle.graph(role, request.precision), core, folder / file, config)
-            for role, file in built.files.items()
-        }
+
+        def load(role: str) -> Engine:
+            return OpenVINOEngine(role, bundle.graph(role, request.precision), core, folder / built.files[role], config)
+
+        return load_roles(built.files, load)
 
 
 def _version(openvino: Any) -> str:

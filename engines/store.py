@@ -1,4 +1,9 @@
-"""Built engines on disk: found under a key over everything they depend on, rebuilt when stale, with the reason named."""
+"""Built engines on disk: found by the conditions they were built under, rebuilt when stale, with the reason named.
+
+Each lies under a key over everything it depends on. Where several serve a request, one that states its limits gets the
+engine under its own key, else the newest; a run, which states none, gets the newest. The newest is what `saccade build`
+made or was asked for last.
+"""
 from __future__ import annotations
 
 import contextlib
@@ -14,15 +19,27 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from saccade import atomic
+from saccade import atomic, locks
 from saccade._version import VERSION
-from saccade.bundle import Bundle, FileName, Sha256, check_hash, sha256_of_file
+from saccade.bundle import Bundle, FileName, Sha256, check_hash, read_bundle, sha256_of_file
 from saccade.engines.audit import Audit
-from saccade.engines.engine import ENGINE_NAMES, ROLES, Backend, Built, Engine, EngineRequest, Progress
+from saccade.engines.engine import (
+    ENGINE_NAMES,
+    LIMITS,
+    ROLES,
+    Backend,
+    Built,
+    Engine,
+    EngineRequest,
+    Progress,
+    build_command,
+    refuse_path,
+)
 from saccade.errors import SaccadeError
 
 RECEIPT = "receipt.json"
 MAX_RECEIPT_BYTES = 1 << 20
+GRAPHS = frozenset(f"{role}_sha256" for role in ROLES)  # the conditions that name the graphs
 # Where each engine's backend lives; the module is imported only when its engine is asked for.
 _BACKENDS = {
     "openvino": ("saccade.engines.openvino", "OpenVINOBackend", ()),
@@ -116,22 +133,68 @@ def receipts(bundle: Bundle) -> list[tuple[Path, Receipt]]:
     return found
 
 
+def find(
+    bundle: Bundle, request: EngineRequest, fields: dict[str, str], *, whole: bool = False
+) -> tuple[Path, Receipt] | None:
+    """Return the built engine that serves a request best; with `whole` only one whose files are what its receipt says."""
+    own = folder_of(bundle, request, fields)
+    serves = backend(request.engine).serves
+    fitting = [
+        (not request.any_limits and folder == own, _age_key(folder), folder, receipt)
+        for folder, receipt in receipts(bundle)
+        if serves(receipt.conditions, fields, request) and not (whole and damage(folder))
+    ]
+    if not fitting:
+        return None
+    *_, folder, receipt = max(fitting, key=lambda each: each[:3])
+    if not request.any_limits and len(fitting) > 1:
+        with contextlib.suppress(OSError):  # a read-only bundle keeps its order
+            os.utime(folder / RECEIPT)
+    return folder, receipt
+
+
+def _age_key(folder: Path) -> int:
+    """Return a number that is larger for a newer engine."""
+    try:
+        return (folder / RECEIPT).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def damage(folder: Path) -> str | None:
+    """Say what is wrong with an engine folder and its files, without the remedy; None where nothing is."""
+    try:
+        check_files(folder, read_receipt(folder))
+    except SaccadeError as error:
+        return str(error).rpartition("; ")[0]
+    return None
+
+
+def check_files(folder: Path, receipt: Receipt) -> None:
+    """Compare an engine's files with their hashes."""
+    for name, digest in receipt.sha256.items():
+        check_hash(folder / name, digest, str(folder / RECEIPT), f"delete {folder} and build again")
+
+
 def why_stale(bundle: Bundle, request: EngineRequest, fields: dict[str, str]) -> str | None:
     """Name what changed since the nearest built engine of the asked kind, or return None where there is none."""
-    candidates = [
-        receipt
+    changes = [
+        _obstacles(receipt.conditions, fields, request)
         for _, receipt in receipts(bundle)
         if (receipt.engine, receipt.precision) == (request.engine, request.precision)
     ]
-    if not candidates:
-        return None
-    changes = sorted((_changed(receipt.conditions, fields) for receipt in candidates), key=len)
-    return "; ".join(changes[0])
+    return "; ".join(sorted(changes, key=len)[0]) if changes else None
 
 
-def _changed(old: dict[str, str], new: dict[str, str]) -> list[str]:
+def _obstacles(old: dict[str, str], new: dict[str, str], request: EngineRequest) -> list[str]:
+    """Name the changes that matter: those without which the old engine would still not serve."""
+    serves = backend(request.engine).serves
     names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    return [f"{name} {_short(old.get(name))} -> {_short(new.get(name))}" for name in names]
+    return [
+        f"{name} {_short(old.get(name))} -> {_short(new.get(name))}"
+        for name in names
+        if name not in old or not serves(new | {name: old[name]}, new, request)
+    ]
 
 
 def _short(value: str | None) -> str:
@@ -139,42 +202,72 @@ def _short(value: str | None) -> str:
 
 
 def ensure(
-    bundle: Bundle, request: EngineRequest, progress: Progress, note: Callable[[str], None], *, build: bool = True
+    bundle: Bundle,
+    request: EngineRequest,
+    progress: Progress,
+    note: Callable[[str], None],
+    *,
+    build: bool = True,
+    thorough: bool = False,
 ) -> tuple[Path, Receipt]:
     """Return the folder and receipt of the asked engine, building it where it is missing or stale.
 
-    `note` hears one line that says why something is built. With `build` False a missing engine is an error.
+    `note` hears one line that says why something is built or removed. With `build` False a missing engine is an error.
+    `thorough` is what `saccade build` asks for: the files are checked too, a damaged engine is built again (else it is
+    an error), and engines of other versions go.
     """
+    refuse_path(bundle.path)
     for role in ROLES:
         bundle.checked_path(bundle.graph(role, request.precision))
     fields = conditions(bundle, request)
-    folder = folder_of(bundle, request, fields)
-    if folder.is_dir():
-        receipt = read_receipt(folder)
-        _check_conditions(folder, receipt, fields)
-        return folder, receipt
-    stale = why_stale(bundle, request, fields)
-    what = f"{request.engine} {request.precision} engine"
-    reason = f"the built {what} is for other conditions ({stale})" if stale else f"no {what} is built yet"
+    if found := find(bundle, request, fields, whole=thorough):
+        return found
+    reason = _why_missing(bundle, request, fields, thorough=thorough)
     if not build:
-        raise SaccadeError(f"{bundle.path}: {reason}; 'saccade build {bundle.path} --engine {request.engine}' builds it")
+        raise SaccadeError(f"{bundle.path}: {reason}; '{build_command(bundle, request)}' builds it")
     note(f"{reason}: building it")
     with _sole_builder(bundle):
-        if folder.is_dir():  # another process built it while this one waited
-            return folder, read_receipt(folder)
-        return folder, build_into(bundle, request, fields, folder, progress)
+        if found := find(bundle, request, fields, whole=thorough):  # built by another process while this one waited
+            return found
+        folder = folder_of(bundle, request, fields)
+        receipt = build_into(bundle, request, fields, folder, progress)
+        for old in remove_superseded(bundle, receipt, other_versions=thorough):
+            note(f"removed {old}, which an older version or graph explains")
+        return folder, receipt
 
 
-def _check_conditions(folder: Path, receipt: Receipt, fields: dict[str, str]) -> None:
-    """The folder's name already says that they agree, unless somebody renamed it."""
-    if changed := _changed(receipt.conditions, fields):
-        what = "; ".join(changed)
-        raise SaccadeError(f"{folder}: its receipt is for other conditions ({what}); delete it and build again")
+def _why_missing(bundle: Bundle, request: EngineRequest, fields: dict[str, str], *, thorough: bool) -> str:
+    """Say why no built engine serves; one that is damaged is an error unless it is to be built again."""
+    folder = folder_of(bundle, request, fields)
+    if os.path.lexists(folder):
+        if not thorough:
+            read_receipt(folder)
+        if damaged := damage(folder):
+            return damaged
+    what = f"{request.engine} {request.precision} engine"
+    stale = why_stale(bundle, request, fields)
+    return f"the built {what} is for other conditions ({stale})" if stale else f"no {what} is built yet"
 
 
 @contextlib.contextmanager
 def _sole_builder(bundle: Bundle) -> Iterator[None]:
-    """Make the folder of engines and hold its lock, so that processes started together build an engine once."""
+    """Make the folder of engines and hold its lock, so that processes started together build an engine once.
+
+    The bundle is reserved too, together with other builds: an export that replaced it now would take the engine along.
+    """
+    with contextlib.ExitStack() as stack:
+        if not bundle.path.name.startswith(atomic.PENDING_PREFIX):  # there an export checks what nobody else knows of
+            busy = f"{bundle.path} is being exported by another process; repeat when it is done"
+            stack.enter_context(locks.reserved(bundle.path, busy, shared=True))
+            if read_bundle(bundle.path).manifest.graphs != bundle.manifest.graphs:
+                raise SaccadeError(f"{bundle.path} was exported again meanwhile; repeat")
+        stack.enter_context(_lock_on_engines(bundle))
+        yield
+
+
+@contextlib.contextmanager
+def _lock_on_engines(bundle: Bundle) -> Iterator[None]:
+    """Wait for other builds of this bundle, unlike a reservation, since they may be building this very engine."""
     try:
         bundle.engines_path.mkdir(exist_ok=True)
     except OSError as error:
@@ -194,6 +287,8 @@ def build_into(
 ) -> Receipt:
     """Build beside, write the receipt last, rename: an interrupted build leaves no engine."""
     start = time.perf_counter()
+    if folder.is_symlink() or folder.is_file():  # a damaged one; through a link, something elsewhere would be replaced
+        folder.unlink()
     with atomic.pending_folder(folder) as pending:
         built = backend(request.engine).build(bundle, request, pending, progress)
         receipt = Receipt(
@@ -212,28 +307,31 @@ def build_into(
     return receipt
 
 
-def remove_superseded(bundle: Bundle, receipt: Receipt) -> list[Path]:
-    """Delete engines that only an older version or graph explains, so that rebuilding does not fill the disk.
+def remove_superseded(bundle: Bundle, receipt: Receipt, *, other_versions: bool = True) -> list[Path]:
+    """Delete engines that this one replaces, so that rebuilding does not fill the disk.
 
-    Engines for another device, shape or target stay: another machine may share the bundle.
+    Superseded is what was built for the same engine, precision and hardware, with whatever limits, from older graphs, which
+    nothing can use any more; and with `other_versions` by another version of the engine. A run leaves those: two
+    environments that share a bundle would build in turns. Engines for other devices stay, another machine may have them.
     """
-    ageing = {"version", *(f"{role}_sha256" for role in ROLES)}
+    ageing = GRAPHS | ({"version"} if other_versions else set())
     removed = []
     for folder, other in receipts(bundle):
-        same_kind = (other.engine, other.precision) == (receipt.engine, receipt.precision)
-        names = {change.split(" ", 1)[0] for change in _changed(other.conditions, receipt.conditions)}
-        if same_kind and names and names <= ageing:
-            shutil.rmtree(folder, ignore_errors=True)
+        old, new = other.conditions, receipt.conditions
+        changed = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
+        if changed & ageing and changed <= GRAPHS | LIMITS | {"version"}:
+            folder.unlink() if folder.is_symlink() else shutil.rmtree(folder, ignore_errors=True)
             removed.append(folder)
     return removed
 
 
 def load(bundle: Bundle, request: EngineRequest, folder: Path, receipt: Receipt) -> dict[str, Engine]:
     """Check the hashes of a built engine's files and load it: one engine per role."""
-    for name, digest in receipt.sha256.items():
-        check_hash(folder / name, digest, str(folder / RECEIPT), f"delete {folder} and build again")
+    check_files(folder, receipt)
     built = Built(files=dict(receipt.files), realised=receipt.realised, audit=receipt.audit)
     loaded = backend(request.engine).load(bundle, request, folder, built)
     if missing := [role for role in ROLES if role not in loaded]:
+        for engine in loaded.values():
+            engine.close()
         raise SaccadeError(f"{folder} holds no {' and no '.join(missing)}; delete it and build again")
     return loaded

@@ -17,15 +17,26 @@ import numpy as np
 from saccade import atomic
 from saccade.bundle import Bundle, GraphFile
 from saccade.engines.cuda import Cuda, Gpu, find_gpus
-from saccade.engines.engine import Built, Capabilities, Engine, EngineRequest, Progress
+from saccade.engines.engine import (
+    LIMITS,
+    Backend,
+    Built,
+    Capabilities,
+    Engine,
+    EngineRequest,
+    Progress,
+    build_command,
+    load_roles,
+)
 from saccade.engines.tensorrt_build import Finished, Job, build_in_child, import_binding, process_log
 from saccade.errors import SaccadeError
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 NOT_TARGETS = ("NONE", "CURRENT")  # members of trt.ComputeCapability that name no hardware
+DEFAULT_TARGETS = "default"  # TensorRT-RTX's own choice of compute capabilities
 
 
-class TensorRTBackend:
+class TensorRTBackend(Backend):
     """The backend of "tensorrt" or of "tensorrt-rtx"."""
 
     def __init__(self, name: str) -> None:
@@ -54,12 +65,35 @@ class TensorRTBackend:
         """Return what a built engine depends on beside the graphs: versions, hardware, optimization profile."""
         trt = import_binding(self.name)
         if self.is_rtx:
-            hardware = {"compute_capabilities": " ".join(self._targets(trt, request)) or "default"}
+            hardware = {"compute_capabilities": " ".join(self._targets(trt, request)) or DEFAULT_TARGETS}
         else:
             hardware = self._build_gpu(trt, request)
-        tuned = f"tuned at 1, {min(request.opt_k, request.max_k)}"
-        profile = f"batch 1..{request.max_batch}, k 1..{request.max_k}, {tuned}"
-        return {"binding": trt.__name__, "version": trt.__version__, **hardware, "profile": profile}
+        limits = {"max_batch": request.max_batch, "max_k": request.max_k, "opt_k": min(request.opt_k, request.max_k)}
+        profile = {name: str(value) for name, value in limits.items()}
+        return {"binding": trt.__name__, "version": trt.__version__, **hardware, **profile}
+
+    def serves(self, built: Mapping[str, str], wanted: Mapping[str, str], request: EngineRequest) -> bool:
+        """Whether a built engine takes what is asked: as large a batch and k or larger, on all the targets or more.
+
+        Where an engine is tuned changes its speed and not what it takes. A run asks for no limits, and of the targets
+        only for the GPU it runs on.
+        """
+        lenient = {*LIMITS, "compute_capabilities"}
+        if any(built.get(name) != wanted.get(name) for name in (built.keys() | wanted.keys()) - lenient):
+            return False
+        if not self._targets_serve(built.get("compute_capabilities", ""), wanted.get("compute_capabilities", ""), request):
+            return False
+        limits = (("max_batch", request.max_batch), ("max_k", request.max_k))
+        return all(_limit(built, name) >= (1 if request.any_limits else asked) for name, asked in limits)
+
+    def _targets_serve(self, built: str, wanted: str, request: EngineRequest) -> bool:
+        """Compare the compute capabilities of an RTX engine; TensorRT's are fixed by its GPU."""
+        if built == wanted or not request.any_limits:
+            return built == wanted or (DEFAULT_TARGETS not in (built, wanted) and set(wanted.split()) <= set(built.split()))
+        gpus = find_gpus()[0]
+        if built == DEFAULT_TARGETS or not request.device.isdecimal() or int(request.device) >= len(gpus):
+            return True  # no such GPU here, so nothing will run either
+        return gpus[int(request.device)].compute_capability in built.split()
 
     def build(self, bundle: Bundle, request: EngineRequest, folder: Path, progress: Progress) -> Built:
         """Build one plan per graph into `folder`; on failure or interrupt none is left there."""
@@ -80,10 +114,13 @@ class TensorRTBackend:
         """Load both plans onto the GPU `request.device`."""
         trt = import_binding(self.name)
         device = self._device(trt, request)
-        return {
-            role: TensorRTEngine(role, bundle.graph(role, request.precision), self.name, folder / file, device)
-            for role, file in built.files.items()
-        }
+        remedy = build_command(bundle, request)
+
+        def load(role: str) -> Engine:
+            graph = bundle.graph(role, request.precision)
+            return TensorRTEngine(role, graph, self.name, folder / built.files[role], device, remedy)
+
+        return load_roles(built.files, load)
 
     def _job(self, bundle: Bundle, request: EngineRequest, role: str, plan: Path) -> Job:
         """Describe one build for the child."""
@@ -158,6 +195,12 @@ def _target_names(trt: Any) -> list[str]:
     return [name for name in trt.ComputeCapability.__members__ if name not in NOT_TARGETS]
 
 
+def _limit(conditions: Mapping[str, str], name: str) -> int:
+    """Return a limit that a receipt holds as text, 0 where it holds none."""
+    text = conditions.get(name, "")
+    return int(text) if text.isdecimal() and len(text) < 10 else 0
+
+
 def _finding(finished: Finished) -> dict[str, Any]:
     """Return what goes into the receipt about one engine: the fields of its audit, and the seconds spent."""
     audit: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(finished.audit))
@@ -170,8 +213,9 @@ class TensorRTEngine(Engine):
     Owns its device buffers (they only grow), one stream and one execution context.
     """
 
-    def __init__(self, role: str, graph: GraphFile, engine: str, plan: Path, device: int) -> None:
+    def __init__(self, role: str, graph: GraphFile, engine: str, plan: Path, device: int, build_command: str) -> None:
         super().__init__(role, graph)
+        self._build_command = build_command
         self._cuda = Cuda(engine, device)
         self._trt = import_binding(engine)
         self._log = process_log(self._trt, keep_lines=False)
@@ -234,7 +278,7 @@ class TensorRTEngine(Engine):
         sources = {name: np.ascontiguousarray(array) for name, array in feed.items()}  # alive until the copies are done
         for name, array in sources.items():
             if not self._context.set_input_shape(name, array.shape):
-                raise self._error(f"input {name!r} {list(array.shape)} is outside its limits", "build with larger ones")
+                raise self._limits_error(name, array.shape)
             self._copy("cudaMemcpyHostToDevice", self._bind(name, array.nbytes), array)
         for name, spec in self.outputs.items():
             shape = tuple(self._context.get_tensor_shape(name))
@@ -264,6 +308,19 @@ class TensorRTEngine(Engine):
         """Copy between a device buffer and a host array, in the order of the stream."""
         ends = (array.ctypes.data, address) if direction == "cudaMemcpyDeviceToHost" else (address, array.ctypes.data)
         self._cuda.call("cudaMemcpyAsync", *ends, array.nbytes, self._cuda.copy_kind(direction), self._stream)
+
+    def _limits_error(self, name: str, shape: tuple[int, ...]) -> SaccadeError:
+        """Return the error for a shape outside the optimization profile, with the command that builds a larger one."""
+        most = tuple(self._engine.get_tensor_profile_shape(name, 0)[2])
+        beyond, flags = [], ""
+        for extent, asked, limit in zip(self.inputs[name].shape, shape, most, strict=True):
+            if isinstance(extent, str):
+                flags += f" --max-{extent} {max(asked, limit)}"
+                beyond += [f"{extent} {asked} is beyond the {limit}"] if asked > limit else []
+        if not beyond:
+            return self._error(f"input {name!r} {list(shape)} is outside its limits", "build with larger ones")
+        what = f"{self._name}: {' and '.join(beyond)} that the engine was built for"
+        return SaccadeError(f"{what}; '{self._build_command}{flags}' builds a larger one")
 
     def _error(self, what: str, remedy: str) -> SaccadeError:
         """Return an error with the reason TensorRT logged."""

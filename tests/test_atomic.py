@@ -2,9 +2,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import shutil
+import signal
 import subprocess
+import sys
 import tempfile
+import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -263,6 +269,7 @@ def test_an_interrupted_replacement_puts_the_old_folder_back(
             raise raised
         return rename(self, target)
 
+    monkeypatch.setattr(atomic, "_exchange", lambda *_: False)  # as on a disk that cannot swap
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises((KeyboardInterrupt, SaccadeError)), atomic.pending_folder(tmp_path / "target") as path:
         fill(path, "new")
@@ -282,6 +289,7 @@ def test_an_interrupt_after_the_replacement_leaves_the_new_folder(
             raise KeyboardInterrupt
         return moved
 
+    monkeypatch.setattr(atomic, "_exchange", lambda *_: False)  # as on a disk that cannot swap
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt), atomic.pending_folder(tmp_path / "target") as path:
         fill(path, "new")
@@ -295,3 +303,165 @@ def test_two_writers_do_not_share_a_pending_file(tmp_path: Path) -> None:
         first.write_text("first")
         second.write_text("second")
     assert content(tmp_path) == {"target": "first"}  # the last to finish
+
+
+# ---- replacing in one step
+
+
+def version_at(folder: Path) -> str:
+    return (folder / "inner" / "content").read_text()
+
+
+def test_a_reader_always_finds_a_folder_while_folders_are_swapped(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    make("folder", target, "0")
+    missed, looks, done = [], [], threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            try:
+                os.close(os.open(target, os.O_RDONLY | os.O_DIRECTORY))
+                looks.append(1)
+            except FileNotFoundError as error:
+                missed.append(error)
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    try:
+        for number in range(1, 300):
+            with atomic.pending_folder(target) as path:
+                fill(path, str(number))
+            assert version_at(target) == str(number)
+    finally:
+        done.set()
+        reader.join()
+    assert len(looks) > 300
+    assert missed == []
+    assert names(tmp_path) == ["target"]
+
+
+def test_a_disk_that_cannot_swap_replaces_in_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make("folder", tmp_path / "target", "old")
+    monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
+    with atomic.pending_folder(tmp_path / "target") as path:
+        fill(path, "new")
+    assert content(tmp_path) == {"target/inner/content": "new"}
+    assert names(tmp_path) == ["target"]
+
+
+# ---- what a killed writer leaves
+
+KILLED = """
+    import os, signal, sys
+    from pathlib import Path
+    from saccade import atomic
+
+    with getattr(atomic, f"pending_{sys.argv[1]}")(Path(sys.argv[2])) as path:
+        (path / "half" if path.is_dir() else path).write_text("half")
+        if sys.argv[3] == "waits":
+            print("written", flush=True)
+            sys.stdin.read()
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def writer(kind: str, target: Path, end: str) -> subprocess.Popen[str]:
+    """Start a process that writes half of `target` and is then killed, or waits for the end of its stdin first."""
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), kind, str(target), end]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path: Path, kind: str, pending: Pending) -> None:
+    with writer(kind, tmp_path / "target", "dies") as dead:
+        assert dead.wait(30) == -signal.SIGKILL
+    assert len(names(tmp_path)) == 1
+    with pending(tmp_path / "target") as path:
+        assert names(tmp_path) == [path.name]
+        fill(path, "new")
+    assert names(tmp_path) == ["target"]
+
+
+def test_what_a_living_writer_writes_is_left_alone(tmp_path: Path, kind: str, pending: Pending) -> None:
+    with writer(kind, tmp_path / "target", "waits") as living:
+        assert living.stdout is not None
+        assert living.stdout.readline() == "written\n"
+        (theirs,) = names(tmp_path)
+        with pending(tmp_path / "target") as path:
+            fill(path, "new")
+        assert names(tmp_path) == sorted([theirs, "target"])
+        living.communicate("")
+    with pending(tmp_path / "target") as path:
+        fill(path, "newer")
+    assert names(tmp_path) == ["target"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".pending-0123abcd-other",  # of another target
+        ".pending-0123abcd-target.bak",
+        ".pending-0123ABCD-target",
+        ".pending-0123abc-target",
+        ".pending-target",
+        "x.pending-0123abcd-target",
+    ],
+)
+def test_only_names_of_our_pattern_are_removed(tmp_path: Path, pending: Pending, name: str) -> None:
+    (tmp_path / name).write_text("theirs")
+    with pending(tmp_path / "target") as path:
+        fill(path, "new")
+    assert (tmp_path / name).read_text() == "theirs"
+
+
+def test_a_link_of_our_pattern_is_not_followed(tmp_path: Path, pending: Pending) -> None:
+    make("folder", tmp_path / "mine", "precious")
+    (tmp_path / ".pending-0123abcd-target").symlink_to("mine")
+    with pending(tmp_path / "target") as path:
+        fill(path, "new")
+    assert version_at(tmp_path / "mine") == "precious"
+
+
+def test_without_locks_nothing_is_removed(tmp_path: Path, pending: Pending, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A leftover cannot be told from what another process is writing."""
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    (tmp_path / ".pending-0123abcd-target").write_text("half")
+    with pending(tmp_path / "target") as path:
+        fill(path, "new")
+    assert names(tmp_path) == [".pending-0123abcd-target", "target"]
+
+
+def test_the_only_copy_of_a_folder_is_kept_until_there_is_another(tmp_path: Path) -> None:
+    """Killed between the two steps of a disk that cannot swap: what stood there is all there is."""
+    make("folder", tmp_path / ".replaced-0123abcd-target", "old")
+    with pytest.raises(KeyboardInterrupt), atomic.pending_folder(tmp_path / "target"):
+        raise KeyboardInterrupt
+    assert version_at(tmp_path / ".replaced-0123abcd-target") == "old"
+    make("folder", tmp_path / "target", "new")
+    with atomic.pending_folder(tmp_path / "target") as path:
+        fill(path, "newer")
+    assert names(tmp_path) == ["target"]
+
+
+def test_writers_that_sweep_at_once_all_end_well(tmp_path: Path, kind: str, pending: Pending) -> None:
+    errors: list[BaseException] = []
+
+    def write(number: int) -> None:
+        try:
+            for _ in range(50):
+                with pending(tmp_path / "target") as path:
+                    fill(path, str(number))
+        except SaccadeError as error:
+            errors.append(error)
+
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for each in writers:
+        each.start()
+    for each in writers:
+        each.join()
+    assert errors == []
+    shutil.rmtree(tmp_path / "target") if kind == "folder" else (tmp_path / "target").unlink()
+    assert names(tmp_path) == []

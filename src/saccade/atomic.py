@@ -2,17 +2,25 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
+import re
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from saccade import locks
 from saccade.errors import SaccadeError
 
-# Temporary names start with this; an interrupted process may leave one behind, and no reader ever looks at it.
+# Temporary names start with this. A killed process may leave one behind: no reader ever looks at it, and the next writer
+# of the same target removes it.
 PENDING_PREFIX = ".pending-"
+# What stood at a target while its successor moves in; the only copy there is if the process is killed just then.
+REPLACED_PREFIX = ".replaced-"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 _WRITE_ERRORS = {
     errno.ENOSPC: "the disk is full; free some space and repeat",
@@ -23,6 +31,7 @@ _WRITE_ERRORS = {
     errno.ENOENT: "its folder does not exist; create it first",
     errno.ENOTDIR: "a file stands where a folder is needed; choose another place",
     errno.EISDIR: "it is a folder; name a file",
+    errno.EEXIST: "something else stands there; move it away first",
 }
 
 
@@ -32,36 +41,86 @@ def write_error(path: Path, error: OSError) -> SaccadeError:
     return SaccadeError(f"cannot write {path}: {reason}")
 
 
-def _pending_path(target: Path) -> Path:
+def _fresh_name(target: Path, prefix: str) -> Path:
     """Return a fresh name in the folder of `target`; the suffix stays, since some libraries look at it."""
+    return target.with_name(f"{prefix}{secrets.token_hex(4)}-{target.name}")
+
+
+def _refuse_nameless(target: Path) -> None:
     if target.name in ("", ".."):  # "." and "/" have no name
         raise SaccadeError(f"cannot write {target}: it has no name of its own to be written under; choose another place")
-    return target.with_name(f"{PENDING_PREFIX}{secrets.token_hex(4)}-{target.name}")
 
 
-def _is_ours(error: OSError, pending: Path) -> bool:
+def _is_ours(error: OSError, target: Path) -> bool:
     """Whether an error met in the body is about what is written there, and not about something that it read."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) or error.filename is None:
         return True
-    return str(error.filename).startswith(str(pending)) or str(error.filename) == str(pending.parent)
+    path = str(error.filename)
+    return path.startswith(str(target.with_name(PENDING_PREFIX))) or path == str(target.parent)
+
+
+@contextlib.contextmanager
+def _held(target: Path, *, folder: bool) -> Iterator[Path]:
+    """Yield a fresh pending file or folder, locked and removed at the end, after removing what dead writers left."""
+    _sweep(target)
+    pending, descriptor = _made(target, folder=folder)
+    try:
+        yield pending
+    finally:
+        _remove(pending)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _made(target: Path, *, folder: bool) -> tuple[Path, int | None]:
+    """Make a pending file or folder and lock it, which is how others know that its writer lives."""
+    while True:
+        pending = _fresh_name(target, PENDING_PREFIX)
+        if folder:
+            pending.mkdir()
+        else:
+            pending.touch(exist_ok=False)
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):  # swept before it was locked: another one
+            return pending, locks.lock(pending)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what killed writers of `target` left behind: what has our very pattern and can be locked."""
+    prefixes = [PENDING_PREFIX, *([REPLACED_PREFIX] if target.exists() else [])]
+    ours = re.compile(f"({'|'.join(map(re.escape, prefixes))})[0-9a-f]{{8}}-{re.escape(target.name)}")
+    with contextlib.suppress(OSError):  # a folder that cannot be listed is reported where it is written
+        for path in list(target.parent.iterdir()):
+            if ours.fullmatch(path.name):
+                _remove_abandoned(path)
+
+
+def _remove_abandoned(path: Path) -> None:
+    try:
+        descriptor = locks.lock(path)
+    except OSError:  # its writer lives, or somebody else removes it
+        return
+    if descriptor is not None:
+        _remove(path)
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 @contextlib.contextmanager
 def pending_file(target: Path) -> Iterator[Path]:
-    """Yield a path to write; on success it replaces `target`, on any error or interrupt it is removed."""
-    pending = _pending_path(target)
+    """Yield an empty file to fill; on success it replaces `target`, on any error or interrupt it is removed."""
+    _refuse_nameless(target)
     if target.exists() and not target.is_file() and not target.is_dir():  # a device such as /dev/null would be replaced
         raise SaccadeError(f"cannot write {target}: it is a device or a pipe; name a file")
-    try:
+    with _errors_named(target, target), _held(target, folder=False) as pending:
         yield pending
         pending.replace(target)
-    except OSError as error:
-        if _is_ours(error, pending):
-            raise write_error(target, error) from error
-        raise
-    finally:
-        with contextlib.suppress(OSError):
-            pending.unlink()
 
 
 @contextlib.contextmanager
@@ -70,27 +129,51 @@ def pending_folder(target: Path) -> Iterator[Path]:
 
     A symbolic link to a folder stays: the folder behind it is replaced, on its own disk.
     """
-    _pending_path(target)  # refuse what has no name, before the link is followed
+    _refuse_nameless(target)  # before the link is followed
     place = target.resolve()
-    pending = _pending_path(place)
-    try:
-        pending.mkdir()
+    with _errors_named(target, place), _held(place, folder=True) as pending:
         yield pending
         _replace_folder(pending, place)
+
+
+@contextlib.contextmanager
+def _errors_named(target: Path, place: Path) -> Iterator[None]:
+    """Turn an error of the system met while writing beside `place` into one line about `target`."""
+    try:
+        yield
     except OSError as error:
-        if _is_ours(error, pending):
+        if _is_ours(error, place):
             raise write_error(target, error) from error
         raise
-    finally:
-        shutil.rmtree(pending, ignore_errors=True)
 
 
 def _replace_folder(pending: Path, target: Path) -> None:
-    """Put `pending` in the place of `target`; a folder cannot be renamed over a full one, so that steps aside first."""
+    """Put `pending` in the place of `target`. What stood there ends up under the name of `pending`, or is removed."""
     if not target.is_dir():
-        pending.rename(target)
-        return
-    old = _pending_path(target)
+        try:
+            pending.rename(target)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another writer's folder came first
+                raise
+    if not _exchange(pending, target):
+        _step_aside(pending, target)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step, so that a reader always finds one; False where the system or the disk cannot."""
+    if sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "renameat2"):
+        return False
+    answer: int = libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
+    return answer == 0
+
+
+def _step_aside(pending: Path, target: Path) -> None:
+    """Replace in two steps: a folder cannot be renamed over a full one, so that steps aside first."""
+    old = _fresh_name(target, REPLACED_PREFIX)
     try:
         target.rename(old)
         pending.rename(target)

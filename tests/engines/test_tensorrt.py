@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from saccade.bundle import (
 )
 from saccade.engines import tensorrt as module
 from saccade.engines.audit import audit_lines
-from saccade.engines.engine import Built, EngineRequest
+from saccade.engines.engine import LIMITS, Built, EngineRequest
 from saccade.engines.tensorrt import Gpu, TensorRTBackend, find_gpus
 from saccade.engines.tensorrt_build import Job, build_in_child, readable
 from saccade.errors import SaccadeError
@@ -305,12 +306,57 @@ def test_conditions_name_the_version_the_targets_and_the_profile() -> None:
     assert conditions["compute_capabilities"] == "SM89 SM120"  # in one order, so that the key is the same
     assert conditions["binding"] == "tensorrt_rtx"
     assert conditions["version"].count(".") >= 2
-    assert conditions["profile"] == "batch 1..8, k 1..64, tuned at 1, 16"
+    assert {name: conditions[name] for name in LIMITS} == {"max_batch": "8", "max_k": "64", "opt_k": "16"}
 
 
 def test_an_unknown_compute_capability_is_refused_with_the_known_ones() -> None:
     with pytest.raises(SaccadeError, match=r"no compute capability 'SM90'; choose from SM75, SM80, SM86, SM89, SM120"):
         RTX.conditions(request(compute_capabilities=("SM90",)))
+
+
+def served(built: EngineRequest, asked: EngineRequest) -> bool:
+    return RTX.serves(RTX.conditions(built), RTX.conditions(asked), asked)
+
+
+@pytest.mark.parametrize(
+    ("built", "asked", "serves"),
+    [
+        ({"max_batch": 8}, {"max_batch": 8}, True),
+        ({"max_batch": 8}, {"max_batch": 4}, True),
+        ({"max_batch": 4}, {"max_batch": 8}, False),
+        ({"max_k": 64}, {"max_k": 63}, True),
+        ({"max_k": 63}, {"max_k": 64}, False),
+        ({"opt_k": 9}, {"opt_k": 16}, True),  # tuned elsewhere: slower, and still right
+        ({"max_batch": 1, "max_k": 9}, {"any_limits": True}, True),
+        ({"compute_capabilities": ("SM89", "SM120")}, {"compute_capabilities": ("SM89",)}, True),
+        ({"compute_capabilities": ("SM89",)}, {"compute_capabilities": ("SM89", "SM120")}, False),
+        ({}, {"compute_capabilities": ("SM89",)}, False),  # nobody says what the default holds
+        ({"compute_capabilities": ("SM89",)}, {}, False),
+    ],
+)
+def test_an_engine_serves_what_its_profile_and_targets_cover(built: Any, asked: Any, serves: bool) -> None:
+    assert served(request(**built), request(**asked)) is serves
+
+
+@pytest.mark.parametrize(("targets", "serves"), [((), True), (("SM89", "SM120"), True), (("SM120",), False)])
+def test_a_run_takes_an_engine_for_its_gpu_alone(
+    targets: tuple[str, ...], serves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "find_gpus", lambda: ((Gpu("NVIDIA L4", "SM89", "13.0"),), ""))
+    assert served(request(compute_capabilities=targets), request(any_limits=True)) is serves
+
+
+@pytest.mark.parametrize("name", ["version", "binding", "extractor_sha256"])
+def test_limits_never_make_up_for_another_version_or_graph(name: str) -> None:
+    wanted = RTX.conditions(request()) | {"extractor_sha256": "1"}
+    assert RTX.serves(wanted, wanted, request(any_limits=True))
+    assert not RTX.serves(wanted | {name: "another"}, wanted, request(any_limits=True))
+
+
+@pytest.mark.parametrize("text", ["", "many", "-8", "8.0", "9" * 5000])
+def test_limits_that_are_no_numbers_serve_nothing(text: str) -> None:
+    wanted = RTX.conditions(request())
+    assert not RTX.serves(wanted | {"max_batch": text}, wanted, request())
 
 
 @pytest.fixture
@@ -589,6 +635,10 @@ class FakeEngine:
         self.shape = shape
         return shape[0] <= 64
 
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, int]]:
+        assert (name, profile) == ("x", 0)
+        return [(1, 3), (1, 3), (64, 3)]
+
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self.shape
 
@@ -627,6 +677,8 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Any, Fake
     graph = GraphFile("x.onnx", "0" * 64, (spec("x", "batch", 3),), (spec("y", "batch", 3),))
 
     class OneGraph:
+        path = Path("bundle")
+
         def graph(self, role: str, precision: str) -> GraphFile:
             return graph
 
@@ -658,7 +710,11 @@ def test_an_engine_allocates_again_only_to_grow_and_frees_everything_at_the_end(
 
 
 def test_a_shape_outside_the_profile_is_refused(fake_gpu: Any) -> None:
-    with pytest.raises(SaccadeError, match=r"selector: input 'x' \[65, 3\] is outside its limits .*build with larger"):
+    message = (
+        "tensorrt-rtx: selector: batch 65 is beyond the 64 that the engine was built for; "
+        "'saccade build bundle --engine tensorrt-rtx --max-batch 65' builds a larger one"
+    )
+    with pytest.raises(SaccadeError, match=f"^{re.escape(message)}$"):
         fake_gpu[0]().run({"x": np.zeros((65, 3), np.float32)})
 
 
