@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import struct
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,10 @@ _PLAIN_MODES = frozenset({"RGB", "L", "P", "1"})
 _ALPHA_MODES = frozenset({"RGBA", "LA", "PA"})
 # What Pillow reads as 8 bits a channel, dropping the lower half of 16 (without B, L or N, RGB;16 is 5-6-5).
 _DEEP_RAW_MODE = re.compile(r"LA?;16|RGB[AXa]?;16[BLN]")
+# Their further frames are no other picture: a preview or a second lens (MPO, which phones write as .jpg), layers (PSD).
+_ONE_PICTURE_FORMATS = frozenset({"MPO", "PSD"})
+_J2K_START = b"\xff\x4f\xff\x51"  # markers SOC and SIZ of a JPEG 2000 codestream
+_AV1_DEEP_BITS = 0x40  # high_bitdepth in the third byte of an AVIF file's av1C box
 # A larger image is taken for a decompression bomb. Twice Pillow's MAX_IMAGE_PIXELS, where it refuses to open a file.
 MAX_PIXELS = 178_956_970
 _TOO_LARGE = f"more than {MAX_PIXELS // 10**6} megapixels; make it smaller first"
@@ -56,6 +61,7 @@ def read_rgb(image: ImageLike, name: str = "image") -> np.ndarray:
         if path.is_file() and path.stat().st_size == 0:
             raise SaccadeError(f"{path} is empty")
         with Image.open(path) as opened:
+            _check_single(opened, str(path))  # not for a PIL image: its caller has chosen the frame
             return _rgb_array(opened, str(path))
 
 
@@ -91,8 +97,9 @@ def _checked_array(array: np.ndarray, name: str) -> np.ndarray:
 def _rgb_array(image: Image.Image, name: str) -> np.ndarray:
     if image.width * image.height > MAX_PIXELS:
         raise SaccadeError(f"{name}: {_TOO_LARGE}")
-    if image.mode not in _PLAIN_MODES | _ALPHA_MODES or _is_deep(image):
-        kind = f"16-bit {image.mode}" if _is_deep(image) else image.mode
+    deep = _is_deep(image)
+    if image.mode not in _PLAIN_MODES | _ALPHA_MODES or deep:
+        kind = f"16-bit {image.mode}" if deep else image.mode
         raise SaccadeError(
             f"{name}: {kind} images are not accepted (16-bit, float and CMYK lose something on the way); "
             "convert it to 8-bit RGB first"
@@ -103,13 +110,39 @@ def _rgb_array(image: Image.Image, name: str) -> np.ndarray:
     return np.asarray(upright.convert("RGB"))
 
 
+def _check_single(image: Image.Image, name: str) -> None:
+    """Refuse a file of several frames: which of them is meant is not ours to guess."""
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format not in _ONE_PICTURE_FORMATS:
+        raise SaccadeError(f"{name} holds {frames} frames; extract the frame you mean")
+
+
 def _is_deep(image: Image.Image) -> bool:
     """Tell whether a file just opened holds more than 8 bits a channel where Pillow's mode does not say so."""
+    if image.format in ("JPEG2000", "AVIF"):
+        return _is_deep_stream(image)
     for tile in getattr(image, "tile", ()):
         raw_mode, *others = tile.args if isinstance(tile.args, tuple) else (tile.args,)
         if _DEEP_RAW_MODE.match(str(raw_mode)) or (image.format == "PPM" and others and others[0] > 255):
             return True
     return False
+
+
+def _is_deep_stream(image: Image.Image) -> bool:
+    """Tell it of a JPEG 2000 or AVIF file, whose depth Pillow leaves in the file."""
+    file = getattr(image, "fp", None)
+    if file is None or not getattr(image, "tile", ()):  # a PIL image that is decoded already: 8 bits are all there is
+        return False
+    place = file.tell()
+    file.seek(0)
+    content: bytes = file.read()
+    file.seek(place)
+    if image.format == "AVIF":
+        _, found, box = content.partition(b"av1C")
+        return bool(found) and len(box) > 2 and bool(box[2] & _AV1_DEEP_BITS)
+    siz = content[content.find(_J2K_START) :]
+    (channels,) = struct.unpack_from(">H", siz, 40)
+    return any((depth & 0x7F) + 1 > 8 for depth in siz[42 : 42 + 3 * channels : 3])
 
 
 def _opaque(image: Image.Image, name: str) -> Image.Image:

@@ -7,18 +7,19 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from saccade import golden
-from saccade.bundle import read_bundle
+from saccade.bundle import Bundle, DataFile, read_bundle, sha256_of_file
 from saccade.errors import SaccadeError
-from saccade.golden import MAX_CASES, Case, ReferenceOutput, read_cases, relative_difference, write_cases
+from saccade.golden import MAX_CASES, Case, ReferenceOutput, cases_of, read_cases, relative_difference, write_cases
 
 FUZZ = settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 OUTPUTS = [member.name for member in fields(ReferenceOutput)]
@@ -298,6 +299,141 @@ def test_a_file_with_bytes_changed_reads_or_is_refused(path: Path, edits: list[t
         assert len(read_cases(path)) == 1
     except SaccadeError as error:
         assert "\n" not in str(error)
+
+
+# ---- against the bundle it lies in
+
+
+def holding(bundle: Path, path: Path, cases: list[Case]) -> Bundle:
+    """Return a bundle like `bundle` whose golden file is `path`, with these cases in it."""
+    write_cases(path, cases)
+    entry = DataFile(path.name, sha256_of_file(path))
+    return Bundle(path.parent, msgspec.structs.replace(read_bundle(bundle).manifest, golden=entry))
+
+
+def misfit(bundle: Path, path: Path, case: Case) -> str:
+    """Return what `cases_of` says of a second, wrong case: the part between the file and the remedy."""
+    first = read_cases(bundle / "golden.npz")[0]
+    with pytest.raises(SaccadeError) as caught:
+        cases_of(holding(bundle, path, [first, case]))
+    before, after = f"{path}: case 1: ", "; export the bundle again"
+    message = str(caught.value)
+    assert message.startswith(before)
+    assert message.endswith(after)
+    return message.removeprefix(before).removesuffix(after)
+
+
+def with_output(case: Case, **arrays: np.ndarray) -> Case:
+    return replace(case, output=replace(case.output, **arrays))
+
+
+# kind -> prefix rows, width of the tokens, width of pooled; all are 128 wide and look with a map of 44 x 44
+WIDTHS = {"dinov2": (5, 128, 128), "franca": (1, 128, 128), "classify": (5, 128, 10), "segment": (5, 7, 0)}
+
+
+@pytest.mark.parametrize("kind", WIDTHS)
+def test_the_golden_file_of_an_exported_bundle_fits_its_model(small_bundle: Callable[[str], Path], kind: str) -> None:
+    found = cases_of(read_bundle(small_bundle(kind)))
+    assert [case.output.prefix.shape[1:] for case in found] == 2 * [(WIDTHS[kind][0], 128)]
+
+
+@settings(FUZZ, max_examples=150)
+@given(data=st.data(), kind=st.sampled_from(sorted(WIDTHS)))
+def test_exactly_the_shapes_that_the_model_gives_are_read(
+    small_bundle: Callable[[str], Path], path: Path, kind: str, data: st.DataObject
+) -> None:
+    prefix, width, pooled = WIDTHS[kind]
+
+    def near(right: int) -> int:
+        return data.draw(st.sampled_from([right] * 12 + [right + 1, right + 14, max(0, right - 1)]))
+
+    sides, grid, k = (near(42), near(70)), (near(3), near(5)), data.draw(st.integers(1, 6))
+    shapes = {
+        "raw_score_map": (near(44), near(44)), "score_map": grid, "prefix": (near(prefix), near(128)), "indices": (k,),
+        "tokens": (k, near(width)), "pooled": (near(pooled),),
+    }  # fmt: skip
+    right = {
+        "raw_score_map": (44, 44), "score_map": (sides[0] // 14, sides[1] // 14), "prefix": (prefix, 128),
+        "indices": (k,), "tokens": (k, width), "pooled": (pooled,),
+    }  # fmt: skip
+    arrays = {name: np.ones((2, *shape), np.float32) for name, shape in shapes.items()}
+    arrays["indices"] = np.stack([np.arange(k, dtype=np.int32)] * 2)
+    case = Case(np.zeros((2, *sides, 3), np.uint8), ReferenceOutput(**arrays))
+    bundle = holding(small_bundle(kind), path, [case])
+    if shapes == right and sides[0] % 14 == sides[1] % 14 == 0:
+        assert len(cases_of(bundle)) == 1
+        return
+    with pytest.raises(SaccadeError, match=r"golden\.npz: case 0.*; export the bundle again$"):
+        cases_of(bundle)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "expected"),
+    [
+        ("raw_score_map", (3, 44, 43), "[3, 44, 44]"),
+        ("score_map", (3, 5, 3), "[3, 3, 5]"),
+        ("prefix", (3, 4, 128), "[3, 5, 128]"),
+        ("tokens", (3, 3, 127), "[3, 3, 128]"),
+        ("pooled", (3, 0), "[3, 128]"),
+    ],
+)
+def test_an_output_of_another_models_shape_is_named_with_both_shapes(
+    small_bundle: Callable[[str], Path], path: Path, name: str, wrong: tuple[int, ...], expected: str
+) -> None:
+    bundle = small_bundle("dinov2")
+    case = read_cases(bundle / "golden.npz")[1]
+    case = with_output(case, indices=case.output.indices[:, :3], tokens=case.output.tokens[:, :3])
+    spoilt = with_output(case, **{name: np.zeros(wrong, np.float32)})
+    assert misfit(bundle, path, spoilt) == f"{name} must be {expected}, found {list(wrong)}"
+
+
+def test_images_that_the_patch_does_not_divide_are_named(small_bundle: Callable[[str], Path], path: Path) -> None:
+    bundle = small_bundle("dinov2")
+    case = read_cases(bundle / "golden.npz")[1]
+    message = misfit(bundle, path, replace(case, images=case.images[:, :, :-1]))
+    assert message == "images are 69 x 42 px, which the 14 px patch does not divide"
+
+
+@pytest.mark.parametrize("name", sorted(set(OUTPUTS) - {"indices"}))
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_an_output_with_a_value_that_is_no_number_is_named(
+    small_bundle: Callable[[str], Path], path: Path, name: str, value: float
+) -> None:
+    bundle = small_bundle("dinov2")
+    case = read_cases(bundle / "golden.npz")[1]
+    getattr(case.output, name)[..., -1] = value
+    assert misfit(bundle, path, case) == f"{name} holds NaN or infinity"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1e-9])
+def test_a_floor_that_is_no_distance_is_named(small_bundle: Callable[[str], Path], path: Path, value: float) -> None:
+    bundle = small_bundle("dinov2")
+    case = replace(read_cases(bundle / "golden.npz")[1], floor={"tokens": 1e-7, "pooled": value})
+    assert misfit(bundle, path, case) == f"floor.pooled is {value}, not a finite number from 0 on"
+
+
+def test_a_cell_that_is_kept_twice_is_no_selection(small_bundle: Callable[[str], Path], path: Path) -> None:
+    bundle = small_bundle("dinov2")
+    case = read_cases(bundle / "golden.npz")[1]
+    case.output.indices[2, -1] = case.output.indices[2, 0]
+    assert misfit(bundle, path, case) == "indices name a cell twice"
+
+
+def test_a_bundle_without_golden_outputs_has_no_cases(small_bundle: Callable[[str], Path]) -> None:
+    bundle = read_bundle(small_bundle("dinov2"))
+    bare = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, golden=None))
+    with pytest.raises(SaccadeError, match=r"has no golden\.npz to verify against; export the bundle again"):
+        cases_of(bare)
+
+
+# ---- distances
+
+
+def test_the_relative_difference_from_zero_is_none_or_infinite_and_never_hides_a_nan() -> None:
+    zeros = np.zeros((2, 3), np.float32)
+    assert relative_difference(zeros, zeros) == 0
+    assert relative_difference(zeros + np.float32([[0], [1e-30]]), zeros) == np.inf
+    assert np.isnan(relative_difference(zeros + np.float32([[0], [np.nan]]), zeros))
 
 
 def test_the_relative_difference_is_that_of_the_worst_image() -> None:

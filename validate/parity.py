@@ -218,8 +218,20 @@ def _nan_is_worst(value: float) -> float:
 
 
 def cosine_distances(values: np.ndarray, truths: np.ndarray) -> np.ndarray:
-    """Return 1 - cosine along the last axis, in float64 and from the difference, so that tiny distances stay exact."""
-    a, b = values.astype(np.float64), truths.astype(np.float64)
-    norms = np.linalg.norm(a, axis=-1, keepdims=True), np.linalg.norm(b, axis=-1, keepdims=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(0.5 * np.sum((a / norms[0] - b / norms[1]) ** 2, axis=-1))
+    """Return 1 - cosine along the last axis, in float64 and from the difference, so that tiny distances stay exact.
+
+    A vector of zeros has no direction: it equals another one, and lies at 1, a right angle, from anything else.
+    """
+    (a, a_norms), (b, b_norms) = _directions(values), _directions(truths)
+    with np.errstate(invalid="ignore"):
+        distances = 0.5 * np.sum((a - b) ** 2, axis=-1)
+    doubled = np.where((a_norms == 0) != (b_norms == 0), 2, 1)  # half of |direction - 0|^2 is 0.5
+    return np.asarray(doubled * distances)
+
+
+def _directions(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return vectors scaled to length 1, those of zeros as they are, and their lengths."""
+    exact = vectors.astype(np.float64)
+    norms = np.linalg.norm(exact, axis=-1)
+    with np.errstate(invalid="ignore"):
+        return exact / np.where(norms == 0, 1.0, norms)[..., None], norms

@@ -48,10 +48,13 @@ def compare_selection(
 def score_error(reference_scores: np.ndarray, scores: np.ndarray) -> float:
     """Return the largest difference of two maps as a share of the reference's standard deviation; NaN where there is one.
 
-    On a flat map any difference at all decides the whole choice, so it is beyond every bound.
+    On a flat map any difference at all decides the whole choice, so it is infinite: beyond every bound.
     """
     truth = reference_scores.astype(np.float64)
-    return float(np.abs(scores - truth).max() / max(truth.std(), np.finfo(np.float64).tiny))
+    largest, deviation = float(np.abs(scores - truth).max()), float(truth.std())
+    if deviation == 0 and largest > 0:
+        return float("inf")
+    return largest / deviation if deviation else largest
 
 
 def _misranked(scores: np.ndarray, indices: np.ndarray) -> int:

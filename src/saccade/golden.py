@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from saccade import atomic
+from saccade.bundle import Bundle
+from saccade.contract import extractor_contract, selector_contract
 from saccade.errors import SaccadeError
 
 MAX_CASES = 16
@@ -125,8 +127,60 @@ def _belong_together(images: np.ndarray, output: ReferenceOutput) -> bool:
     )
 
 
+def cases_of(bundle: Bundle) -> list[Case]:
+    """Read a bundle's golden cases; raises SaccadeError for arrays that its model and task cannot have given."""
+    if bundle.manifest.golden is None:
+        raise SaccadeError(f"{bundle.path} has no golden.npz to verify against; export the bundle again")
+    path = bundle.checked_path(bundle.manifest.golden)
+    cases = read_cases(path)
+    for index, case in enumerate(cases):
+        misfit = _misfit(case, bundle)
+        if misfit:
+            raise SaccadeError(f"{path}: case {index}: {misfit}; export the bundle again")
+    return cases
+
+
+def _misfit(case: Case, bundle: Bundle) -> str | None:
+    """Return what in a case the bundle's model and task cannot have given, if anything."""
+    batch, height, width, _ = case.images.shape
+    patch = bundle.model.patch
+    if height % patch or width % patch:
+        return f"images are {width} x {height} px, which the {patch} px patch does not divide"
+    grid = (height // patch, width // patch)
+    for name, shape in _shapes_per_image(bundle, grid, case.output.indices.shape[1]).items():
+        array: np.ndarray = getattr(case.output, name)
+        if array.shape[1:] != shape:
+            return f"{name} must be {[batch, *shape]}, found {list(array.shape)}"
+        if not np.isfinite(array).all():
+            return f"{name} holds NaN or infinity"
+    if any(len(np.unique(kept)) < len(kept) for kept in case.output.indices):
+        return "indices name a cell twice"
+    for name, value in case.floor.items():
+        if not 0 <= value < np.inf:
+            return f"floor.{name} is {value}, not a finite number from 0 on"
+    return None
+
+
+def _shapes_per_image(bundle: Bundle, grid: tuple[int, int], k: int) -> dict[str, tuple[int | str, ...]]:
+    """Return the shape of each output without its batch axis."""
+    contracts = selector_contract(bundle.model), extractor_contract(bundle.model, bundle.manifest.task)
+    given = {tensor.name: tensor.shape[1:] for contract in contracts for tensor in contract.outputs}
+    return {
+        "raw_score_map": given["score_map"],
+        "score_map": grid,
+        "prefix": given["prefix"],
+        "tokens": (k, *given["tokens"][1:]),
+        "pooled": given.get("cls") or given.get("logits") or (0,),
+    }
+
+
 def relative_difference(value: np.ndarray, truth: np.ndarray) -> float:
-    """Return the worst image's |value - truth| / |truth| in 2-norms over everything but the batch axis, in float64."""
+    """Return the worst image's |value - truth| / |truth| in 2-norms over everything but the batch axis, in float64.
+
+    Equal images differ by 0 even where both are zero throughout; anything else is infinitely far from zero.
+    """
     flat = truth.astype(np.float64).reshape(len(truth), -1)
-    difference = value.astype(np.float64).reshape(len(truth), -1) - flat
-    return float((np.linalg.norm(difference, axis=1) / np.linalg.norm(flat, axis=1)).max())
+    apart = np.linalg.norm(value.astype(np.float64).reshape(len(truth), -1) - flat, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = np.where(apart == 0, 0.0, apart / np.linalg.norm(flat, axis=1))
+    return float(shares.max())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from saccade.errors import SaccadeError
 from saccade.runtime import images
@@ -245,6 +245,66 @@ def test_a_file_of_more_than_eight_bits_or_of_cmyk_is_refused(content: bytes, ki
         read_rgb(tmp_path / "image")
 
 
+def j2k_of_depth(content: bytes, bits: int) -> bytes:
+    """Return a JPEG 2000 file that declares `bits` in its last channel."""
+    start = content.index(b"\xff\x4f\xff\x51")
+    place = start + 42 + 3 * (int.from_bytes(content[start + 40 : start + 42], "big") - 1)
+    return content[:place] + bytes([bits - 1]) + content[place + 1 :]
+
+
+def avif_of_high_depth(content: bytes) -> bytes:
+    """Return an AVIF file whose header declares 10 bits, in both boxes that tell the depth."""
+    changed = bytearray(content)
+    changed[content.index(b"av1C") + 6] |= 0x40
+    depths = content.index(b"pixi") + 9
+    changed[depths : depths + 3] = bytes([10] * 3)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("codec", ["JPEG2000", "AVIF"])
+def test_the_depth_of_a_modern_format_is_read_from_its_header(codec: str, tmp_path: Path) -> None:
+    if not features.check({"JPEG2000": "jpg_2000", "AVIF": "avif"}[codec]):
+        pytest.skip(f"this Pillow reads no {codec}")
+    for options in [{}, {"no_jp2": True}] if codec == "JPEG2000" else [{}]:
+        content = encoded(PICTURE, codec, **options)
+        (tmp_path / "image").write_bytes(content)
+        assert read_rgb(tmp_path / "image").shape == RGB.shape
+        deep = j2k_of_depth(content, 12) if codec == "JPEG2000" else avif_of_high_depth(content)
+        (tmp_path / "image").write_bytes(deep)
+        with pytest.raises(SaccadeError, match="image: 16-bit RGB images are not accepted"):
+            read_rgb(tmp_path / "image")
+
+
+# ---- files of several frames
+
+
+TURNED = Image.fromarray(RGB[::-1].copy())
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG", "WEBP", "AVIF"])
+def test_a_file_of_several_frames_is_refused_naming_their_number(kind: str, tmp_path: Path) -> None:
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    frames = {"save_all": True, "append_images": [TURNED, PICTURE]}
+    (tmp_path / "image").write_bytes(encoded(PICTURE, kind, **frames))
+    with pytest.raises(SaccadeError, match=r"image holds 3 frames; extract the frame you mean$"):
+        read_rgb(tmp_path / "image")
+
+
+def test_a_photograph_with_an_embedded_preview_is_read_as_the_photograph(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(encoded(PICTURE, "MPO", save_all=True, append_images=[TURNED.resize((8, 6))]))
+    (tmp_path / "alone.jpg").write_bytes(encoded(PICTURE, "JPEG"))
+    with Image.open(tmp_path / "photo.jpg") as opened:
+        assert (opened.format, opened.n_frames) == ("MPO", 2)
+    np.testing.assert_array_equal(read_rgb(tmp_path / "photo.jpg"), read_rgb(tmp_path / "alone.jpg"))
+
+
+def test_a_frame_that_the_caller_has_chosen_is_read() -> None:
+    opened = Image.open(io.BytesIO(encoded(PICTURE, "TIFF", save_all=True, append_images=[TURNED])))
+    opened.seek(1)
+    np.testing.assert_array_equal(read_rgb(opened), RGB[::-1])
+
+
 def test_a_tiff_of_eight_bits_beside_them_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "image").write_bytes(big_tiff_header(8, 3))
     assert read_rgb(tmp_path / "image").shape == (3, 4, 3)
@@ -320,7 +380,10 @@ def test_our_bound_is_the_one_where_pillow_refuses_to_open_a_file() -> None:
 
 
 # Pillow raised TypeError, MemoryError and RuntimeError on these before they were caught.
-SEEDS = {kind: encoded(PICTURE, kind) for kind in ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM")}
+SEEDS = {
+    kind: encoded(PICTURE, kind)
+    for kind in ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM", *(["JPEG2000"] if features.check("jpg_2000") else []))
+}
 
 
 @pytest.mark.filterwarnings("ignore")

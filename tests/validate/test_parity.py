@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -510,7 +511,44 @@ def test_cosine_distances_are_exact_where_one_minus_cosine_is_not() -> None:
     turned = truth @ np.array([[1, 1e-7], [-1e-7, 1]])
     assert cosine_distances(5 * turned, truth) == pytest.approx(0.5e-14, rel=1e-6)
     assert cosine_distances(-truth, truth) == pytest.approx(2)
-    assert np.isnan(cosine_distances(0 * truth, truth)).all()
+
+
+def test_a_vector_of_zeros_equals_another_and_is_far_from_everything_else() -> None:
+    zero, other = np.zeros((2, 3)), np.array([[0.0, 0.0, 5.0], [1e-30, 0.0, 0.0]])
+    assert cosine_distances(zero, zero).tolist() == [0, 0]
+    assert cosine_distances(zero, other).tolist() == cosine_distances(other, zero).tolist() == [1, 1]
+    assert np.isnan(cosine_distances(zero, other * np.nan)).all()
+
+
+def blank(case: Case, *names: str) -> Case:
+    """Return the case as a model would give it that says nothing: these outputs are zero throughout."""
+    return replace(case, output=replace(case.output, **{name: 0 * getattr(case.output, name) for name in names}))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_reference_of_zeros_equals_an_engine_that_gives_zeros(
+    opened: Callable[..., Pipeline], golden: Callable[[str], list[Case]]
+) -> None:
+    case = blank(golden("dinov2")[0], "raw_score_map", "score_map", "prefix", "tokens", "pooled")
+    first = replace(case.output, indices=np.arange(case.output.indices.shape[1], dtype=np.int32)[None])
+    silent = {role: partial(Altered, after=lambda found: {name: 0 * array for name, array in found.items()})
+              for role in ("selector", "extractor")}  # fmt: skip
+    result = measure_parity(altered(opened("dinov2"), **silent), [replace(case, output=first)])
+    assert result.passed
+    assert set(values(result).values()) == {0}
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_reference_of_zeros_fails_an_engine_that_gives_anything_else_in_numbers_that_json_can_hold(
+    opened: Callable[..., Pipeline], golden: Callable[[str], list[Case]]
+) -> None:
+    case = blank(golden("dinov2")[0], "raw_score_map", "score_map", "prefix", "tokens", "pooled")
+    result = measure_parity(opened("dinov2"), [case])
+    assert failed(result) >= {"score_error", "cls", "prefix", "patches", "patches_p1", "free_running"}
+    measured = result.summary()["measures"]
+    assert measured["score_error"]["value"] is None  # infinitely far, and JSON has no infinity
+    assert measured["cls"]["value"] == pytest.approx(1)
+    json.dumps(result.summary(), allow_nan=False)
 
 
 def test_parity_without_images_is_refused(opened: Callable[..., Pipeline]) -> None:

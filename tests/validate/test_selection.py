@@ -166,7 +166,9 @@ def test_ties_at_the_cut_are_explained_but_must_go_to_the_lower_cell() -> None:
 def test_a_flat_map_has_no_error_when_equal_and_a_failing_one_when_not() -> None:
     flat = np.full((44, 44), 0.1, np.float32)
     assert score_error(flat, flat) == 0
-    assert score_error(flat, np.nextafter(flat, np.float32(1))) > 1e100
+    assert score_error(flat, np.nextafter(flat, np.float32(1))) == np.inf
+    assert score_error(flat, flat + np.float32(9)) == np.inf
+    assert np.isnan(score_error(flat, np.where(np.eye(44, dtype=bool), np.float32(np.nan), flat)))
 
 
 def test_score_error_is_the_largest_difference_in_standard_deviations() -> None:
