@@ -128,26 +128,39 @@ class Pipeline:
 
         `clock` counts the stages decode and fit.
         """
-        clock = clock or Clock()
-        if fit not in FITS:
-            raise SaccadeError(f"fit {fit!r} is unknown; choose from: {', '.join(FITS)}")
-        given = as_list(images)
+        return list(self.each_fitted(images, size, fit, clock))
+
+    def each_fitted(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        size: int | tuple[int, int] | None = None,
+        fit: Fit = "squash",
+        clock: Clock | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Yield what `pixels` returns, image by image: each is decoded when it is asked for, and only one is held."""
+        clock, given, patch = clock or Clock(), as_list(images), self.bundle.model.patch
         if not given:
             raise SaccadeError("no images given")
-        with clock.stage("decode"):
-            arrays = [read_rgb(image, f"image {index}") for index, image in enumerate(given)]
-        patch = self.bundle.model.patch
-        if fit == "native":
-            if size is not None:
-                raise SaccadeError("size and fit native exclude each other: native keeps the image's own size")
-            target = native_size(arrays, patch)
-        else:
-            target = check_size(_pair(self.bundle.manifest.defaults.size if size is None else size), patch)
-        cells = target[0] * target[1] // patch**2
-        if cells > MAX_CELLS:
-            raise SaccadeError(f"size {target[0]}x{target[1]} makes {cells} patches; at most {MAX_CELLS} are supported")
-        with clock.stage("fit"):
-            return [fit_image(array, target, fit, patch) for array in arrays]
+        target = self._target(size, fit)
+        for index, image in enumerate(given):
+            with clock.stage("decode"):
+                array = read_rgb(image, f"image {index}")
+            if target is None or fit == "native":
+                target = _checked_target(native_size(array, patch, index, first=target), patch)
+            with clock.stage("fit"):
+                array = fit_image(array, target, fit, patch)
+            yield array
+
+    def _target(self, size: int | tuple[int, int] | None, fit: Fit) -> tuple[int, int] | None:
+        """Return the (height, width) to fit images to, or None where the first image decides."""
+        if fit not in FITS:
+            raise SaccadeError(f"fit {fit!r} is unknown; choose from: {', '.join(FITS)}")
+        if fit != "native":
+            asked = self.bundle.manifest.defaults.size if size is None else size
+            return _checked_target(_pair(asked), self.bundle.model.patch)
+        if size is not None:
+            raise SaccadeError("size and fit native exclude each other: native keeps the image's own size")
+        return None
 
     def grid_of(self, image: np.ndarray) -> tuple[int, int]:
         """Return the (rows, columns) of patches in an image."""
@@ -264,6 +277,15 @@ def checked_k(k: int | None, cells: int, *, dense: bool) -> int:
             f"give at least {NEIGHBOURS}"
         )
     return k
+
+
+def _checked_target(size: tuple[int, int], patch: int) -> tuple[int, int]:
+    """Return `size` (height, width) if the patch divides it into no more cells than are supported."""
+    height, width = check_size(size, patch)
+    cells = height * width // patch**2
+    if cells > MAX_CELLS:
+        raise SaccadeError(f"size {height}x{width} makes {cells} patches; at most {MAX_CELLS} are supported")
+    return height, width
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

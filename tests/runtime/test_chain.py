@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import shutil
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -242,6 +243,38 @@ def test_more_grids_than_are_cached_change_nothing(plain: Pipeline, photographs:
     for columns in range(4, 5 + MAX_CACHED_GRIDS):
         plain(photographs[0], k=1, size=(14, columns * PATCH))
     assert_same(plain(photographs[0], k=3, size=(28, 42)), before)
+
+
+def test_images_are_decoded_one_by_one_as_they_are_asked_for(
+    plain: Pipeline, photographs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    decode, fit = chain.read_rgb, chain.fit_image
+    monkeypatch.setattr(chain, "read_rgb", lambda image, name: told.append(f"decode {name}") or decode(image, name))
+    monkeypatch.setattr(chain, "fit_image", lambda *arguments: told.append("fit") or fit(*arguments))
+    clock = chain.Clock()
+    fitted = plain.each_fitted(photographs, clock=clock)
+    assert told == []
+    np.testing.assert_array_equal(next(fitted), plain.pixels(photographs[0])[0])
+    told.clear()
+    next(fitted)
+    assert told == ["decode image 1", "fit"]
+    assert list(clock.timings_ms) == ["decode", "fit"]
+
+
+def test_no_more_than_one_decoded_image_is_held(plain: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[weakref.ref[np.ndarray]] = []
+
+    def decode(image: object, name: str) -> np.ndarray:
+        assert not [reference for reference in decoded if reference() is not None]
+        array = np.zeros((200, 300, 3), np.uint8)
+        decoded.append(weakref.ref(array))
+        return array
+
+    monkeypatch.setattr(chain, "read_rgb", decode)
+    for fit in ("squash", "crop"):
+        assert len(plain.pixels(["a.jpg", "b.jpg", "c.jpg"], fit=fit)) == 3
+    assert len(decoded) == 6
 
 
 # ---- dense, look, extract
