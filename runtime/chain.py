@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -19,10 +20,10 @@ from saccade.engines.engine import Engine, Progress, default_request
 from saccade.errors import SaccadeError
 from saccade.runtime import kernels
 from saccade.runtime.images import FITS, Fit, ImageLike, as_list, check_size, fit_image, native_size, read_rgb
-from saccade.runtime.reference import NEIGHBOURS
+from saccade.runtime.reference import NEIGHBOURS, not_finite
 
 MAX_THREADS = 1024
-MAX_CACHED_GRIDS = 16  # position tables by grid; one at 1036 px is 17 MB
+MAX_CACHED_BYTES = 64 << 20  # of position tables by grid; one at 1036 px is 17 MB, one at 2072 px 67 MB
 DEFAULT_ENGINE = "openvino"  # the fastest here on a CPU
 MAX_CELLS = 148 * 148  # 2072 px: what the score map of 44 x 44 can still tell apart ends long before
 
@@ -103,6 +104,8 @@ class Pipeline:
         with clock.stage("select"):
             for raw, resized in zip(look.raw_score_map, look.score_map, strict=True):
                 kernels.resize_scores(raw, self.grid_of(pixels[0]), out=resized)
+                if not (np.isfinite(raw).all() and np.isfinite(resized).all()):
+                    raise not_finite(raw)
         return look
 
     def extract(
@@ -110,12 +113,31 @@ class Pipeline:
     ) -> Output:
         """Run the extractor alone on given cells and prefix rows (teacher forcing).
 
-        `images` are uint8 (H, W, 3) of one size that the patch divides, `indices` (B, k) int32, `prefix` (B, P, D).
+        `images` are uint8 (H, W, 3) of one size that the patch divides; `indices` (B, k) whole numbers, each cell at most
+        once in an image, as in a selection; `prefix` (B, P, D). Raises SaccadeError for anything else.
         """
-        grid = self.grid_of(images[0])
-        empty = np.zeros((len(images), *grid), np.float32)
+        pixels: list[Any] = list(as_list(images))
+        grid = self._forced_grid(pixels)
+        _check_kept(indices, len(pixels), grid, dense)
+        expected = [len(pixels), self.bundle.model.prefix, self.bundle.model.dim]
+        if not isinstance(prefix, np.ndarray) or prefix.dtype.kind != "f" or list(prefix.shape) != expected:
+            raise SaccadeError(f"prefix must be an array of floats {expected}, got {_described(prefix)}")
+        empty = np.zeros((len(pixels), *grid), np.float32)
         look = Look(empty, np.ascontiguousarray(prefix, dtype=np.float32), empty)
-        return self._extract(list(images), look, np.ascontiguousarray(indices, dtype=np.int32), dense, Clock())
+        return self._extract(pixels, look, np.ascontiguousarray(indices, dtype=np.int32), dense, Clock())
+
+    def _forced_grid(self, pixels: list[Any]) -> tuple[int, int]:
+        """Return the grid of images that come as `pixels` returns them; refuse any others."""
+        if not pixels:
+            raise SaccadeError("no images given")
+        for index, image in enumerate(pixels):
+            if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
+                raise SaccadeError(f"image {index}: must be a uint8 array (height, width, 3), got {_described(image)}")
+            if image.shape != pixels[0].shape:
+                first, other = (f"{each.shape[1]} x {each.shape[0]} px" for each in (pixels[0], image))
+                raise SaccadeError(f"images must be of one size: image 0 is {first}, image {index} is {other}; fit them")
+        _checked_target(pixels[0].shape[:2], self.bundle.model.patch)
+        return self.grid_of(pixels[0])
 
     def pixels(
         self,
@@ -128,26 +150,39 @@ class Pipeline:
 
         `clock` counts the stages decode and fit.
         """
-        clock = clock or Clock()
-        if fit not in FITS:
-            raise SaccadeError(f"fit {fit!r} is unknown; choose from: {', '.join(FITS)}")
-        given = as_list(images)
+        return list(self.each_fitted(images, size, fit, clock))
+
+    def each_fitted(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        size: int | tuple[int, int] | None = None,
+        fit: Fit = "squash",
+        clock: Clock | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Yield what `pixels` returns, image by image: each is decoded when it is asked for, and only one is held."""
+        clock, given, patch = clock or Clock(), as_list(images), self.bundle.model.patch
         if not given:
             raise SaccadeError("no images given")
-        with clock.stage("decode"):
-            arrays = [read_rgb(image, f"image {index}") for index, image in enumerate(given)]
-        patch = self.bundle.model.patch
-        if fit == "native":
-            if size is not None:
-                raise SaccadeError("size and fit native exclude each other: native keeps the image's own size")
-            target = native_size(arrays, patch)
-        else:
-            target = check_size(_pair(self.bundle.manifest.defaults.size if size is None else size), patch)
-        cells = target[0] * target[1] // patch**2
-        if cells > MAX_CELLS:
-            raise SaccadeError(f"size {target[0]}x{target[1]} makes {cells} patches; at most {MAX_CELLS} are supported")
-        with clock.stage("fit"):
-            return [fit_image(array, target, fit, patch) for array in arrays]
+        target = self._target(size, fit)
+        for index, image in enumerate(given):
+            with clock.stage("decode"):
+                array = read_rgb(image, f"image {index}")
+            if target is None or fit == "native":
+                target = _checked_target(native_size(array, patch, index, first=target), patch)
+            with clock.stage("fit"):
+                array = fit_image(array, target, fit, patch)
+            yield array
+
+    def _target(self, size: int | tuple[int, int] | None, fit: Fit) -> tuple[int, int] | None:
+        """Return the (height, width) to fit images to, or None where the first image decides."""
+        if fit not in FITS:
+            raise SaccadeError(f"fit {fit!r} is unknown; choose from: {', '.join(FITS)}")
+        if fit != "native":
+            asked = self.bundle.manifest.defaults.size if size is None else size
+            return _checked_target(_pair(asked), self.bundle.model.patch)
+        if size is not None:
+            raise SaccadeError("size and fit native exclude each other: native keeps the image's own size")
+        return None
 
     def grid_of(self, image: np.ndarray) -> tuple[int, int]:
         """Return the (rows, columns) of patches in an image."""
@@ -162,8 +197,9 @@ class Pipeline:
         if k is None and k_ratio is None:
             k, k_ratio = self.bundle.manifest.defaults.k, self.bundle.manifest.defaults.k_ratio
         if k_ratio is not None:
-            if not 0 < k_ratio <= 1:
-                raise SaccadeError(f"k_ratio {k_ratio} is not a share of the patches; give more than 0 and at most 1")
+            is_number = isinstance(k_ratio, (int, float, np.integer, np.floating)) and not isinstance(k_ratio, bool)
+            if not is_number or not 0 < k_ratio <= 1:
+                raise SaccadeError(f"k_ratio {k_ratio!r} is not a share of the patches; give more than 0 and at most 1")
             k = int(k_ratio * cells)
             if k == 0:
                 raise SaccadeError(f"k_ratio {k_ratio} keeps none of this grid's {cells} patches; give a larger one, or k")
@@ -231,10 +267,11 @@ class Pipeline:
         return out
 
     def _positions_on(self, grid: tuple[int, int]) -> np.ndarray:
-        """Return the position table on a grid as (cells, D), interpolated once per grid."""
+        """Return the position table on a grid as (cells, D), interpolated once per grid while the cache has room."""
         if grid not in self._positions:
-            while len(self._positions) >= MAX_CACHED_GRIDS:
-                self._positions.pop(next(iter(self._positions)))
+            room = MAX_CACHED_BYTES - grid[0] * grid[1] * self._base_positions[0, 0].nbytes
+            while self._positions and sum(table.nbytes for table in self._positions.values()) > room:
+                self._positions.pop(next(iter(self._positions)))  # the oldest
             table = kernels.interpolate_positions(self._base_positions, grid)
             self._positions[grid] = table.reshape(grid[0] * grid[1], -1)
         return self._positions[grid]
@@ -256,14 +293,42 @@ class Clock:
 
 def checked_k(k: int | None, cells: int, *, dense: bool) -> int:
     """Return k if that many of `cells` patches can be kept, before any network runs for nothing."""
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= cells:
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
+        raise SaccadeError(f"k {k!r} is not a whole number; this grid has {cells} patches, so give 1 to {cells}")
+    if not 1 <= k <= cells:
         raise SaccadeError(f"k {k} is not to be had: this grid has {cells} patches, so give 1 to {cells}")
     if dense and k < NEIGHBOURS:
         raise SaccadeError(
             f"k {k} is too small for dense output, which blends the {NEIGHBOURS} nearest patches; "
             f"give at least {NEIGHBOURS}"
         )
-    return k
+    return int(k)
+
+
+def _checked_target(size: tuple[int, int], patch: int) -> tuple[int, int]:
+    """Return `size` (height, width) if the patch divides it into no more cells than are supported."""
+    height, width = check_size(size, patch)
+    cells = height * width // patch**2
+    if cells > MAX_CELLS:
+        raise SaccadeError(f"size {height}x{width} makes {cells} patches; at most {MAX_CELLS} are supported")
+    return height, width
+
+
+def _check_kept(indices: np.ndarray, batch: int, grid: tuple[int, int], dense: bool) -> None:
+    """Refuse a list of kept cells that no selection on this grid can have given."""
+    if not isinstance(indices, np.ndarray) or indices.dtype.kind not in "iu" or indices.ndim != 2 or len(indices) != batch:
+        raise SaccadeError(f"indices must be an array of whole numbers [{batch}, k], got {_described(indices)}")
+    cells = grid[0] * grid[1]
+    checked_k(indices.shape[1], cells, dense=dense)
+    if indices.min() < 0 or indices.max() >= cells:
+        raise SaccadeError(f"indices must name cells of the {grid[0]}x{grid[1]} grid; give 0 to {cells - 1}")
+    for index, kept in enumerate(indices):
+        if len(np.unique(kept)) < len(kept):
+            raise SaccadeError(f"indices of image {index} name a cell twice; give each cell once")
+
+
+def _described(value: object) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -291,13 +356,16 @@ def load(
     A missing or stale engine of the asked kind is built, and `note` hears why (default: one line on stderr); with
     `build=False` it is an error. Raises SaccadeError where the bundle, the engine or the device is not to be had.
     """
-    if not 0 <= threads <= MAX_THREADS:
-        raise SaccadeError(f"threads {threads} is out of range; give 0 for the engine's own choice, or 1 to {MAX_THREADS}")
+    if not isinstance(bundle, (str, os.PathLike, Bundle)):
+        raise SaccadeError(f"bundle {bundle!r} is neither a path nor an opened bundle; give a bundle folder")
+    is_count = isinstance(threads, (int, np.integer)) and not isinstance(threads, bool)
+    if not is_count or not 0 <= threads <= MAX_THREADS:
+        raise SaccadeError(f"threads {threads!r} is out of range; give 0 for the engine's own choice, or 1 to {MAX_THREADS}")
     opened = bundle if isinstance(bundle, Bundle) else read_bundle(Path(bundle))
     found = store.backend(engine).capabilities()
     if not found.can_run:  # before an engine is built that only another machine can use
         raise SaccadeError(found.missing or f"{engine} cannot run here")
-    request = default_request(opened, engine, precision, device, threads)
+    request = default_request(opened, engine, precision, device, int(threads))
     folder, receipt = store.ensure(opened, request, progress, note or _note_on_stderr, build=build)
     progress("load")
     return Pipeline(opened, store.load(opened, request, folder, receipt), receipt)

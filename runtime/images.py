@@ -184,21 +184,20 @@ def _centre_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         raise SaccadeError(f"a {image.shape[1]} x {image.shape[0]} px image is too narrow for fit crop; use fit squash")
     resized = _resized(image, (covering[0], covering[1]))
     top, left = ((extent - wanted) // 2 for wanted, extent in zip(size, covering, strict=True))
-    return resized[top : top + size[0], left : left + size[1]]
+    return np.array(resized[top : top + size[0], left : left + size[1]])  # a view would keep all of `resized` in memory
 
 
-def native_size(images: Sequence[np.ndarray], patch: int) -> tuple[int, int]:
-    """Return the (height, width) that all images share once cut to whole patches, or say which one differs."""
-    sizes = [(image.shape[0] - image.shape[0] % patch, image.shape[1] - image.shape[1] % patch) for image in images]
-    for index, (height, width) in enumerate(sizes):
-        if not height or not width:
-            raise SaccadeError(f"image {index} is smaller than one {patch} px patch; use --fit squash")
-        if (height, width) != sizes[0]:
-            raise SaccadeError(
-                f"images of one run share a grid: image 0 is {sizes[0][1]} x {sizes[0][0]} px in whole patches, "
-                f"image {index} is {width} x {height}; run them apart, or use --fit squash or crop"
-            )
-    return sizes[0]
+def native_size(image: np.ndarray, patch: int, index: int, first: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Return the (height, width) of image number `index` cut to whole patches; it must be that of image 0, if given."""
+    height, width = (extent - extent % patch for extent in image.shape[:2])
+    if not height or not width:
+        raise SaccadeError(f"image {index} is smaller than one {patch} px patch; use --fit squash")
+    if first is not None and (height, width) != first:
+        raise SaccadeError(
+            f"images of one run share a grid: image 0 is {first[1]} x {first[0]} px in whole patches, "
+            f"image {index} is {width} x {height}; run them apart, or use --fit squash or crop"
+        )
+    return height, width
 
 
 def check_size(size: tuple[int, int], patch: int) -> tuple[int, int]:

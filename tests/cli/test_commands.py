@@ -25,6 +25,7 @@ from saccade.bundle import DataFile, sha256_of_file, write_manifest
 from saccade.cli.main import main
 from saccade.cli.run import CHUNK
 from saccade.golden import read_cases, write_cases
+from saccade.runtime import chain
 from saccade.runtime.overlay import GAP
 
 KINDS = ("dinov2", "franca", "classify", "segment")
@@ -209,6 +210,39 @@ def test_run_takes_more_images_than_it_runs_at_once(
     with np.load(tmp_path / "all.npz") as together, np.load(tmp_path / "last.npz") as alone:
         assert together["cls"].shape == (CHUNK + 3, DIM)
         np.testing.assert_allclose(together["cls"][-1:], alone["cls"], rtol=1e-4, atol=2e-5)
+
+
+def test_run_decodes_no_image_of_a_later_chunk_before_it_has_run_the_earlier(
+    small_bundle: Bundles, photos: list[Path], say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    decode, call = chain.read_rgb, chain.Pipeline.__call__
+
+    def noted(pipeline: saccade.Pipeline, images: list[np.ndarray], **options: object) -> saccade.Output:
+        told.append(f"run {len(images)}")
+        return call(pipeline, images, **options)
+
+    def decoded(image: object, name: str) -> np.ndarray:
+        if isinstance(image, Path):
+            told.append("decode")
+        return decode(image, name)
+
+    monkeypatch.setattr(chain, "read_rgb", decoded)
+    monkeypatch.setattr(chain.Pipeline, "__call__", noted)
+    say("run", small_bundle("dinov2"), *(photos * CHUNK)[: CHUNK + 3])
+    assert told == [*["decode"] * CHUNK, f"run {CHUNK}", *["decode"] * 3, "run 3"]
+
+
+def test_native_images_share_a_grid_across_chunks(
+    small_bundle: Bundles, photographs: list[np.ndarray], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(CHUNK + 1)]
+    for path in paths:
+        Image.fromarray(photographs[0][:56, : 56 if path == paths[-1] else 70]).save(path)
+    command = ["run", str(small_bundle("dinov2")), *map(str, paths), "--fit", "native", "-o", str(tmp_path / "out.npz")]
+    assert main(command) == 1
+    assert f"image 0 is 70 x 56 px in whole patches, image {CHUNK} is 56 x 56; run them apart" in capsys.readouterr().err
+    assert not (tmp_path / "out.npz").exists()
 
 
 def test_look_writes_the_runs_own_map(small_bundle: Bundles, photos: list[Path], say: Say, tmp_path: Path) -> None:

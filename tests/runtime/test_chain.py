@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import shutil
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from saccade import Output, Pipeline, SaccadeError
 from saccade.bundle import Defaults
 from saccade.engines.engine import Capabilities
 from saccade.runtime import chain, reference
-from saccade.runtime.chain import MAX_CACHED_GRIDS, NEIGHBOURS, checked_k
+from saccade.runtime.chain import NEIGHBOURS, checked_k
 
 ENGINES = ("openvino", "onnxruntime")
 KINDS = ("dinov2", "franca", "classify", "segment")
@@ -237,11 +238,50 @@ def test_paths_and_pil_images_give_what_their_pixels_give(
     assert_same(plain([wrap(path), photographs[1]], k=12), plain(np.stack(photographs), k=12))
 
 
-def test_more_grids_than_are_cached_change_nothing(plain: Pipeline, photographs: list[np.ndarray]) -> None:
-    before = plain(photographs[0], k=3, size=(28, 42))
-    for columns in range(4, 5 + MAX_CACHED_GRIDS):
-        plain(photographs[0], k=1, size=(14, columns * PATCH))
-    assert_same(plain(photographs[0], k=3, size=(28, 42)), before)
+@pytest.mark.parametrize(("room", "kept"), [(0, [5]), (12 - 1, [4, 5]), (12, [3, 4, 5]), (15, [1, 2, 3, 4, 5])])
+def test_position_tables_are_kept_up_to_a_number_of_bytes_and_the_oldest_go_first(
+    small_bundle: Callable[[str], Path], room: int, kept: list[int], photographs: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(chain, "MAX_CACHED_BYTES", room * DIM * 4)  # room is in cells
+    with saccade.load(small_bundle("dinov2"), build=False) as pipe:
+        first = pipe(photographs[0], k=1, size=(14, PATCH))
+        for columns in range(1, 6):
+            pipe(photographs[0], k=1, size=(14, columns * PATCH))
+        assert list(pipe._positions) == [(1, columns) for columns in kept]
+        assert_same(pipe(photographs[0], k=1, size=(14, PATCH)), first)
+
+
+def test_images_are_decoded_one_by_one_as_they_are_asked_for(
+    plain: Pipeline, photographs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    decode, fit = chain.read_rgb, chain.fit_image
+    monkeypatch.setattr(chain, "read_rgb", lambda image, name: told.append(f"decode {name}") or decode(image, name))
+    monkeypatch.setattr(chain, "fit_image", lambda *arguments: told.append("fit") or fit(*arguments))
+    clock = chain.Clock()
+    fitted = plain.each_fitted(photographs, clock=clock)
+    assert told == []
+    np.testing.assert_array_equal(next(fitted), plain.pixels(photographs[0])[0])
+    told.clear()
+    next(fitted)
+    assert told == ["decode image 1", "fit"]
+    assert list(clock.timings_ms) == ["decode", "fit"]
+
+
+def test_no_more_than_one_decoded_image_is_held(plain: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[weakref.ref[np.ndarray]] = []
+
+    def decode(image: object, name: str) -> np.ndarray:
+        assert not [reference for reference in decoded if reference() is not None]
+        array = np.zeros((200, 300, 3), np.uint8)
+        decoded.append(weakref.ref(array))
+        return array
+
+    monkeypatch.setattr(chain, "read_rgb", decode)
+    for fit in ("squash", "crop"):
+        assert len(plain.pixels(["a.jpg", "b.jpg", "c.jpg"], fit=fit)) == 3
+    assert len(decoded) == 6
 
 
 # ---- dense, look, extract
@@ -316,6 +356,9 @@ def test_timings_name_every_stage(plain: Pipeline, photographs: list[np.ndarray]
 
 REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "k 0": ({"k": 0}, "k 0 is not to be had: this grid has 81 patches, so give 1 to 81"),
+    "k of halves": ({"k": 3.5}, "k 3.5 is not a whole number; this grid has 81 patches, so give 1 to 81"),
+    "k as text": ({"k": "3"}, "k '3' is not a whole number"),
+    "k as truth": ({"k": True}, "k True is not a whole number"),
     "k negative": ({"k": -1}, "k -1 is not to be had"),
     "k too large": ({"k": 82}, "k 82 is not to be had: this grid has 81 patches, so give 1 to 81"),
     "k for the grid": ({"k": 5, "size": 28}, "k 5 is not to be had: this grid has 4 patches, so give 1 to 4"),
@@ -326,6 +369,8 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "ratio 0": ({"k_ratio": 0.0}, "k_ratio 0.0 is not a share of the patches; give more than 0 and at most 1"),
     "ratio above 1": ({"k_ratio": 1.01}, "k_ratio 1.01 is not a share"),
     "ratio nan": ({"k_ratio": float("nan")}, "k_ratio nan is not a share"),
+    "ratio as text": ({"k_ratio": "0.1"}, "k_ratio '0.1' is not a share of the patches"),
+    "ratio as truth": ({"k_ratio": True}, "k_ratio True is not a share"),
     "ratio of nothing": ({"k_ratio": 0.01}, "k_ratio 0.01 keeps none of this grid's 81 patches; give a larger one, or k"),
     "default ratio": ({"size": 28}, "k_ratio 0.1 keeps none of this grid's 4 patches"),
     "size": ({"size": 130}, "size 130x130 is not a multiple of the 14 px patch; the nearest is 126x126"),
@@ -335,6 +380,7 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "size as text": ({"size": "126"}, "size '126' is neither whole pixels nor (height, width)"),
     "size of halves": ({"size": 126.5}, "size 126.5 is neither whole pixels nor (height, width)"),
     "fit": ({"fit": "stretch"}, "fit 'stretch' is unknown; choose from: squash, crop, native"),
+    "no fit": ({"fit": None}, "fit None is unknown; choose from: squash, crop, native"),
     "native size": ({"fit": "native", "size": 126}, "size and fit native exclude each other"),
 }  # fmt: skip
 
@@ -385,8 +431,68 @@ def test_scores_that_are_not_finite_are_refused(
         return found
 
     monkeypatch.setattr(selector, "run", overflowed)
-    with pytest.raises(SaccadeError, match="score map holds NaN or infinity in 1 of 1936 values: the selector overflowed"):
-        plain(photographs, k=12)
+    for look in (lambda: plain(photographs, k=12), lambda: plain.look(photographs)):
+        with pytest.raises(SaccadeError, match="score map holds NaN or infinity in 1 of 1936 values: the selector overflow"):
+            look()
+
+
+FORCED: dict[str, tuple[dict[str, object], str]] = {
+    "no images": ({"images": []}, "no images given"),
+    "a path": ({"images": ["a.jpg", "b.jpg"]}, "image 0: must be a uint8 array (height, width, 3), got str"),
+    "grey": ({"images": [np.zeros((28, 42), np.uint8)] * 2}, "image 0: must be a uint8 array (height, width, 3)"),
+    "floats": ({"images": np.zeros((2, 28, 42, 3))}, "image 0: must be a uint8 array (height, width, 3), got float64"),
+    "two sizes": (
+        {"images": [np.zeros((28, 42, 3), np.uint8), np.zeros((28, 28, 3), np.uint8)]},
+        "images must be of one size: image 0 is 42 x 28 px, image 1 is 28 x 28 px; fit them",
+    ),
+    "odd size": (
+        {"images": np.zeros((2, 28, 41, 3), np.uint8)},
+        "size 28x41 is not a multiple of the 14 px patch; the nearest is 28x42",
+    ),
+    "float cells": ({"indices": np.zeros((2, 3))}, "indices must be an array of whole numbers [2, k], got float64 [2, 3]"),
+    "a list of cells": ({"indices": [[0, 1], [2, 3]]}, "indices must be an array of whole numbers [2, k], got list"),
+    "cells of one image": ({"indices": np.zeros((1, 3), np.int32)}, "whole numbers [2, k], got int32 [1, 3]"),
+    "flat cells": ({"indices": np.zeros(2, np.int32)}, "whole numbers [2, k], got int32 [2]"),
+    "no cells": ({"indices": np.zeros((2, 0), np.int32)}, "k 0 is not to be had: this grid has 6 patches, so give 1 to 6"),
+    "a cell too high": (
+        {"indices": np.array([[0, 1], [5, 6]])}, "indices must name cells of the 2x3 grid; give 0 to 5"
+    ),
+    "a cell below 0": ({"indices": np.array([[0, 1], [5, -1]])}, "indices must name cells of the 2x3 grid"),
+    "a cell that int32 would wrap": ({"indices": np.array([[0, 1], [5, 1 << 32]])}, "indices must name cells"),
+    "a cell twice": (
+        {"indices": np.array([[0, 1], [5, 5]])}, "indices of image 1 name a cell twice; give each cell once"
+    ),
+    "few cells for dense": ({"dense": True}, "k 3 is too small for dense output"),
+    "prefix of one image": ({"prefix": np.zeros((1, 5, DIM), np.float32)}, "floats [2, 5, 128], got float32 [1, 5, 128]"),
+    "narrow prefix": ({"prefix": np.zeros((2, 5, DIM - 1), np.float32)}, "got float32 [2, 5, 127]"),
+    "whole prefix": ({"prefix": np.zeros((2, 5, DIM), np.int64)}, "got int64 [2, 5, 128]"),
+    "no prefix": ({"prefix": None}, "prefix must be an array of floats [2, 5, 128], got NoneType"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FORCED)
+def test_forcing_what_no_selector_gives_is_refused_before_the_extractor(
+    plain: Pipeline, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plain.engines["extractor"], "run", lambda feed: pytest.fail("the extractor ran for nothing"))
+    given = {
+        "images": np.zeros((2, 28, 42, 3), np.uint8),
+        "indices": np.array([[0, 1, 2], [5, 4, 3]]),
+        "prefix": np.zeros((2, 5, DIM), np.float32),
+    }
+    wrong, message = FORCED[case]
+    with pytest.raises(SaccadeError) as error:
+        plain.extract(**given | wrong)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("kind_of_number", [np.int64, np.int32, np.uint8])
+def test_extract_takes_cells_of_any_whole_number_type(
+    plain: Pipeline, photographs: list[np.ndarray], kind_of_number: type[np.generic]
+) -> None:
+    out = plain(photographs, k=12)
+    forced = plain.extract(plain.pixels(photographs), out.indices.astype(kind_of_number), out.prefix.astype(np.float64))
+    assert_same(forced, plain.extract(np.stack(plain.pixels(photographs)), out.indices, out.prefix))
 
 
 @pytest.mark.parametrize("k", [0, 10, -5])
@@ -408,6 +514,23 @@ def test_load_refuses_an_unknown_engine(small_bundle: Callable[[str], Path]) -> 
 def test_load_refuses_a_negative_number_of_threads(small_bundle: Callable[[str], Path]) -> None:
     with pytest.raises(SaccadeError, match="threads -1 is out of range; give 0 for the engine's own choice"):
         saccade.load(small_bundle("dinov2"), threads=-1)
+
+
+@pytest.mark.parametrize("threads", ["2", True, 2.0, None])
+def test_load_refuses_a_number_of_threads_that_is_no_number(small_bundle: Callable[[str], Path], threads: object) -> None:
+    with pytest.raises(SaccadeError, match=f"threads {threads!r} is out of range; give 0 for the engine's own choice"):
+        saccade.load(small_bundle("dinov2"), threads=threads)
+
+
+def test_load_refuses_no_engine(small_bundle: Callable[[str], Path]) -> None:
+    with pytest.raises(SaccadeError, match="unknown engine None; choose from: openvino"):
+        saccade.load(small_bundle("dinov2"), engine=None)
+
+
+@pytest.mark.parametrize("bundle", [None, 123, b"bundle"])
+def test_load_refuses_what_is_no_bundle(bundle: object) -> None:
+    with pytest.raises(SaccadeError, match=f"bundle {bundle!r} is neither a path nor an opened bundle; give a bundle"):
+        saccade.load(bundle)
 
 
 def test_load_refuses_an_engine_that_cannot_run_here_before_it_builds_one(

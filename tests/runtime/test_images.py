@@ -459,6 +459,11 @@ def test_crop_keeps_the_aspect_ratio() -> None:
     assert slope == pytest.approx(250 / 199 / 0.56, rel=0.03)
 
 
+def test_crop_does_not_keep_what_it_leaves_out_in_memory() -> None:
+    found = fit_image(random_rgb(28, 2800), (28, 28), "crop", PATCH)
+    assert found.base is None
+
+
 @pytest.mark.parametrize("shape", [(1, 16_384), (16_384, 1)])
 def test_crop_refuses_a_line_of_pixels_instead_of_filling_the_memory(shape: tuple[int, int]) -> None:
     with pytest.raises(SaccadeError, match=r"px image is too narrow for fit crop; use fit squash"):
@@ -473,20 +478,21 @@ def test_native_leaves_out_the_right_and_bottom_remainder(height: int, width: in
     np.testing.assert_array_equal(found, image[: height // PATCH * PATCH, : width // PATCH * PATCH])
 
 
-def test_native_images_share_the_size_of_their_whole_patches() -> None:
-    assert native_size([random_rgb(29, 44), random_rgb(41, 42)], PATCH) == (28, 42)
+def test_a_native_image_has_the_size_of_its_whole_patches() -> None:
+    assert native_size(random_rgb(29, 44), PATCH, 0) == (28, 42)
+    assert native_size(random_rgb(41, 42), PATCH, 1, (28, 42)) == (28, 42)
 
 
 def test_native_images_of_different_grids_are_refused_naming_both() -> None:
     message = r"image 0 is 42 x 28 px in whole patches, image 1 is 42 x 14; run them apart, or use --fit squash or crop"
     with pytest.raises(SaccadeError, match=message):
-        native_size([random_rgb(28, 42), random_rgb(27, 42)], PATCH)
+        native_size(random_rgb(27, 42), PATCH, 1, (28, 42))
 
 
 @pytest.mark.parametrize("shape", [(13, 100), (100, 13), (1, 1)])
 def test_a_native_image_below_one_patch_is_refused(shape: tuple[int, int]) -> None:
     with pytest.raises(SaccadeError, match="image 1 is smaller than one 14 px patch; use --fit squash"):
-        native_size([random_rgb(28, 42), random_rgb(*shape)], PATCH)
+        native_size(random_rgb(*shape), PATCH, 1, (28, 42))
 
 
 @settings(deadline=None)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import resource
 from pathlib import Path
 from typing import Any
@@ -44,15 +45,14 @@ def run(options: argparse.Namespace) -> Report:
     bundle = read_bundle(options.bundle)
     with shared.open_pipeline(bundle, options) as pipeline:
         clock = Clock()
-        pixels = pipeline.pixels(options.images, options.size, options.fit, clock)
-        outputs = _run_chunks(pipeline, pixels, options)
+        outputs, pictured = _run_chunks(pipeline, options, clock)
     arrays = _concatenated([_arrays(output) for output in outputs])
     if options.output:
         _write_npz(options.output, arrays)
     if options.overlay:
-        _write_overlay(options.overlay, pixels, arrays, bundle.model.patch)
+        _write_overlay(options.overlay, pictured, arrays, bundle.model.patch)
     stages = [clock.timings_ms, *(output.timings_ms for output in outputs)]
-    return _report(options, arrays, _ms_per_image(stages, len(pixels)), pipeline)
+    return _report(options, arrays, _ms_per_image(stages, len(options.images)), pipeline)
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -72,20 +72,28 @@ def _ms_per_image(stages: list[dict[str, float]], count: int) -> dict[str, float
     return {name: round(sum(timings.get(name, 0.0) for timings in stages) / count, 3) for name in names}
 
 
-def _run_chunks(pipeline: Pipeline, pixels: list[np.ndarray], options: argparse.Namespace) -> list[Look]:
-    size = (pixels[0].shape[0], pixels[0].shape[1])
+def _run_chunks(
+    pipeline: Pipeline, options: argparse.Namespace, clock: Clock
+) -> tuple[list[Look], list[np.ndarray]]:
+    """Run CHUNK images at a time; return what each call gave, and the fitted images where an overlay needs them."""
     outputs: list[Look] = []
-    with progress_bar(len(pixels), "run") as bar:
-        for start in range(0, len(pixels), CHUNK):
-            chunk = pixels[start : start + CHUNK]
-            if options.look:
-                outputs.append(pipeline.look(chunk, size=size))
-            else:
-                outputs.append(
-                    pipeline(chunk, k=options.k, k_ratio=options.k_ratio, size=size, dense=options.dense)
-                )
+    pictured: list[np.ndarray] = []
+    fitted = pipeline.each_fitted(options.images, options.size, options.fit, clock)
+    with progress_bar(len(options.images), "run") as bar:
+        while chunk := list(itertools.islice(fitted, CHUNK)):
+            outputs.append(_run_chunk(pipeline, chunk, options))
+            if options.overlay:
+                pictured += chunk
             bar.update(len(chunk))
-    return outputs
+            del chunk  # else it would be held while the next one is decoded
+    return outputs, pictured
+
+
+def _run_chunk(pipeline: Pipeline, chunk: list[np.ndarray], options: argparse.Namespace) -> Look:
+    size = (chunk[0].shape[0], chunk[0].shape[1])
+    if options.look:
+        return pipeline.look(chunk, size=size)
+    return pipeline(chunk, k=options.k, k_ratio=options.k_ratio, size=size, dense=options.dense)
 
 
 def _arrays(output: Look) -> dict[str, np.ndarray]:
