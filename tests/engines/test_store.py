@@ -360,6 +360,7 @@ def test_the_engine_of_just_these_limits_comes_before_others_that_cover_them(
     assert ensure(bundle, limits(2), build=False) == small
     assert ensure(bundle, ANY_LIMITS, build=False) == small  # it was asked for last
     assert ensure(bundle, limits(3), build=False) == large
+    assert ensure(bundle, ANY_LIMITS, build=False) == large
     with pytest.raises(SaccadeError, match=r"\(max_batch \d+ -> 33\); 'saccade build .* tensorrt' builds it$"):
         ensure(bundle, limits(33), build=False)
 
@@ -455,6 +456,18 @@ def test_a_thorough_build_mends_a_damaged_engine_and_says_why(
     assert engines_in(bundle) == [built.name]
     assert not built.is_symlink()
     assert around == sorted(path for path in bundle.path.parent.rglob("*") if bundle.engines_path not in path.parents)
+
+
+@pytest.mark.parametrize("kind", ["a file", "a dangling link"])
+def test_what_stands_where_engines_go_is_left_and_named(bundle: Bundle, kind: str) -> None:
+    if kind == "a file":
+        bundle.engines_path.write_text("mine")
+    else:
+        bundle.engines_path.symlink_to("nowhere")
+    message = f"^cannot write {bundle.engines_path}: something else stands there; move it away first$"
+    with pytest.raises(SaccadeError, match=message):
+        ensure(bundle, OPENVINO, thorough=True)
+    assert bundle.engines_path.is_symlink() or bundle.engines_path.read_text() == "mine"
 
 
 def test_a_thorough_build_keeps_what_is_whole(bundle: Bundle, built: Path) -> None:
