@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -74,7 +75,7 @@ def build_command(bundle: Bundle, request: EngineRequest) -> str:
 def refuse_path(path: Path) -> None:
     """Refuse a path that is not UTF-8: engines take paths as text and cannot open such a one."""
     try:
-        str(path.resolve()).encode()
+        os.path.realpath(path).encode()
     except UnicodeEncodeError as error:
         raise SaccadeError(f"{path}: its path is not UTF-8, which engines cannot open; rename its folder") from error
 

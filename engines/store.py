@@ -147,10 +147,15 @@ def find(
     if not fitting:
         return None
     *_, folder, receipt = max(fitting, key=lambda each: each[:3])
-    if not request.any_limits and len(fitting) > 1:
+    return folder, receipt
+
+
+def _make_newest(bundle: Bundle, request: EngineRequest, fields: dict[str, str], folder: Path) -> None:
+    """Let runs take the engine that was asked for last, where several would do."""
+    newest = find(bundle, msgspec.structs.replace(request, any_limits=True), fields)
+    if newest is not None and newest[0] != folder:
         with contextlib.suppress(OSError):  # a read-only bundle keeps its order
             os.utime(folder / RECEIPT)
-    return folder, receipt
 
 
 def _age_key(folder: Path) -> int:
@@ -221,6 +226,8 @@ def ensure(
         bundle.checked_path(bundle.graph(role, request.precision))
     fields = conditions(bundle, request)
     if found := find(bundle, request, fields, whole=thorough):
+        if not request.any_limits:
+            _make_newest(bundle, request, fields, found[0])
         return found
     reason = _why_missing(bundle, request, fields, thorough=thorough)
     if not build:
@@ -287,8 +294,7 @@ def build_into(
 ) -> Receipt:
     """Build beside, write the receipt last, rename: an interrupted build leaves no engine."""
     start = time.perf_counter()
-    if folder.is_symlink() or folder.is_file():  # a damaged one; through a link, something elsewhere would be replaced
-        folder.unlink()
+    _make_way(folder)
     with atomic.pending_folder(folder) as pending:
         built = backend(request.engine).build(bundle, request, pending, progress)
         receipt = Receipt(
@@ -307,6 +313,15 @@ def build_into(
     return receipt
 
 
+def _make_way(folder: Path) -> None:
+    """Remove a file or a link that stands for an engine; through the link something elsewhere would be replaced."""
+    try:
+        if folder.is_symlink() or folder.is_file():
+            folder.unlink()
+    except OSError as error:
+        raise atomic.write_error(folder, error) from error
+
+
 def remove_superseded(bundle: Bundle, receipt: Receipt, *, other_versions: bool = True) -> list[Path]:
     """Delete engines that this one replaces, so that rebuilding does not fill the disk.
 
@@ -320,8 +335,9 @@ def remove_superseded(bundle: Bundle, receipt: Receipt, *, other_versions: bool 
         old, new = other.conditions, receipt.conditions
         changed = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
         if changed & ageing and changed <= GRAPHS | LIMITS | {"version"}:
-            folder.unlink() if folder.is_symlink() else shutil.rmtree(folder, ignore_errors=True)
-            removed.append(folder)
+            with contextlib.suppress(OSError):  # it fills the disk and does no other harm
+                folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
+                removed.append(folder)
     return removed
 
 

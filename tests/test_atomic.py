@@ -236,6 +236,17 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
     assert names(tmp_path) == ["elsewhere", "link"]
 
 
+def test_links_that_go_round_in_a_circle_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("one")
+    with (
+        pytest.raises(SaccadeError, match="one: a file stands where a folder is needed"),
+        atomic.pending_folder(tmp_path / "one"),
+    ):
+        pass
+    assert names(tmp_path) == ["one", "two"]
+
+
 @pytest.mark.parametrize("name", [".", "..", "/", "", "sub/.."])
 def test_a_target_without_a_name_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pending: Pending, name: str

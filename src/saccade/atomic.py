@@ -86,9 +86,9 @@ def _made(target: Path, *, folder: bool) -> tuple[Path, int | None]:
 
 def _sweep(target: Path) -> None:
     """Remove what killed writers of `target` left behind: what has our very pattern and can be locked."""
-    prefixes = [PENDING_PREFIX, *([REPLACED_PREFIX] if target.exists() else [])]
-    ours = re.compile(f"({'|'.join(map(re.escape, prefixes))})[0-9a-f]{{8}}-{re.escape(target.name)}")
     with contextlib.suppress(OSError):  # a folder that cannot be listed is reported where it is written
+        prefixes = [PENDING_PREFIX, *([REPLACED_PREFIX] if target.exists() else [])]
+        ours = re.compile(f"({'|'.join(map(re.escape, prefixes))})[0-9a-f]{{8}}-{re.escape(target.name)}")
         for path in list(target.parent.iterdir()):
             if ours.fullmatch(path.name):
                 _remove_abandoned(path)
@@ -130,7 +130,7 @@ def pending_folder(target: Path) -> Iterator[Path]:
     A symbolic link to a folder stays: the folder behind it is replaced, on its own disk.
     """
     _refuse_nameless(target)  # before the link is followed
-    place = target.resolve()
+    place = Path(os.path.realpath(target))  # resolve() raises RuntimeError where links go round in a circle
     with _errors_named(target, place), _held(place, folder=True) as pending:
         yield pending
         _replace_folder(pending, place)

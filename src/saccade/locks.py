@@ -50,7 +50,7 @@ def reserved(place: Path, busy: str, *, shared: bool = False) -> Iterator[None]:
     another folder meanwhile. The last holder removes it; one that a killed process left is taken over. Where no file can
     stand beside `place` nobody can replace it either, so that nothing needs to be locked.
     """
-    place = place.resolve()
+    place = Path(os.path.realpath(place))
     path = place.with_name(f"{LOCK_PREFIX}{place.name}") if place.name else None
     descriptor = None if path is None or not path.parent.is_dir() else _take(path, busy, shared=shared)
     try:

@@ -24,6 +24,8 @@ from saccade.atomic import PENDING_PREFIX
 from saccade.bundle import DataFile, sha256_of_file, write_manifest
 from saccade.cli.main import main
 from saccade.cli.run import CHUNK
+from saccade.engines import store
+from saccade.engines.engine import default_request
 from saccade.golden import read_cases, write_cases
 from saccade.runtime import chain
 from saccade.runtime.overlay import GAP
@@ -333,6 +335,35 @@ def test_building_twice_keeps_the_engine(engine: str, copy: Path, say: Say) -> N
     assert times == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
+def test_a_build_mends_a_damaged_engine_and_says_why(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", str(copy)]) == 0
+    (folder,) = (copy / "engines").iterdir()
+    (folder / "selector.blob").unlink()
+    capfd.readouterr()
+    assert main(["build", str(copy), "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert parsed(out)["built"] is True
+    assert f"saccade: {folder}/selector.blob is missing, but {folder}/receipt.json names it: building it\n" in err
+    assert main(["verify", str(copy), "--no-build"]) == 0
+
+
+def test_an_engine_for_fewer_images_is_found_again_and_a_larger_one_serves_for_less(
+    copy: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'saccade[tensorrt-rtx]'")
+    command = ["build", str(copy), "--engine", "tensorrt-rtx", "--json"]
+    assert main([*command, "--max-batch", "4"]) == 0
+    four = parsed(capfd.readouterr().out)
+    assert (four["built"], four["conditions"]["max_batch"]) == (True, "4")
+    bundle = read_bundle(copy)
+    run = default_request(bundle, "tensorrt-rtx", "fp32")
+    assert str(store.ensure(bundle, run, lambda phase: None, pytest.fail, build=False)[0]) == four["folder"]
+    assert main([*command, "--max-batch", "3", "--max-k", "20"]) == 0
+    out, err = capfd.readouterr()
+    assert (parsed(out)["built"], parsed(out)["folder"]) == (False, four["folder"])
+    assert "takes all that and more; delete it for an engine of just these limits" in err
+
+
 def test_run_builds_a_missing_engine_and_says_so_on_stderr(
     copy: Path, photos: list[Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -399,6 +430,7 @@ def test_export_replaces_an_older_bundle_whole(
     (copy / "engines").mkdir(exist_ok=True)  # of the older bundle
     data = parsed(say("export", small_checkpoint("dinov2"), "-o", copy, "--k", 9, "--size", 112, "--json"))
     assert data["parity"]["passed"] is True
+    assert data["parity"].keys() >= {"engine", "engine_version"}  # as parity itself calls them
     names = ["bundle.json", "extractor.onnx", "golden.npz", "positions.npy", "selector.onnx"]
     assert sorted(data["files"]) == sorted(path.name for path in copy.iterdir()) == names
     defaults = read_bundle(copy).manifest.defaults
@@ -428,6 +460,26 @@ def start_export(checkpoint: Path, target: Path) -> subprocess.Popen[str]:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return process
+
+
+def test_of_two_exports_onto_one_target_the_second_stops(small_checkpoint: Bundles, tmp_path: Path, say: Say) -> None:
+    target = tmp_path / "new"
+    process = start_export(small_checkpoint("dinov2"), target)
+    error = parsed(say("export", small_checkpoint("dinov2"), "-o", target, "--json", code=1))["error"]
+    assert error.startswith(f"{target} is being exported or built by another process; repeat when it is done")
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    assert parsed(say("verify", target, "--json"))["passed"] is True
+
+
+def test_an_export_after_a_killed_one_leaves_nothing_of_it(small_checkpoint: Bundles, copy: Path, say: Say) -> None:
+    process = start_export(small_checkpoint("dinov2"), copy)
+    process.kill()
+    process.communicate(timeout=30)
+    assert len(list(copy.parent.iterdir())) > 1
+    say("export", small_checkpoint("dinov2"), "-o", copy)
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
 
 
 def test_ctrl_c_during_export_leaves_what_was_there(small_checkpoint: Bundles, copy: Path) -> None:

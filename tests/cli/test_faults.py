@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 import saccade
+from saccade import locks
 from saccade.cli import create
 from saccade.cli.main import main
 from saccade.engines import openvino as openvino_engine
@@ -137,7 +138,27 @@ OPTIONS = {
         "run bundle photo.png --engine onnxruntime --no-build",
         "no onnxruntime fp32 engine is built yet; 'saccade build bundle --engine onnxruntime' builds it",
     ),
-    "profile": Fault("build bundle --max-batch 0", "--max-batch 0 is out of range; give 1 to 4096"),
+    "profile": Fault("build bundle --engine tensorrt-rtx --max-batch 0", "--max-batch 0 is out of range; give 1 to 4096"),
+    "batch for openvino": Fault(
+        "build bundle --max-batch 4",
+        "--max-batch means nothing to --engine openvino; leave it out, or use --engine tensorrt or tensorrt-rtx",
+    ),
+    "k for onnxruntime": Fault(
+        "build bundle --engine onnxruntime --max-k 40",
+        "--max-k means nothing to --engine onnxruntime; leave it out, or use --engine tensorrt or tensorrt-rtx",
+    ),
+    "targets for tensorrt": Fault(
+        "build bundle --engine tensorrt --compute-capability SM89",
+        "--compute-capability means nothing to --engine tensorrt; leave it out, or use --engine tensorrt-rtx",
+    ),
+    "device for rtx": Fault(
+        "build bundle --engine tensorrt-rtx --device abc",
+        "--device means nothing to --engine tensorrt-rtx; leave it out, or use --engine openvino or onnxruntime or tensorrt",
+    ),
+    "target twice": Fault(
+        "build bundle --engine tensorrt-rtx --compute-capability SM89 SM120 SM89",
+        "--compute-capability SM89 is given twice; name each once",
+    ),
     "bench rounds": Fault("bench bundle --rounds 0", "--rounds 0 and --frames 10 must be at least 1"),
     "bench frames": Fault("bench bundle --frames -1", "--rounds 5 and --frames -1 must be at least 1"),
     "bench size": Fault("bench bundle --size 100", "the nearest is 98x98"),
@@ -153,6 +174,10 @@ OPTIONS = {
     ),
     "parity k": Fault("parity bundle --checkpoint model.pt --images photo.png --k 100", "k 100 is not to be had"),
     "family": Fault("make-checkpoint lookwhere-beit -o new.pt", "unknown family 'lookwhere-beit'; choose from:"),
+    "seed": Fault(
+        "make-checkpoint lookwhere-dinov2 -o new.pt --seed -1", "--seed -1 is out of range; give 0 to 4294967295"
+    ),
+    "seed too large": Fault("make-checkpoint lookwhere-dinov2 -o new.pt --seed 4294967296", "--seed 4294967296 is out of"),
     "width": Fault("make-checkpoint lookwhere-dinov2 -o new.pt --dim 100", "dim 100 is not a multiple of 64"),
     "depth": Fault("make-checkpoint lookwhere-dinov2 -o new.pt --depth 0", "--depth 0 is out of range; give 1 to 16384"),
     "classes": Fault("make-checkpoint lookwhere-dinov2 -o new.pt --classes -3", "classes -3 is out of range"),
@@ -382,6 +407,47 @@ def test_a_head_needs_its_task_named(refused: Refused, place: Path, small_checkp
     message = refused("export", "head.pt", "-o", "new")
     assert "head.pt has a head of 7 classes" in message
     assert "say --task classify or --task segment" in message
+
+
+@pytest.mark.parametrize("kept", [["--k", 4], ["--k-ratio", 0.05], ["--size", 84]])
+def test_too_few_patches_for_segmentation_are_refused_before_anything_is_traced(
+    kept: list[object], refused: Refused, place: Path, small_checkpoint: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    shutil.copy(small_checkpoint("segment"), place / "head.pt")
+    monkeypatch.setattr("saccade.export.bundle_export.write_bundle", lambda *_: pytest.fail("traced for nothing"))
+    message = refused("export", "head.pt", "-o", "new", "--task", "segment", *kept)
+    assert "is too small for dense output, which blends the 5 nearest patches; give at least 5" in message
+
+
+def test_an_unknown_target_of_tensorrt_rtx_names_the_known_ones(refused: Refused) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'saccade[tensorrt-rtx]'")
+    message = refused("build", "bundle", "--engine", "tensorrt-rtx", "--compute-capability", "SM12")
+    assert message.startswith("tensorrt-rtx: no compute capability 'SM12'; choose from SM75, ")
+
+
+def test_paths_that_are_not_utf8_are_one_line(refused: Refused, place: Path) -> None:
+    odd = os.fsdecode(b"b\xff")
+    remedy = "its path is not UTF-8, which engines cannot open; rename its folder"
+    assert refused("export", "model.pt", "-o", odd) == f"b\\udcff: {remedy}"
+    (place / "bundle").rename(place / odd)
+    for command in (["run", odd, "photo.png"], ["build", odd, "--engine", "onnxruntime"], ["verify", odd]):
+        assert refused(*command) == f"b\\udcff: {remedy}"
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["builds", "exports"])
+def test_an_export_stops_where_another_process_works(refused: Refused, shared: bool) -> None:
+    with locks.reserved(Path("bundle"), "busy", shared=shared):
+        message = refused("export", "model.pt", "-o", "bundle")
+    assert message == (
+        "bundle is being exported or built by another process; repeat when it is done, or choose another place"
+    )
+
+
+def test_a_build_stops_where_an_export_is_under_way(refused: Refused) -> None:
+    with locks.reserved(Path("bundle"), "busy"):
+        message = refused("build", "bundle", "--engine", "onnxruntime")
+    assert message == "bundle is being exported by another process; repeat when it is done"
 
 
 def test_parity_with_another_checkpoint_is_refused(
@@ -644,7 +710,7 @@ def test_ctrl_c_in_the_middle_of_an_output_leaves_nothing(place: Path, monkeypat
 def test_a_bug_shows_its_traceback(error: Exception, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only SaccadeError is a user's problem: anything else must not be dressed up as one."""
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(create.store, "ensure", fail)

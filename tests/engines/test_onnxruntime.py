@@ -25,7 +25,8 @@ REQUEST = EngineRequest(engine="onnxruntime", device="cpu")
 NO_CUDA = pytest.mark.skipif(
     "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this ONNX Runtime has CUDA"
 )
-BATCH, K, DIM, PREFIX = 2, 6, 128, 5
+DIM = 128
+Feeds = Callable[..., dict[str, np.ndarray]]
 
 
 def quiet(phase: str) -> None:
@@ -33,23 +34,8 @@ def quiet(phase: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def bundle(small_bundle: Callable[[str], Path]) -> Bundle:
-    return read_bundle(small_bundle("dinov2"))
-
-
-@pytest.fixture(scope="module")
 def engines(bundle: Bundle) -> dict[str, Engine]:
     return BACKEND.load(bundle, REQUEST, bundle.path, Built(files={}, realised=""))
-
-
-def random(*shape: int) -> np.ndarray:
-    return np.random.default_rng(sum(shape)).standard_normal(shape, dtype=np.float32)
-
-
-def feed_of(role: str, batch: int = BATCH, k: int = K) -> dict[str, np.ndarray]:
-    if role == "selector":
-        return {"lowres": random(batch, 3, 154, 154)}
-    return {"patches": random(batch, k, 588), "positions": random(batch, k, DIM), "prefix": random(batch, PREFIX, DIM)}
 
 
 def test_capabilities_name_version_and_devices() -> None:
@@ -76,7 +62,9 @@ def test_a_build_writes_no_engine_files(bundle: Bundle, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("role", ["selector", "extractor"])
-def test_outputs_equal_onnxs_reference_evaluator(engines: dict[str, Engine], bundle: Bundle, role: str) -> None:
+def test_outputs_equal_onnxs_reference_evaluator(
+    engines: dict[str, Engine], bundle: Bundle, role: str, feed_of: Feeds
+) -> None:
     reference = ReferenceEvaluator(onnx.load(bundle.path / bundle.graph(role, "fp32").file))
     feed = feed_of(role, batch=1)
     expected = dict(zip(engines[role].outputs, reference.run(list(engines[role].outputs), feed), strict=True))
@@ -86,20 +74,20 @@ def test_outputs_equal_onnxs_reference_evaluator(engines: dict[str, Engine], bun
 
 
 @pytest.mark.parametrize(("batch", "k"), [(1, 1), (1, 300), (3, 7), (9, 2)])
-def test_batch_and_k_are_dynamic(engines: dict[str, Engine], batch: int, k: int) -> None:
+def test_batch_and_k_are_dynamic(engines: dict[str, Engine], batch: int, k: int, feed_of: Feeds) -> None:
     found = engines["extractor"].run(feed_of("extractor", batch, k))
     assert (found["cls"].shape, found["tokens"].shape) == ((batch, DIM), (batch, k, DIM))
 
 
 @pytest.mark.parametrize("role", ["selector", "extractor"])
-def test_inputs_need_not_lie_in_one_piece(engines: dict[str, Engine], role: str) -> None:
+def test_inputs_need_not_lie_in_one_piece(engines: dict[str, Engine], role: str, feed_of: Feeds) -> None:
     feed = feed_of(role)
     expected = engines[role].run(feed)
     for name, array in engines[role].run({name: array.repeat(2, axis=0)[::2] for name, array in feed.items()}).items():
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
 
-def test_inputs_that_do_not_fit_are_refused_by_name(engines: dict[str, Engine]) -> None:
+def test_inputs_that_do_not_fit_are_refused_by_name(engines: dict[str, Engine], feed_of: Feeds) -> None:
     feed = feed_of("extractor")
     with pytest.raises(SaccadeError, match=r"extractor: input 'prefix' must be float32 \['batch', 5, 128\]"):
         engines["extractor"].run(feed | {"prefix": feed["prefix"][:1]})

@@ -19,16 +19,12 @@ openvino = pytest.importorskip("openvino", reason="openvino is not installed: pi
 
 BACKEND = OpenVINOBackend()
 REQUEST = EngineRequest(engine="openvino", device="cpu")
-BATCH, K, DIM, PREFIX = 2, 6, 128, 5
+DIM = 128
+Feeds = Callable[..., dict[str, np.ndarray]]
 
 
 def quiet(phase: str) -> None:
     """Take a phase."""
-
-
-@pytest.fixture(scope="module")
-def bundle(small_bundle: Callable[[str], Path]) -> Bundle:
-    return read_bundle(small_bundle("dinov2"))
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +40,6 @@ def built(bundle: Bundle, folder: Path) -> Built:
 @pytest.fixture(scope="module")
 def engines(bundle: Bundle, folder: Path, built: Built) -> dict[str, Engine]:
     return BACKEND.load(bundle, REQUEST, folder, built)
-
-
-def random(*shape: int) -> np.ndarray:
-    return np.random.default_rng(sum(shape)).standard_normal(shape, dtype=np.float32)
-
-
-def feed_of(role: str, batch: int = BATCH, k: int = K) -> dict[str, np.ndarray]:
-    if role == "selector":
-        return {"lowres": random(batch, 3, 154, 154)}
-    return {"patches": random(batch, k, 588), "positions": random(batch, k, DIM), "prefix": random(batch, PREFIX, DIM)}
 
 
 ROLES = pytest.mark.parametrize("role", ["selector", "extractor"])
@@ -139,7 +125,7 @@ def test_where_it_is_not_installed_the_remedy_is_named(monkeypatch: pytest.Monke
 
 
 @ROLES
-def test_outputs_equal_onnx_runtimes(engines: dict[str, Engine], bundle: Bundle, role: str) -> None:
+def test_outputs_equal_onnx_runtimes(engines: dict[str, Engine], bundle: Bundle, role: str, feed_of: Feeds) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     path = bundle.path / bundle.graph(role, "fp32").file
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -151,7 +137,7 @@ def test_outputs_equal_onnx_runtimes(engines: dict[str, Engine], bundle: Bundle,
 
 
 @pytest.mark.parametrize(("batch", "k"), [(1, 1), (1, 300), (3, 7), (9, 2)])
-def test_batch_and_k_are_dynamic(engines: dict[str, Engine], batch: int, k: int) -> None:
+def test_batch_and_k_are_dynamic(engines: dict[str, Engine], batch: int, k: int, feed_of: Feeds) -> None:
     found = engines["extractor"].run(feed_of("extractor", batch, k))
     assert (found["cls"].shape, found["tokens"].shape) == ((batch, DIM), (batch, k, DIM))
 
@@ -163,7 +149,7 @@ def test_batch_and_k_are_dynamic(engines: dict[str, Engine], batch: int, k: int)
 )
 @ROLES
 def test_inputs_need_not_lie_in_one_piece(
-    engines: dict[str, Engine], role: str, layout: Callable[[np.ndarray], np.ndarray]
+    engines: dict[str, Engine], role: str, layout: Callable[[np.ndarray], np.ndarray], feed_of: Feeds
 ) -> None:
     feed = feed_of(role)
     expected = {name: array.copy() for name, array in engines[role].run(feed).items()}
@@ -171,7 +157,7 @@ def test_inputs_need_not_lie_in_one_piece(
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
 
-def test_inputs_may_be_locked_and_are_not_written_to(engines: dict[str, Engine]) -> None:
+def test_inputs_may_be_locked_and_are_not_written_to(engines: dict[str, Engine], feed_of: Feeds) -> None:
     feed = feed_of("extractor")
     kept = {name: array.copy() for name, array in feed.items()}
     for array in feed.values():
@@ -203,13 +189,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_inputs_that_do_not_fit_are_refused_by_name(engines: dict[str, Engine], case: str) -> None:
+def test_inputs_that_do_not_fit_are_refused_by_name(engines: dict[str, Engine], case: str, feed_of: Feeds) -> None:
     change, message = WRONG[case]
     with pytest.raises(SaccadeError, match=message):
         engines["extractor"].run(change(feed_of("extractor")))
 
 
-def test_an_engine_outlives_its_files(bundle: Bundle, tmp_path: Path) -> None:
+def test_an_engine_outlives_its_files(bundle: Bundle, tmp_path: Path, feed_of: Feeds) -> None:
     """The weights are read from the mapped blob: deleting it while it is used must not matter."""
     made = BACKEND.build(bundle, REQUEST, tmp_path, quiet)
     loaded = BACKEND.load(bundle, REQUEST, tmp_path, made)
@@ -222,7 +208,9 @@ def test_an_engine_outlives_its_files(bundle: Bundle, tmp_path: Path) -> None:
         np.testing.assert_array_equal(array, before[name])
 
 
-def test_running_never_writes_to_the_blob(bundle: Bundle, folder: Path, built: Built, engines: dict[str, Engine]) -> None:
+def test_running_never_writes_to_the_blob(
+    bundle: Bundle, folder: Path, built: Built, engines: dict[str, Engine], feed_of: Feeds
+) -> None:
     before = [(folder / file).read_bytes() for file in built.files.values()]
     for role, engine in engines.items():
         engine.run(feed_of(role))

@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 import numpy as np
@@ -19,11 +20,11 @@ import onnx
 import pytest
 
 import saccade
-from saccade import Bundle, SaccadeError, atomic, read_bundle
-from saccade.bundle import sha256_of_file, write_manifest
+from saccade import Bundle, SaccadeError, atomic, locks, read_bundle
+from saccade.bundle import GraphFile, sha256_of_file, write_manifest
 from saccade.engines import openvino as openvino_module
 from saccade.engines import store
-from saccade.engines.engine import Capabilities, EngineRequest
+from saccade.engines.engine import ROLES, Backend, Built, Capabilities, Engine, EngineRequest, Progress, load_roles
 from saccade.engines.openvino import OpenVINOBackend
 from saccade.engines.store import RECEIPT, key_of
 
@@ -231,11 +232,248 @@ def test_engines_of_another_kind_explain_nothing(bundle: Bundle) -> None:
 
 def test_superseded_engines_are_removed_and_those_of_other_machines_kept(bundle: Bundle, built: Path) -> None:
     receipt = store.read_receipt(built)
-    newer = msgspec.structs.replace(receipt, conditions=receipt.conditions | {"version": "2099.1"})
-    elsewhere = msgspec.structs.replace(receipt, conditions=receipt.conditions | {"version": "2099.1", "cpu": "another"})
-    assert store.remove_superseded(bundle, elsewhere) == []
-    assert store.remove_superseded(bundle, newer) == [built]
+
+    def other(**conditions: str) -> store.Receipt:
+        return msgspec.structs.replace(receipt, conditions=receipt.conditions | conditions)
+
+    for kept in (
+        other(),
+        other(cpu="another"),
+        other(version="2099.1", cpu="another"),
+        other(version="2099.1", engine="onnxruntime"),
+        other(selector_sha256="0" * 64, precision="fp16"),
+    ):
+        assert store.remove_superseded(bundle, kept) == []
+    assert store.remove_superseded(bundle, other(version="2099.1"), other_versions=False) == []
+    assert store.remove_superseded(bundle, other(version="2099.1")) == [built]
     assert engines_in(bundle) == []
+
+
+def test_a_build_removes_what_it_replaces_while_it_holds_the_lock(
+    bundle: Bundle, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = change_graph(bundle, "selector")
+    original, held = store.remove_superseded, []
+
+    def remove(*arguments: object, **options: object) -> list[Path]:
+        with pytest.raises(BlockingIOError):
+            locks.lock(bundle.engines_path)
+        held.append(1)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(store, "remove_superseded", remove)
+    folder = ensure(changed, OPENVINO)
+    assert (held, engines_in(bundle)) == ([1], [folder.name])
+
+
+def test_a_run_keeps_the_engine_of_another_environment(
+    bundle: Bundle, built: Path, request: pytest.FixtureRequest
+) -> None:
+    """Two environments that share a bundle would else build in turns; 'saccade build' says which one is meant."""
+    request.getfixturevalue("other_version")
+    theirs = ensure(bundle, OPENVINO)
+    assert engines_in(bundle) == sorted([built.name, theirs.name])
+
+
+# ---- engines with limits
+
+
+class LimitedBackend(Backend):
+    """An engine that takes batches up to its limit, as TensorRT's does, and is a text file."""
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(engine="tensorrt", version="1", can_build=True, can_run=True)
+
+    def conditions(self, request: EngineRequest) -> dict[str, str]:
+        return {"version": "1", "max_batch": str(request.max_batch)}
+
+    def serves(self, built: Mapping[str, str], wanted: Mapping[str, str], request: EngineRequest) -> bool:
+        same = {**built, "max_batch": ""} == {**wanted, "max_batch": ""}
+        return same and (request.any_limits or int(built["max_batch"]) >= request.max_batch)
+
+    def build(self, bundle: Bundle, request: EngineRequest, folder: Path, progress: Progress) -> Built:
+        for role in ROLES:
+            (folder / f"{role}.txt").write_text(str(request.max_batch))
+        return Built(files={role: f"{role}.txt" for role in ROLES}, realised="text")
+
+    def load(self, bundle: Bundle, request: EngineRequest, folder: Path, built: Built) -> dict[str, Engine]:
+        return load_roles(ROLES, lambda role: Text(role, bundle.graph(role, "fp32"), folder / built.files[role]))
+
+
+class Text(Engine):
+    """A loaded text; its file must not be empty."""
+
+    loaded: ClassVar[list[Text]] = []
+
+    def __init__(self, role: str, graph: GraphFile, path: Path) -> None:
+        super().__init__(role, graph)
+        if not path.read_text():
+            raise SaccadeError(f"{path} is empty")
+        self.loaded.append(self)
+
+    def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        raise AssertionError
+
+
+@pytest.fixture
+def limited(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Path]:
+    """Return a function that builds an engine for a largest batch, each newer than the last."""
+    monkeypatch.setattr(store, "backend", lambda name: LimitedBackend())
+    Text.loaded.clear()
+
+    def build(max_batch: int) -> Path:
+        folder = ensure(bundle, limits(max_batch))
+        for age, path in enumerate(sorted(bundle.engines_path.iterdir(), key=lambda path: path != folder)):
+            times = (path / RECEIPT).stat().st_mtime_ns - age * 10**9
+            os.utime(path / RECEIPT, ns=(times, times))
+        return folder
+
+    return build
+
+
+def limits(max_batch: int) -> EngineRequest:
+    return EngineRequest(engine="tensorrt", device="0", max_batch=max_batch)
+
+
+ANY_LIMITS = EngineRequest(engine="tensorrt", device="0", any_limits=True)
+
+
+def test_a_run_takes_the_engine_that_was_built_whatever_its_limits(
+    bundle: Bundle, limited: Callable[[int], Path]
+) -> None:
+    small = limited(2)
+    assert ensure(bundle, ANY_LIMITS, build=False) == small
+    large = limited(32)
+    assert ensure(bundle, ANY_LIMITS, build=False) == large
+
+
+def test_a_build_keeps_an_engine_that_covers_what_is_asked(bundle: Bundle, limited: Callable[[int], Path]) -> None:
+    large = limited(32)
+    assert ensure(bundle, limits(16)) == large
+    assert engines_in(bundle) == [large.name]
+
+
+def test_the_engine_of_just_these_limits_comes_before_others_that_cover_them(
+    bundle: Bundle, limited: Callable[[int], Path]
+) -> None:
+    small, large = limited(2), limited(32)
+    assert ensure(bundle, limits(2), build=False) == small
+    assert ensure(bundle, ANY_LIMITS, build=False) == small  # it was asked for last
+    assert ensure(bundle, limits(3), build=False) == large
+    assert ensure(bundle, ANY_LIMITS, build=False) == large
+    with pytest.raises(SaccadeError, match=r"\(max_batch \d+ -> 33\); 'saccade build .* tensorrt' builds it$"):
+        ensure(bundle, limits(33), build=False)
+
+
+def test_limits_explain_no_rebuild_of_a_run(
+    bundle: Bundle, limited: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited(2)
+    monkeypatch.setattr(LimitedBackend, "conditions", lambda *_: {"version": "2", "max_batch": "8"})
+    with pytest.raises(SaccadeError, match=r"for other conditions \(version 1 -> 2\);"):
+        ensure(bundle, ANY_LIMITS, build=False)
+
+
+def test_where_one_role_cannot_be_loaded_the_other_is_closed(bundle: Bundle, limited: Callable[[int], Path]) -> None:
+    folder = limited(2)
+    (folder / "extractor.txt").write_text("")
+    empty = sha256_of_file(folder / "extractor.txt")
+    edit_receipt(folder, lambda receipt: receipt["sha256"].update({"extractor.txt": empty}))
+    with pytest.raises(SaccadeError, match=r"extractor\.txt is empty"):
+        store.load(bundle, ANY_LIMITS, folder, store.read_receipt(folder))
+    (selector,) = Text.loaded
+    with pytest.raises(SaccadeError, match="the engine is closed"):
+        selector.run({"lowres": np.zeros((1, *selector.inputs["lowres"].shape[1:]), np.float32)})
+
+
+# ---- what a thorough build mends
+
+
+def damage_receipt(folder: Path) -> None:
+    (folder / RECEIPT).write_text("{")
+
+
+def drop_receipt(folder: Path) -> None:
+    (folder / RECEIPT).unlink()
+
+
+def unreadable_receipt(folder: Path) -> None:
+    drop_receipt(folder)
+    (folder / RECEIPT).mkdir()
+
+
+def drop_file(folder: Path) -> None:
+    (folder / "selector.blob").unlink()
+
+
+def cut_file(folder: Path) -> None:
+    os.truncate(folder / "selector.blob", 100)
+
+
+def file_for_folder(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("")
+
+
+def dangling_link(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.symlink_to("nowhere")
+
+
+def link_outside(folder: Path) -> None:
+    place = folder.parents[2] / "elsewhere"
+    folder.rename(place)
+    folder.symlink_to(place)
+    damage_receipt(place)
+
+
+DAMAGES: dict[Callable[[Path], None], str] = {
+    damage_receipt: "Input data was truncated",
+    drop_receipt: "receipt.json is missing",
+    unreadable_receipt: "receipt.json: not a receipt",
+    drop_file: "selector.blob is missing, but",
+    cut_file: "selector.blob was changed or cut short",
+    file_for_folder: "receipt.json: Not a directory",
+    dangling_link: "receipt.json is missing",
+    link_outside: "Input data was truncated",
+}
+
+
+@pytest.mark.parametrize("spoil", DAMAGES, ids=lambda spoil: spoil.__name__)
+def test_a_thorough_build_mends_a_damaged_engine_and_says_why(
+    bundle: Bundle, built: Path, spoil: Callable[[Path], None]
+) -> None:
+    spoil(built)
+    around = sorted(path for path in bundle.path.parent.rglob("*") if bundle.engines_path not in path.parents)
+    with pytest.raises(SaccadeError, match="build again"):
+        load(bundle)
+    notes: list[str] = []
+    assert ensure(bundle, OPENVINO, notes.append, thorough=True) == built
+    (note,) = notes
+    assert DAMAGES[spoil] in note
+    assert note.endswith(": building it")
+    load(bundle, build=False).close()
+    assert engines_in(bundle) == [built.name]
+    assert not built.is_symlink()
+    assert around == sorted(path for path in bundle.path.parent.rglob("*") if bundle.engines_path not in path.parents)
+
+
+@pytest.mark.parametrize("kind", ["a file", "a dangling link"])
+def test_what_stands_where_engines_go_is_left_and_named(bundle: Bundle, kind: str) -> None:
+    if kind == "a file":
+        bundle.engines_path.write_text("mine")
+    else:
+        bundle.engines_path.symlink_to("nowhere")
+    message = f"^cannot write {bundle.engines_path}: something else stands there; move it away first$"
+    with pytest.raises(SaccadeError, match=message):
+        ensure(bundle, OPENVINO, thorough=True)
+    assert bundle.engines_path.is_symlink() or bundle.engines_path.read_text() == "mine"
+
+
+def test_a_thorough_build_keeps_what_is_whole(bundle: Bundle, built: Path) -> None:
+    before = built.stat().st_ino
+    assert ensure(bundle, OPENVINO, pytest.fail, thorough=True) == built
+    assert built.stat().st_ino == before
 
 
 # ---- what is refused
@@ -415,9 +653,10 @@ def test_a_killed_build_is_no_engine_to_later_runs(bundle: Bundle) -> None:
     assert (bundle.engines_path / left / RECEIPT).exists()
     assert store.receipts(bundle) == []
     notes: list[str] = []
-    ensure(bundle, OPENVINO, notes.append)
+    folder = ensure(bundle, OPENVINO, notes.append)
     assert notes == ["no openvino fp32 engine is built yet: building it"]
     load(bundle, build=False).close()
+    assert engines_in(bundle) == [folder.name]
 
 
 @pytest.mark.parametrize(
@@ -503,6 +742,32 @@ def test_a_built_engine_runs_from_a_read_only_disk(
 
 
 # ---- two at once
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["a build", "an export"])
+def test_a_build_shares_the_bundle_with_builds_and_not_with_an_export(bundle: Bundle, shared: bool) -> None:
+    """The lock is another process's as far as the system is concerned: it belongs to the open file."""
+    with locks.reserved(bundle.path, "busy", shared=shared):
+        if shared:
+            assert ensure(bundle, OPENVINO).is_dir()
+            return
+        with pytest.raises(SaccadeError, match=r"bundle is being exported by another process; repeat when it is done$"):
+            ensure(bundle, OPENVINO)
+
+
+def test_a_bundle_that_is_exported_again_just_before_a_build_is_not_built(bundle: Bundle) -> None:
+    def export_again(line: str) -> None:
+        change_graph(bundle, "selector")
+
+    with pytest.raises(SaccadeError, match=r"bundle was exported again meanwhile; repeat$"):
+        ensure(bundle, OPENVINO, export_again)
+
+
+def test_a_path_that_is_not_utf8_is_refused(bundle: Bundle) -> None:
+    place = bundle.path.rename(os.fsdecode(os.fsencode(bundle.path) + b"\xff"))
+    for request_ in (OPENVINO, ONNXRUNTIME):
+        with pytest.raises(SaccadeError, match="its path is not UTF-8, which engines cannot open; rename its folder"):
+            ensure(read_bundle(place), request_)
 
 
 LOAD_AND_RUN = """

@@ -10,19 +10,29 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from saccade import atomic
+from saccade import atomic, locks
 from saccade.bundle import ENGINES_FOLDER, MANIFEST, Bundle, DataFile, read_bundle, sha256_of_file, write_manifest
 from saccade.cli import options as shared
 from saccade.cli.console import Phases, Report, progress_bar, size_text, table
 from saccade.engines import store
-from saccade.engines.engine import DEFAULT_MAX_BATCH, EngineRequest, default_request
+from saccade.engines.engine import DEFAULT_MAX_BATCH, ENGINE_NAMES, EngineRequest, default_request, refuse_path
 from saccade.errors import SaccadeError
-from saccade.runtime.chain import MAX_CELLS
+from saccade.runtime.chain import MAX_CELLS, checked_k
 
 MAX_PROFILE_BATCH = 4096  # far beyond what any GPU's memory holds
+MAX_SEED = 2**32 - 1  # beyond it the same weights come again
+# Which engines each option of `build` means something to.
+TAKEN_BY = {
+    "device": ("openvino", "onnxruntime", "tensorrt"),  # TensorRT-RTX builds without one, for compute capabilities
+    "max_batch": ("tensorrt", "tensorrt-rtx"),
+    "max_k": ("tensorrt", "tensorrt-rtx"),
+    "compute_capability": ("tensorrt-rtx",),
+}
 
 if TYPE_CHECKING:
+    from saccade.bundle import Defaults
     from saccade.export.checkpoint import Checkpoint
+
 
 def add_commands(commands: Any) -> None:
     """Add the three commands to the parser."""
@@ -62,6 +72,8 @@ def make_checkpoint(options: argparse.Namespace) -> Report:
         grid=_positive(options, "grid"),
         classes=options.classes,
     )
+    if not 0 <= options.seed <= MAX_SEED:
+        raise SaccadeError(f"--seed {options.seed} is out of range; give 0 to {MAX_SEED}")
     shared.refuse_inside_bundle("-o", options.output)
     shapes = seeded.checkpoint_shapes(options.family, sizes)
     with progress_bar(len(shapes), "weights", "tensor") as bar:
@@ -106,31 +118,52 @@ def _add_export(commands: Any) -> None:
 
 
 def export(options: argparse.Namespace) -> Report:
-    """Write the bundle beside its place, check it against PyTorch, and only then give it its name."""
+    """Write the bundle beside its place, check it against PyTorch, and only then give it its name.
+
+    Nobody else may export or build there meanwhile. It does not wait for them: what they make would be replaced at once.
+    """
     _require_export_extra()
+    start = time.perf_counter()
+    target: Path = options.output
+    refuse_path(target)
+    busy = f"{target} is being exported or built by another process; repeat when it is done, or choose another place"
+    with locks.reserved(target, busy), Phases() as phases:
+        _check_target(target)
+        summary = _export_to(target, options, phases)
+        manifest = read_bundle(target).manifest
+        files = {path.name: path.stat().st_size for path in sorted(target.iterdir()) if path.is_file()}
+    task, layout = manifest.task, manifest.provenance["checkpoint_layout"]
+    data = {"bundle": str(target), "task": task, "files": files, "parity": summary}
+    lines = [f"{target}: {task}, {layout} layout, equal to PyTorch on {summary['images']} images"]
+    lines += table([(f"  {name}", size_text(size)) for name, size in files.items()])
+    return Report(data | {"seconds": round(time.perf_counter() - start, 2)}, lines)
+
+
+def _export_to(target: Path, options: argparse.Namespace, phases: Phases) -> dict[str, Any]:
+    """Write and check the bundle; return the verdict."""
     from saccade.export.bundle_export import resolve_defaults, write_bundle
     from saccade.export.checkpoint import read_checkpoint, resolve_task
 
-    start = time.perf_counter()
-    target: Path = options.output
-    _check_target(target)
-    with Phases() as phases:
-        phases("read the checkpoint")
-        checkpoint = read_checkpoint(options.checkpoint)
-        task = resolve_task(checkpoint, options.task)
-        defaults = resolve_defaults(checkpoint, options.size, options.k, options.k_ratio)
-        with atomic.pending_folder(target) as folder:
-            write_bundle(checkpoint, task, defaults, folder, phases)
-            bundle = _add_golden(checkpoint, folder, phases)
-            phases("check the graphs against PyTorch")
-            summary = _check_against_pytorch(bundle)
-            phases("move into place")
-    bundle = read_bundle(target)
-    files = {path.name: path.stat().st_size for path in sorted(target.iterdir()) if path.is_file()}
-    data = {"bundle": str(target), "task": task, "files": files, "parity": summary}
-    lines = [f"{target}: {task}, {checkpoint.layout} layout, equal to PyTorch on {summary['images']} images"]
-    lines += table([(f"  {name}", size_text(size)) for name, size in files.items()])
-    return Report(data | {"seconds": round(time.perf_counter() - start, 2)}, lines)
+    phases("read the checkpoint")
+    checkpoint = read_checkpoint(options.checkpoint)
+    task = resolve_task(checkpoint, options.task)
+    defaults = resolve_defaults(checkpoint, options.size, options.k, options.k_ratio)
+    _check_dense(checkpoint, task, defaults)
+    with atomic.pending_folder(target) as folder:
+        write_bundle(checkpoint, task, defaults, folder, phases)
+        bundle = _add_golden(checkpoint, folder, phases)
+        phases("check the graphs against PyTorch")
+        summary = _check_against_pytorch(bundle)
+        phases("move into place")
+    return summary
+
+
+def _check_dense(checkpoint: Checkpoint, task: str, defaults: Defaults) -> None:
+    """Refuse a default k that no run could use: segmentation fills every cell from the nearest kept patches."""
+    if task == "segment":
+        height, width = defaults.size
+        cells = height * width // checkpoint.model.patch**2
+        checked_k(defaults.k_on(cells), cells, dense=True)
 
 
 def _check_target(target: Path) -> None:
@@ -175,7 +208,7 @@ def _check_against_pytorch(bundle: Bundle) -> dict[str, Any]:
     with load(bundle, engine="onnxruntime", note=lambda line: None) as pipeline:
         result = verify(pipeline)
     shutil.rmtree(bundle.path / ENGINES_FOLDER)  # only a receipt for this machine; bundles travel without it
-    summary = result.summary() | {"engine": "onnxruntime", "version": pipeline.receipt.conditions["version"]}
+    summary = result.summary() | {"engine": "onnxruntime", "engine_version": pipeline.receipt.conditions["version"]}
     if not result.passed:
         failed = [measure.name for measure in result.measures if not measure.passed]
         raise SaccadeError(
@@ -194,41 +227,57 @@ def _add_build(commands: Any) -> None:
     )
     shared.add_bundle(parser)
     shared.add_engine(parser)
-    parser.add_argument("--max-batch", type=int, default=DEFAULT_MAX_BATCH, metavar="B",
-                        help="TensorRT profile (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--max-batch", type=int, metavar="B", help=f"TensorRT profile (default: {DEFAULT_MAX_BATCH})")
     parser.add_argument("--max-k", type=int, metavar="K", help="TensorRT profile (default: every patch of the base grid)")
     parser.add_argument(
-        "--compute-capability", nargs="+", default=(), metavar="SM89", help="TensorRT-RTX targets (default: its own)"
+        "--compute-capability", nargs="+", metavar="SM89", help="TensorRT-RTX targets (default: its own)"
     )
     parser.set_defaults(execute=build)
 
 
 def build(options: argparse.Namespace) -> Report:
-    """Build what is missing or stale and report what there is."""
+    """Build what is missing, stale or damaged and report what there is."""
     bundle = read_bundle(options.bundle)
     request = engine_request(bundle, options)
     with Phases() as phases:
-        before = {folder for folder, _ in store.receipts(bundle)}
-        folder, receipt = store.ensure(bundle, request, phases, phases.note)
-        for old in store.remove_superseded(bundle, receipt):
-            phases.note(f"removed {old}, which an older version or graph explains")
-    data = receipt_data(folder, receipt) | {"built": folder not in before}
-    return Report(data, _build_lines(folder, receipt, fresh=folder in before))
+        before = {folder: folder.stat().st_mtime_ns for folder, _ in store.receipts(bundle)}
+        folder, receipt = store.ensure(bundle, request, phases, phases.note, thorough=True)
+        kept = before.get(folder) == folder.stat().st_mtime_ns  # else it is another folder, under its old name perhaps
+        if kept and receipt.key != store.key_of(store.conditions(bundle, request)):
+            phases.note(f"{folder} takes all that and more; delete it for an engine of just these limits")
+    return Report(receipt_data(folder, receipt) | {"built": not kept}, _build_lines(folder, receipt, kept=kept))
 
 
 def engine_request(bundle: Bundle, options: argparse.Namespace) -> EngineRequest:
     """Return what `saccade.load` would ask for, with the limits of the build options where they are given."""
-    limits = (("--max-batch", options.max_batch, MAX_PROFILE_BATCH), ("--max-k", options.max_k, MAX_CELLS))
-    for flag, value, most in limits:
-        if value is not None and not 1 <= value <= most:
-            raise SaccadeError(f"{flag} {value} is out of range; give 1 to {most}")
+    _check_build_options(options)
     usual = default_request(bundle, options.engine, options.precision, options.device)
     return msgspec.structs.replace(
         usual,
-        max_batch=options.max_batch,
+        max_batch=usual.max_batch if options.max_batch is None else options.max_batch,
         max_k=usual.max_k if options.max_k is None else options.max_k,
-        compute_capabilities=tuple(options.compute_capability),
+        compute_capabilities=tuple(options.compute_capability or ()),
+        any_limits=False,
     )
+
+
+def _check_build_options(options: argparse.Namespace) -> None:
+    """Refuse options that the engine would pass over, and values that no profile can have."""
+    for name, engines in TAKEN_BY.items():
+        if getattr(options, name) is not None and options.engine not in engines:
+            flag = f"--{name.replace('_', '-')}"
+            raise SaccadeError(f"{flag} means nothing to --engine {options.engine}; leave it out, or use {_choice(engines)}")
+    for flag, value, most in (("--max-batch", options.max_batch, MAX_PROFILE_BATCH), ("--max-k", options.max_k, MAX_CELLS)):
+        if value is not None and not 1 <= value <= most:
+            raise SaccadeError(f"{flag} {value} is out of range; give 1 to {most}")
+    targets = options.compute_capability or []
+    for name in targets:
+        if targets.count(name) > 1:
+            raise SaccadeError(f"--compute-capability {name} is given twice; name each once")
+
+
+def _choice(engines: tuple[str, ...]) -> str:
+    return "--engine " + " or ".join(name for name in ENGINE_NAMES if name in engines)
 
 
 def receipt_data(folder: Path, receipt: store.Receipt) -> dict[str, Any]:
@@ -245,8 +294,8 @@ def receipt_data(folder: Path, receipt: store.Receipt) -> dict[str, Any]:
     }
 
 
-def _build_lines(folder: Path, receipt: store.Receipt, *, fresh: bool) -> list[str]:
-    state = "already built" if fresh else f"built in {receipt.seconds:.1f} s"
+def _build_lines(folder: Path, receipt: store.Receipt, *, kept: bool) -> list[str]:
+    state = "already built" if kept else f"built in {receipt.seconds:.1f} s"
     lines = [f"{folder}: {state}; {receipt.realised}"]
     lines += [f"  {name}  {size_text((folder / name).stat().st_size)}" for name in receipt.files.values()]
     return lines + audit_lines(receipt)
