@@ -113,6 +113,10 @@ class Backend(Protocol):
     def capabilities(self) -> Capabilities:
         """Say what can be built and run here, without raising."""
 
+    def variant(self, precision: str) -> str:
+        """Return which of the bundle's graph files a precision is built from; raise for one this engine never has."""
+        return precision
+
     def conditions(self, request: EngineRequest) -> dict[str, str]:
         """Return everything outside the graphs that a built engine depends on (versions, hardware), as text."""
 

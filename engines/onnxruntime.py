@@ -13,7 +13,10 @@ from saccade.errors import SaccadeError
 
 INSTALL = "pip install 'saccade[onnxruntime]'"
 INSTALL_CUDA = "pip uninstall onnxruntime, then pip install 'saccade[onnxruntime-gpu]'"
-PRECISIONS = ("fp32",)
+# Precision -> graph file, by device. The CPU provider computes fp16 graphs in fp32 between casts, so it has no fp16.
+CPU_VARIANTS = {"fp32": "fp32", "int8": "int8"}
+GPU_VARIANTS = {"fp32": "fp32", "fp16": "fp16"}
+VARIANTS = CPU_VARIANTS | GPU_VARIANTS
 
 
 def _module() -> Any:
@@ -27,6 +30,10 @@ def _module() -> Any:
 
 def _providers(onnxruntime: Any, request: EngineRequest) -> list[Any]:
     """Return the one execution provider that was asked for; ONNX Runtime itself would fall back to another silently."""
+    offered = CPU_VARIANTS if request.device == "cpu" else GPU_VARIANTS
+    if request.precision not in offered:
+        where = f"{', '.join(offered)} on {'the CPU' if request.device == 'cpu' else 'a GPU'}"
+        raise SaccadeError(f"onnxruntime offers {where}, not {request.precision}; use another --engine")
     if request.device == "cpu":
         return ["CPUExecutionProvider"]
     if not request.device.isdigit():
@@ -51,9 +58,15 @@ class OnnxRuntimeBackend(Backend):
             version=onnxruntime.__version__,
             can_build=True,
             can_run=True,
-            precisions=PRECISIONS,
+            precisions=tuple(VARIANTS if cuda else CPU_VARIANTS),
             devices=("cpu", "0") if cuda else ("cpu",),
         )
+
+    def variant(self, precision: str) -> str:
+        """Return the graph file of a precision."""
+        if precision not in VARIANTS:
+            raise SaccadeError(f"onnxruntime offers {', '.join(VARIANTS)}, not {precision}; use another --engine")
+        return VARIANTS[precision]
 
     def conditions(self, request: EngineRequest) -> dict[str, str]:
         """Return the version and the provider; the receipt speaks of nothing else, since no compiled file is kept."""
@@ -71,7 +84,7 @@ class OnnxRuntimeBackend(Backend):
         for role in ROLES:
             progress(f"{role}: open a session")
             OnnxRuntimeEngine(role, bundle, request).close()
-        return Built(files={}, realised=f"types of the {request.precision} graph")
+        return Built(files={}, realised=f"types of the {VARIANTS[request.precision]} graph")
 
     def load(self, bundle: Bundle, request: EngineRequest, folder: Path, built: Built) -> dict[str, Engine]:
         """Open the sessions."""
@@ -82,12 +95,10 @@ class OnnxRuntimeEngine(Engine):
     """One session on one graph file."""
 
     def __init__(self, role: str, bundle: Bundle, request: EngineRequest) -> None:
-        if request.precision not in PRECISIONS:
-            raise SaccadeError(f"onnxruntime offers {', '.join(PRECISIONS)}, not {request.precision}")
-        graph: GraphFile = bundle.graph(role, request.precision)
-        super().__init__(role, graph)
         onnxruntime = _module()
         providers = _providers(onnxruntime, request)
+        graph: GraphFile = bundle.graph(role, VARIANTS[request.precision])
+        super().__init__(role, graph)
         path = bundle.path / graph.file
         try:
             self._session = onnxruntime.InferenceSession(str(path), _options(onnxruntime, request), providers=providers)

@@ -12,8 +12,12 @@ from saccade.engines.engine import ROLES, Backend, Built, Capabilities, Engine, 
 from saccade.errors import SaccadeError
 
 INSTALL = "pip install 'saccade[openvino]'"
+# Precision -> graph file. bf16 and fp16 are execution hints on the fp32 graph: OpenVINO converts weights itself.
+VARIANTS = {"fp32": "fp32", "bf16": "fp32", "fp16": "fp32", "int8": "int8"}
 # The hint that makes each precision real. Without one a CPU with bf16 instructions computes fp32 graphs in bf16.
-PRECISION_HINTS = {"fp32": "f32"}
+HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+# The word in OPTIMIZATION_CAPABILITIES that says a CPU computes so; asked for without it, OpenVINO would use fp32.
+CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
 
 
 def _module() -> Any:
@@ -25,17 +29,32 @@ def _module() -> Any:
     return openvino
 
 
-def _config(request: EngineRequest) -> dict[str, Any]:
+def _variant(precision: str) -> str:
+    if precision not in VARIANTS:
+        raise SaccadeError(f"openvino offers {', '.join(VARIANTS)}, not {precision}; use another --engine")
+    return VARIANTS[precision]
+
+
+def _abilities(core: Any) -> frozenset[str]:
+    """Return what the CPU computes natively, in OpenVINO's words."""
+    return frozenset(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+def _hint(precision: str, abilities: frozenset[str]) -> str:
+    """Return the type that floating-point parts are computed in; what int8 leaves over runs in bf16 where the CPU has it."""
+    if CAPABILITIES[precision] not in abilities:
+        raise SaccadeError(f"openvino: this CPU has no {precision} instructions; use --precision fp32")
+    if precision == "int8":
+        return "bf16" if CAPABILITIES["bf16"] in abilities else "f32"
+    return HINTS[precision]
+
+
+def _config(core: Any, request: EngineRequest) -> dict[str, Any]:
     """Return the properties that decide what is computed. Threads are no part of a blob: they are set on loading."""
     if request.device != "cpu":
         raise SaccadeError(f"openvino runs on --device cpu here, not {request.device!r}")
-    if request.precision not in PRECISION_HINTS:
-        raise SaccadeError(f"openvino offers {', '.join(PRECISION_HINTS)}, not {request.precision}")
-    config: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": PRECISION_HINTS[request.precision],
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    return config
+    _variant(request.precision)
+    return {"INFERENCE_PRECISION_HINT": _hint(request.precision, _abilities(core)), "PERFORMANCE_HINT": "LATENCY"}
 
 
 class OpenVINOBackend(Backend):
@@ -52,45 +71,49 @@ class OpenVINOBackend(Backend):
             version=_version(openvino),
             can_build=True,
             can_run=True,
-            precisions=tuple(PRECISION_HINTS),
+            precisions=tuple(name for name in VARIANTS if CAPABILITIES[name] in _abilities(openvino.Core())),
             devices=("cpu",),
         )
+
+    def variant(self, precision: str) -> str:
+        """Return the graph file of a precision."""
+        return _variant(precision)
 
     def conditions(self, request: EngineRequest) -> dict[str, str]:
         """Return the version and the CPU: a blob is compiled for both."""
         openvino = _module()
         core = openvino.Core()
-        capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return {
             "version": openvino.__version__,
             "cpu": core.get_property("CPU", "FULL_DEVICE_NAME"),
-            "cpu_capabilities": " ".join(sorted(capabilities)),
-            "precision_hint": _config(request)["INFERENCE_PRECISION_HINT"],
+            "cpu_capabilities": " ".join(sorted(_abilities(core))),
+            "precision_hint": _config(core, request)["INFERENCE_PRECISION_HINT"],
         }
 
     def build(self, bundle: Bundle, request: EngineRequest, folder: Path, progress: Progress) -> Built:
         """Compile each graph from its path (half the memory of reading it first) and write the blob."""
         core = _module().Core()
-        files = {}
+        config, files = _config(core, request), {}
         for role in ROLES:
             progress(f"{role}: compile")
-            graph = bundle.graph(role, request.precision)
-            compiled = _compiled(core, bundle.path / graph.file, _config(request))
+            graph = bundle.graph(role, VARIANTS[request.precision])
+            compiled = _compiled(core, bundle.path / graph.file, config)
             progress(f"{role}: write")
             files[role] = f"{role}.blob"
             (folder / files[role]).write_bytes(_bytes(compiled.export_model()))
             del compiled
-        return Built(files=files, realised=f"INFERENCE_PRECISION_HINT {PRECISION_HINTS[request.precision]}")
+        hint = f"INFERENCE_PRECISION_HINT {config['INFERENCE_PRECISION_HINT']}"
+        return Built(files=files, realised=f"{hint} on the {VARIANTS[request.precision]} graph")
 
     def load(self, bundle: Bundle, request: EngineRequest, folder: Path, built: Built) -> dict[str, Engine]:
         """Map each blob and import it."""
-        config = _config(request)
+        core = _module().Core()
+        config = _config(core, request)
         if request.threads:
             config["INFERENCE_NUM_THREADS"] = request.threads
-        core = _module().Core()
 
         def load(role: str) -> Engine:
-            return OpenVINOEngine(role, bundle.graph(role, request.precision), core, folder / built.files[role], config)
+            return _imported(role, bundle.graph(role, VARIANTS[request.precision]), core, folder / built.files[role], config)
 
         return load_roles(built.files, load)
 
@@ -114,21 +137,33 @@ def _extents(port: Any) -> list[int | None]:
     return [None if extent.is_dynamic else extent.get_length() for extent in port.partial_shape]
 
 
-class OpenVINOEngine(Engine):
-    """One imported blob with one infer request."""
+def _imported(role: str, graph: GraphFile, core: Any, blob: Path, config: dict[str, Any]) -> OpenVINOEngine:
+    """Map a blob and import it."""
+    # OpenVINO wants a writable array; mode "c" (private pages) gives one without copying and without touching the file.
+    weights = np.memmap(blob, dtype=np.uint8, mode="c")
+    try:
+        compiled = core.import_model(_module().Tensor(np.asarray(weights), shared_memory=True), "CPU", config)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise SaccadeError(f"openvino cannot import {blob}: {reason}; delete its folder and build again") from error
+    return OpenVINOEngine(role, graph, compiled, blob, weights)
 
-    def __init__(self, role: str, graph: GraphFile, core: Any, blob: Path, config: dict[str, Any]) -> None:
+
+def open_as_written(role: str, graph: GraphFile, path: Path) -> Engine:
+    """Compile a graph file of any variant so that it computes what is written: types and rounding are the graph's own.
+
+    For judging a graph: a faster type than written is never chosen, and nothing is kept on disk. `graph` gives the tensors.
+    """
+    return OpenVINOEngine(role, graph, _compiled(_module().Core(), path, {"INFERENCE_PRECISION_HINT": "f32"}), path)
+
+
+class OpenVINOEngine(Engine):
+    """One compiled graph with one infer request."""
+
+    def __init__(self, role: str, graph: GraphFile, compiled: Any, where: Path, weights: np.ndarray | None = None) -> None:
         super().__init__(role, graph)
-        openvino = _module()
-        # OpenVINO wants a writable array; mode "c" (private pages) gives one without copying and without touching the
-        # file. It stays mapped as long as the engine lives: the weights are read from it.
-        self._blob = np.memmap(blob, dtype=np.uint8, mode="c")
-        try:
-            compiled = core.import_model(openvino.Tensor(np.asarray(self._blob), shared_memory=True), "CPU", config)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise SaccadeError(f"openvino cannot import {blob}: {reason}; delete its folder and build again") from error
-        self.check_ports({port.get_any_name(): _extents(port) for port in (*compiled.inputs, *compiled.outputs)}, blob)
+        self._weights = weights  # mapped as long as the engine lives: it reads them from there
+        self.check_ports({port.get_any_name(): _extents(port) for port in (*compiled.inputs, *compiled.outputs)}, where)
         self._request = compiled.create_infer_request()
 
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -136,4 +171,4 @@ class OpenVINOEngine(Engine):
         return {name: results[name] for name in self.outputs}
 
     def _close(self) -> None:
-        del self._request, self._blob
+        del self._request, self._weights

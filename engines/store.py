@@ -75,8 +75,10 @@ def backend(engine: str) -> Backend:
 
 def conditions(bundle: Bundle, request: EngineRequest) -> dict[str, str]:
     """Return everything a built engine depends on, as text by field."""
-    graphs = {f"{role}_sha256": bundle.graph(role, request.precision).sha256 for role in ROLES}
-    own = backend(request.engine).conditions(request)
+    chosen = backend(request.engine)
+    variant = chosen.variant(request.precision)
+    graphs = {f"{role}_sha256": bundle.graph(role, variant).sha256 for role in ROLES}
+    own = chosen.conditions(request)
     return {"engine": request.engine, "precision": request.precision} | graphs | own
 
 
@@ -222,8 +224,9 @@ def ensure(
     an error), and engines of other versions go.
     """
     refuse_path(bundle.path)
+    variant = backend(request.engine).variant(request.precision)
     for role in ROLES:
-        bundle.checked_path(bundle.graph(role, request.precision))
+        bundle.checked_path(bundle.graph(role, variant))
     fields = conditions(bundle, request)
     if found := find(bundle, request, fields, whole=thorough):
         if not request.any_limits:

@@ -31,7 +31,9 @@ from saccade.engines.engine import (
 from saccade.engines.tensorrt_build import Finished, Job, build_in_child, import_binding, process_log
 from saccade.errors import SaccadeError
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+# Precision -> graph file: int8 wants fp16 around it, or attention does not fuse.
+VARIANTS = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16", "int8": "int8-fp16", "fp8": "fp8"}
+PRECISIONS = tuple(VARIANTS)
 NOT_TARGETS = ("NONE", "CURRENT")  # members of trt.ComputeCapability that name no hardware
 DEFAULT_TARGETS = "default"  # TensorRT-RTX's own choice of compute capabilities
 
@@ -60,6 +62,10 @@ class TensorRTBackend(Backend):
             devices=devices,
             missing=None if devices else self._no_gpu_line(gpus, reason),
         )
+
+    def variant(self, precision: str) -> str:
+        """Return the graph file of a precision."""
+        return VARIANTS[precision]
 
     def conditions(self, request: EngineRequest) -> dict[str, str]:
         """Return what a built engine depends on beside the graphs: versions, hardware, optimization profile."""
@@ -117,14 +123,14 @@ class TensorRTBackend(Backend):
         remedy = build_command(bundle, request)
 
         def load(role: str) -> Engine:
-            graph = bundle.graph(role, request.precision)
+            graph = bundle.graph(role, VARIANTS[request.precision])
             return TensorRTEngine(role, graph, self.name, folder / built.files[role], device, remedy)
 
         return load_roles(built.files, load)
 
     def _job(self, bundle: Bundle, request: EngineRequest, role: str, plan: Path) -> Job:
         """Describe one build for the child."""
-        graph = bundle.graph(role, request.precision)
+        graph = bundle.graph(role, VARIANTS[request.precision])
         return Job(
             engine=self.name,
             role=role,

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from saccade._version import VERSION
-from saccade.bundle import FORMAT_VERSION, DataFile, Defaults, GraphFile, Manifest, Precision, sha256_of_file, write_manifest
+from saccade.bundle import FORMAT_VERSION, DataFile, Defaults, GraphFile, Manifest, Variant, sha256_of_file, write_manifest
 from saccade.contract import GraphContract, extractor_contract, selector_contract
 from saccade.errors import SaccadeError
 from saccade.export.checkpoint import Checkpoint, load_modules
@@ -68,7 +68,7 @@ def write_bundle(
     return manifest
 
 
-def _graph_files(contract: GraphContract, path: Path) -> dict[Precision, GraphFile]:
+def _graph_files(contract: GraphContract, path: Path) -> dict[Variant, GraphFile]:
     return {"fp32": GraphFile(path.name, sha256_of_file(path), contract.inputs, contract.outputs)}
 
 

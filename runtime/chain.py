@@ -220,11 +220,8 @@ class Pipeline:
         self.close()
 
     def _look(self, pixels: list[np.ndarray], clock: Clock) -> Look:
-        size = self.bundle.model.selector_size
         with clock.stage("resize"):
-            lowres = np.empty((len(pixels), 3, size, size), np.float32)
-            for image, out in zip(pixels, lowres, strict=True):
-                kernels.lowres_from_image(image, self._table, size, out=out)
+            lowres = self.lowres(pixels)
         with clock.stage("selector"):
             found = self._selector.run({"lowres": lowres})
         score_map = np.empty((len(pixels), *self.grid_of(pixels[0])), np.float32)
@@ -238,6 +235,14 @@ class Pipeline:
             for raw, resized, out in zip(look.raw_score_map, look.score_map, indices, strict=True):
                 kernels.select(raw, grid, k, out=(out, resized))
         return indices
+
+    def lowres(self, pixels: list[np.ndarray]) -> np.ndarray:
+        """Return the images as the selector sees them, (B, 3, S, S) float32, resized and normalised."""
+        size = self.bundle.model.selector_size
+        lowres = np.empty((len(pixels), 3, size, size), np.float32)
+        for image, out in zip(pixels, lowres, strict=True):
+            kernels.lowres_from_image(image, self._table, size, out=out)
+        return lowres
 
     def gather(self, pixels: list[np.ndarray], indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return patches (B, k, 3*patch*patch) and positions (B, k, D) of the cells `indices` (B, k) int32."""

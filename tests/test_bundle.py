@@ -360,7 +360,7 @@ def test_an_absent_precision_says_which_there_are_and_how_to_make_it(folder: Pat
     with pytest.raises(SaccadeError) as caught:
         read_bundle(folder).graph("selector", "bf16")
     assert str(caught.value) == (
-        f"{folder}: no bf16 graphs; use --precision fp32"
+        f"{folder}: no bf16 graphs (it has: fp32); make them with 'saccade convert {folder} --precision bf16'"
     )
 
 

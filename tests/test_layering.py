@@ -21,7 +21,8 @@ PARTS = ("export", "engines", "runtime", "validate")
 MAY_IMPORT = {"export": set(), "engines": set(), "runtime": {"engines"}, "validate": {"export", "engines", "runtime"}}
 # The modules that all parts stand on, and what each may import of the package.
 FOUNDATIONS = {
-    "_version": set(), "errors": set(), "atomic": {"errors"}, "golden": {"errors", "atomic"},
+    "_version": set(), "errors": set(), "locks": {"errors"}, "atomic": {"errors", "locks"},
+    "golden": {"errors", "atomic", "bundle", "contract"},
     "bundle": {"errors", "atomic", "contract"}, "contract": {"bundle"},
 }  # fmt: skip
 ENGINES = {"openvino", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "pycuda"}

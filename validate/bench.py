@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -111,10 +112,12 @@ class SideProcess:
             [sys.executable, "-m", "saccade.validate.bench_side", msgspec.json.encode(side).decode()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            bufsize=0,  # nothing is left to be flushed into a process that has ended
             env=environment,
             start_new_session=True,  # a Ctrl-C reaches it once, through close()
         )
+        assert isinstance(self._process.stdout, io.FileIO)
+        self._answers = io.BufferedReader(self._process.stdout)
         try:
             self.loaded = self._answer()
         except BaseException:
@@ -125,13 +128,12 @@ class SideProcess:
         """Run `frames` frames and return {"stages": {stage: [ms, …]}}."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # it ended since its last turn: there will be no answer
-            self._process.stdin.write(f"{frames}\n")
-            self._process.stdin.flush()
+            self._process.stdin.write(f"{frames}\n".encode())
         return self._answer()
 
     def close(self) -> None:
         """End the process: by itself unless it is busy, else at once, for a side writes nothing that it could half write."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         try:
@@ -139,12 +141,11 @@ class SideProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
         self._process.wait()
-        self._process.stdout.close()
+        self._answers.close()
 
     def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        whole = line.endswith("\n")  # it may have been killed in the middle of one
+        line = self._answers.readline()
+        whole = line.endswith(b"\n")  # it may have been killed in the middle of one
         answer: dict[str, Any] = json.loads(line) if whole else {"error": self._how_it_ended()}
         if "error" in answer:
             raise SaccadeError(f"{self.side.name}: {answer['error']}")

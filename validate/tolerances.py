@@ -26,6 +26,18 @@ TOLERANCES = {
     "fp32": Tolerance(
         score_error=5e-4, regret=1e-3, cls=1e-9, prefix=1e-9, patches=1e-9, patches_p1=1e-9, free_running=1e-5
     ),
+    "fp16": Tolerance(
+        score_error=1e-2, regret=1e-3, cls=1e-5, prefix=1e-5, patches=1e-5, patches_p1=1e-5, free_running=1e-2
+    ),
+    "bf16": Tolerance(
+        score_error=1e-1, regret=1e-3, cls=2e-4, prefix=2e-4, patches=2e-4, patches_p1=2e-4, free_running=3e-2
+    ),
+    "int8": Tolerance(
+        score_error=2e-1, regret=1e-3, cls=5e-4, prefix=2e-3, patches=1e-3, patches_p1=1e-3, free_running=6e-2
+    ),
+    "fp8": Tolerance(
+        score_error=5e-1, regret=2e-3, cls=2e-3, prefix=5e-3, patches=3e-3, patches_p1=3e-3, free_running=1.2e-1
+    ),
 }
 
 # The free-running difference may be this many times the measured float32 noise where that is above the bound.

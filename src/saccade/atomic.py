@@ -137,6 +137,13 @@ def pending_folder(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `target` that is removed in the end; what is to stay is renamed out of it."""
+    with _errors_named(target, target), _held(target, folder=True) as pending:
+        yield pending
+
+
+@contextlib.contextmanager
 def _errors_named(target: Path, place: Path) -> Iterator[None]:
     """Turn an error of the system met while writing beside `place` into one line about `target`."""
     try:

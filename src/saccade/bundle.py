@@ -25,6 +25,8 @@ FileName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}\Z"
 Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Extent = Annotated[int, Meta(ge=1, le=1 << 16)]
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+# A graph's own precision. int8 has two files with one set of scales: fp32 around it for CPUs, fp16 for TensorRT.
+Variant: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8"]
 Task: TypeAlias = Literal["features", "classify", "segment"]
 
 
@@ -104,7 +106,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     defaults: Defaults
     image: ImageContract
     positions: DataFile
-    graphs: dict[str, dict[Precision, GraphFile]]
+    graphs: dict[str, dict[Variant, GraphFile]]
     golden: DataFile | None = None
     provenance: dict[str, Any] = {}
     parity: tuple[dict[str, Any], ...] = ()
@@ -127,13 +129,16 @@ class Bundle:
         """The folder of built engines; it may not exist yet."""
         return self.path / ENGINES_FOLDER
 
-    def graph(self, role: str, precision: str) -> GraphFile:
-        """Return the entry of one graph, or say which precisions there are."""
+    def graph(self, role: str, variant: str) -> GraphFile:
+        """Return the entry of one graph, or say which variants there are and how to make this one."""
         variants = self.manifest.graphs[role]
         for name, graph in variants.items():
-            if name == precision:
+            if name == variant:
                 return graph
-        raise SaccadeError(f"{self.path}: no {precision} graphs; use --precision {' or '.join(variants)}")
+        raise SaccadeError(
+            f"{self.path}: no {variant} graphs (it has: {', '.join(variants)}); "
+            f"make them with 'saccade convert {self.path} --precision {variant.removesuffix('-fp16')}'"
+        )
 
     def checked_path(self, entry: GraphFile | DataFile) -> Path:
         """Return the path of a file after comparing its SHA-256 with the manifest's."""

@@ -131,9 +131,11 @@ OPTIONS = {
     ),
     "precision without graphs": Fault(
         "run bundle photo.png --precision int8",
-        "bundle: no int8 graphs; use --precision fp32",
+        "bundle: no int8 graphs (it has: fp32); make them with 'saccade convert bundle --precision int8'",
     ),
-    "build without graphs": Fault("build bundle --precision fp16", "bundle: no fp16 graphs; use --precision fp32"),
+    "build without graphs": Fault(
+        "build bundle --engine tensorrt-rtx --precision fp16", "bundle: no fp16 graphs (it has: fp32); make them with"
+    ),
     "no build": Fault(
         "run bundle photo.png --engine onnxruntime --no-build",
         "no onnxruntime fp32 engine is built yet; 'saccade build bundle --engine onnxruntime' builds it",
@@ -163,7 +165,9 @@ OPTIONS = {
     "bench frames": Fault("bench bundle --frames -1", "--rounds 5 and --frames -1 must be at least 1"),
     "bench size": Fault("bench bundle --size 100", "the nearest is 98x98"),
     "bench k": Fault("bench bundle --k 100", "k 100 is not to be had"),
-    "bench precision": Fault("bench bundle --precision int8 --rounds 1 --frames 1", "no int8 graphs; use --precision fp32"),
+    "bench precision": Fault(
+        "bench bundle --precision int8 --rounds 1 --frames 1", "no int8 graphs (it has: fp32); make them with"
+    ),
     "bench batch": Fault("bench bundle --batch 0 --rounds 1 --frames 1", "batch"),
     "bench checkpoint": Fault("bench bundle --checkpoint gone.pt --rounds 1 --frames 1", "gone.pt: no such checkpoint file"),
     "parity without images": Fault(

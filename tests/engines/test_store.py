@@ -583,7 +583,8 @@ def test_a_changed_graph_file_is_refused_before_its_engine_is_used(bundle: Bundl
 def test_an_unknown_engine_and_a_precision_without_graphs_are_refused(bundle: Bundle) -> None:
     with pytest.raises(SaccadeError, match="unknown engine 'tvm'; choose from: openvino, onnxruntime, tensorrt"):
         store.backend("tvm")
-    with pytest.raises(SaccadeError, match="no int8 graphs; use --precision fp32"):
+    remedy = r"no int8 graphs \(it has: fp32\); make them with 'saccade convert .* --precision int8'"
+    with pytest.raises(SaccadeError, match=remedy):
         ensure(bundle, msgspec.structs.replace(OPENVINO, precision="int8"))
 
 

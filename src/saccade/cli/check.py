@@ -131,13 +131,9 @@ def _given_images(bundle: Bundle, options: argparse.Namespace) -> list[Path] | l
         return paths
     if options.size or options.k or options.k_ratio or options.fit != "squash":
         raise SaccadeError("--size, --k, --k-ratio and --fit are for images of your own; give --images DIR too")
-    from saccade.golden import read_cases
+    from saccade.golden import cases_of
 
-    golden = bundle.manifest.golden
-    if golden is None:
-        raise SaccadeError(f"{bundle.path} has no golden images; give --images DIR")
-    cases = read_cases(bundle.checked_path(golden))
-    return [Group(list(case.images), case.output.indices.shape[1]) for case in cases]
+    return [Group(list(case.images), case.output.indices.shape[1]) for case in cases_of(bundle)]
 
 
 def _fitted(pipeline: Pipeline, path: Path, options: argparse.Namespace) -> Group:
@@ -167,7 +163,7 @@ def _identity(bundle: Bundle, pipeline: Pipeline, options: argparse.Namespace) -
         "bundle": str(bundle.path),
         "saccade": VERSION,
         "checkpoint_sha256": bundle.manifest.provenance.get("checkpoint_sha256", ""),
-        **measured_on(bundle, pipeline.receipt, options.device),
+        **measured_on(pipeline.receipt, options.device),
     }
 
 

@@ -14,6 +14,7 @@ from saccade import atomic, locks
 from saccade.bundle import ENGINES_FOLDER, MANIFEST, Bundle, DataFile, read_bundle, sha256_of_file, write_manifest
 from saccade.cli import options as shared
 from saccade.cli.console import Phases, Report, progress_bar, size_text, table
+from saccade.cli.verdicts import measured_on
 from saccade.engines import store
 from saccade.engines.engine import DEFAULT_MAX_BATCH, ENGINE_NAMES, EngineRequest, default_request, refuse_path
 from saccade.errors import SaccadeError
@@ -208,7 +209,7 @@ def _check_against_pytorch(bundle: Bundle) -> dict[str, Any]:
     with load(bundle, engine="onnxruntime", note=lambda line: None) as pipeline:
         result = verify(pipeline)
     shutil.rmtree(bundle.path / ENGINES_FOLDER)  # only a receipt for this machine; bundles travel without it
-    summary = result.summary() | {"engine": "onnxruntime", "engine_version": pipeline.receipt.conditions["version"]}
+    summary = result.summary() | measured_on(pipeline.receipt, None)
     if not result.passed:
         failed = [measure.name for measure in result.measures if not measure.passed]
         raise SaccadeError(

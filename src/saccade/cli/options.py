@@ -93,13 +93,13 @@ def check_output(flag: str, path: Path | None, suffix: str) -> None:
     refuse_inside_bundle(flag, path)
 
 
-def image_paths(folder: Path) -> list[Path]:
-    """Return the image files of a folder (or the one file given), sorted by name."""
+def image_paths(folder: Path, flag: str = "--images") -> list[Path]:
+    """Return the image files of a folder (or the one file given), sorted by name; `flag` is what named it."""
     if folder.is_file():
         return [folder]
     if not folder.is_dir():
-        raise SaccadeError(f"--images {folder}: no such file or folder")
+        raise SaccadeError(f"{flag} {folder}: no such file or folder")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise SaccadeError(f"--images {folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise SaccadeError(f"{flag} {folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return paths

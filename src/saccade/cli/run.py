@@ -4,7 +4,6 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from saccade.cli import options as shared
 from saccade.cli.console import Report, progress_bar
 from saccade.errors import SaccadeError
 from saccade.runtime.chain import Clock, Look, Output, Pipeline
+from saccade.runtime.memory import peak_bytes
 
 CHUNK = 8  # images per call of the chain; more do not run faster and cost memory
 TOP = 5
@@ -135,7 +135,7 @@ def _report(
         "key": pipeline.receipt.key,
         "outputs": {name: list(array.shape) for name, array in arrays.items()},
         "ms_per_image": timings,
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1),
+        "peak_memory_mb": round(peak_bytes() / 1e6, 1),
     }
     data |= {key: str(value) for key, value in (("output", options.output), ("overlay", options.overlay)) if value}
     lines = [f"{name}: {array.dtype} {list(array.shape)}" for name, array in arrays.items()]

@@ -11,9 +11,8 @@ from saccade.bundle import Bundle, DataFile, GraphFile, check_hash, read_bundle
 from saccade.cli import options as shared
 from saccade.cli.console import Report, size_text, table
 from saccade.cli.create import audit_lines, receipt_data
-from saccade.cli.verdicts import changed_graphs, state_of
+from saccade.cli.verdicts import changed_graphs, graphs_of, state_of
 from saccade.engines import store
-from saccade.engines.engine import ROLES
 from saccade.errors import SaccadeError
 
 
@@ -73,8 +72,7 @@ def _inspect_engine(bundle: Bundle, folder: Path) -> Report:
     except SaccadeError as error:
         state = f"damaged: {error}"
     else:
-        built_from = {role: receipt.conditions.get(f"{role}_sha256") for role in ROLES}
-        change = changed_graphs(bundle, receipt.precision, built_from)
+        change = changed_graphs(bundle, graphs_of(receipt))
         state = f"stale: {change}; build again" if change else "whole"
     lines = [f"  engine {folder.name}: {'; '.join([state, *details[:1]])}", *(f"  {line}" for line in details[1:])]
     return Report(data | {"state": state}, lines, not state.startswith("damaged"))

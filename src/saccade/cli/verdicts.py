@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from saccade.bundle import Bundle
-from saccade.engines.engine import default_device
+from saccade.engines.engine import ROLES, default_device
 from saccade.engines.store import Receipt
 
 
-def measured_on(bundle: Bundle, receipt: Receipt, device: str | None) -> dict[str, Any]:
+def measured_on(receipt: Receipt, device: str | None) -> dict[str, Any]:
     """Return what a verdict must say of its engine, so that it can be told later whether it still holds."""
     return {
         "engine": receipt.engine,
@@ -17,7 +17,7 @@ def measured_on(bundle: Bundle, receipt: Receipt, device: str | None) -> dict[st
         "precision": receipt.precision,
         "device": default_device(receipt.engine) if device is None else device,
         "key": receipt.key,
-        "graphs": _graphs_of(bundle, receipt.precision),
+        "graphs": graphs_of(receipt),
     }
 
 
@@ -26,22 +26,21 @@ def state_of(bundle: Bundle, verdict: Mapping[str, Any]) -> str:
     graphs = verdict.get("graphs")
     if not isinstance(graphs, dict):
         return "unknown: it does not say which graphs it was measured on; run 'saccade parity' again"
-    change = changed_graphs(bundle, str(verdict.get("precision")), graphs)
+    change = changed_graphs(bundle, graphs)
     return f"stale: {change}; run 'saccade parity' again" if change else "current"
 
 
-def changed_graphs(bundle: Bundle, precision: str, recorded: Mapping[str, Any]) -> str | None:
-    """Say which graphs are no longer those whose SHA-256 was recorded by role, or return None where all are."""
-    now = _graphs_of(bundle, precision)
-    changed = sorted(role for role in now.keys() | recorded.keys() if now.get(role) != recorded.get(role))
+def changed_graphs(bundle: Bundle, recorded: Mapping[str, Any]) -> str | None:
+    """Say which graphs recorded by role and SHA-256 are no longer in the bundle in any precision; None where all are."""
+    graphs = bundle.manifest.graphs
+    changed = sorted(
+        role
+        for role in graphs.keys() | recorded.keys()
+        if recorded.get(role) not in {graph.sha256 for graph in graphs.get(role, {}).values()}
+    )
     return f"{' and '.join(changed)} changed since" if changed else None
 
 
-def _graphs_of(bundle: Bundle, precision: str) -> dict[str, str]:
-    """Return the SHA-256 of each graph of a precision by role."""
-    return {
-        role: graph.sha256
-        for role, variants in bundle.manifest.graphs.items()
-        for name, graph in variants.items()
-        if name == precision
-    }
+def graphs_of(receipt: Receipt) -> dict[str, str]:
+    """Return the SHA-256 of the graphs that an engine was built from, by role."""
+    return {role: receipt.conditions.get(f"{role}_sha256", "") for role in ROLES}

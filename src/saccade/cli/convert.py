@@ -1,0 +1,256 @@
+"""The command convert: a further precision of a bundle's graphs, kept only if parity holds. Runs without torch."""
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from saccade import atomic
+from saccade._version import VERSION
+from saccade.bundle import Bundle, GraphFile, read_bundle, sha256_of_file, write_manifest
+from saccade.cli import options as shared
+from saccade.cli.console import Phases, Report, size_text, table
+from saccade.engines.engine import ROLES
+from saccade.errors import SaccadeError
+from saccade.golden import cases_of
+
+if TYPE_CHECKING:
+    from saccade.cli.calibrate import Calibrated
+    from saccade.validate.gate import Judge, Trial
+    from saccade.validate.parity import ParityResult
+
+PRECISIONS = ("fp16", "bf16", "int8", "fp8")
+CALIBRATED = ("int8", "fp8")
+AUTO_METHODS = ("minmax", "percentile", "mse")  # entropy takes over a minute a graph and was never the best here
+METHODS = ("auto", *AUTO_METHODS, "entropy")
+DEFAULT_IMAGES, LEAST_IMAGES = 512, 8
+SENSITIVITY_CASES = 3  # enough to tell blocks apart
+NEEDED = {"onnx_ir": "onnx-ir", "ml_dtypes": "ml-dtypes", "onnxruntime": "onnxruntime", "openvino": "openvino"}
+Pair = dict[str, Path]  # role -> graph file
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "convert",
+        help="add a precision to a bundle: calibrated, judged, kept only if it holds",
+        description="Write a bundle's graphs in another precision. They are kept only if parity with PyTorch holds.",
+    )
+    shared.add_bundle(parser)
+    parser.add_argument("--precision", choices=PRECISIONS, required=True)
+    parser.add_argument("--calibration", type=Path, metavar="IMAGES", help="a folder of images, for int8 and fp8")
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default="auto",
+        help=f"where activations are clipped; auto, the default, takes the best of {', '.join(AUTO_METHODS)}",
+    )
+    parser.add_argument(
+        "--max-images", type=int, default=DEFAULT_IMAGES, metavar="N", help="of the folder (default: %(default)s)"
+    )
+    parser.set_defaults(execute=convert)
+
+
+def convert(options: argparse.Namespace) -> Report:
+    """Write the variants beside the bundle's files, judge them, and only then move them in; bundle.json comes last."""
+    start = time.perf_counter()
+    _check_options(options)
+    _check_installed()
+    from saccade.validate.gate import Judge
+
+    bundle = read_bundle(options.bundle)
+    with Phases() as phases, atomic.scratch_folder(bundle.path / "convert") as folder:
+        phases("open the fp32 graphs")
+        with Judge(bundle) as judge:
+            return _Conversion(bundle, options, judge, folder, phases).run(start)
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    precision = options.precision
+    if precision in CALIBRATED and options.calibration is None:
+        raise SaccadeError(f"--precision {precision} needs the ranges of activations; give --calibration IMAGES")
+    if precision not in CALIBRATED and (options.calibration is not None or options.method != "auto"):
+        raise SaccadeError(f"--precision {precision} has nothing to calibrate; leave --calibration and --method out")
+    if options.max_images < LEAST_IMAGES:
+        raise SaccadeError(f"--max-images {options.max_images} is too few to calibrate on; give at least {LEAST_IMAGES}")
+
+
+def _check_installed() -> None:
+    """Say in one line what is missing, before anything slow is done."""
+    missing = []
+    for module, distribution in NEEDED.items():
+        try:
+            __import__(module)
+        except ImportError:
+            missing.append(distribution)
+    if missing:
+        raise SaccadeError(f"{', '.join(missing)} cannot be imported; pip install 'saccade[convert]'")
+
+
+class _Conversion:
+    """One run of the command, in a scratch folder on the bundle's own disk."""
+
+    def __init__(self, bundle: Bundle, options: argparse.Namespace, judge: Judge, folder: Path, phases: Phases) -> None:
+        self._bundle, self._options, self._judge, self._folder, self._phases = bundle, options, judge, folder, phases
+        self._precision: str = options.precision
+        self._cases = cases_of(bundle)
+        self._calibrated: Calibrated | None = None
+        self._held_out = 0
+
+    def run(self, start: float) -> Report:
+        """Write, judge, and keep or refuse."""
+        from saccade.export.variants import VARIANTS_OF
+
+        if self._precision in CALIBRATED:
+            self._calibrate()
+        pairs = {variant: self._write(variant, self._folder) for variant in VARIANTS_OF[self._precision]}
+        results = {variant: self._judge_pair(variant, pair) for variant, pair in pairs.items()}
+        passed = all(result.passed for result in results.values())
+        data, lines = self._data(results, start), self._lines(results)
+        if passed:
+            self._phases("move into place")
+            data["files"] = _keep(self._bundle, pairs, dict.fromkeys(pairs, data))
+            sizes = [(f"  {name}", size_text(size)) for name, size in data["files"].items()]
+            return Report(data, [f"{self._bundle.path}: {self._precision} added", *lines, *table(sizes)])
+        sensitivity = self._sensitivity()
+        head = f"{self._precision} is refused: its graphs do not hold parity; {self._bundle.path} is as it was"
+        lines = [head, *lines, "", *_sensitivity_lines(sensitivity)]
+        return Report(data | {"sensitivity": sensitivity}, lines, passed=False)
+
+    def _calibrate(self) -> None:
+        from saccade.cli.calibrate import Calibrator, find_images
+
+        images = find_images(self._judge, self._options.calibration, self._options.max_images, self._phases)
+        self._phases("run the images held out")
+        held_out = [self._judge.case(path) for path in images.held_out]
+        self._held_out = len(held_out)
+        self._cases += held_out
+        methods = AUTO_METHODS if self._options.method == "auto" else (self._options.method,)
+        calibrator = Calibrator(
+            self._judge, images.calibrating, self._cases, self._precision, methods, self._folder, self._phases
+        )
+        self._calibrated = calibrator.run()
+
+    def _write(self, variant: Any, folder: Path, roles: Sequence[str] = ROLES, blocks: Sequence[int] | None = None) -> Pair:
+        """Write one variant's graphs; with `blocks`, only those blocks of them."""
+        from saccade.export.variants import write_variant
+
+        pair = {}
+        for role in roles:
+            source = self._calibrated.graphs[role] if self._calibrated else self._judge.graph_path(role)
+            scales = self._calibrated.scales[role] if self._calibrated else None
+            pair[role] = folder / f"{role}.{variant}.onnx"
+            if blocks is None:
+                self._phases(f"{role}: write {variant}")
+            write_variant(source, pair[role], variant, scales, blocks)
+        return pair
+
+    def _judge_pair(self, variant: str, pair: Pair) -> ParityResult:
+        self._phases(f"judge {variant}")
+        return self._judge.judge(pair, self._cases, self._precision)
+
+    def _sensitivity(self) -> list[dict[str, Any]]:
+        """Return the numbers of each block converted alone, the worst of each graph first."""
+        from saccade.export.anatomy import depth_of_file
+        from saccade.export.variants import VARIANTS_OF
+
+        variant, trials = VARIANTS_OF[self._precision][0], []
+        for role in ROLES:
+            found: list[Trial] = []
+            for block in range(depth_of_file(self._judge.graph_path(role))):
+                self._phases(f"{role}: block {block} alone")
+                path = self._write(variant, self._folder, (role,), (block,))[role]
+                cases = self._cases[:SENSITIVITY_CASES]
+                found.append(self._judge.try_one(role, f"block {block}", path, cases, self._precision))
+            trials += sorted(found, key=lambda trial: -trial.score)
+        return [_trial_data(trial) for trial in trials]
+
+    def _data(self, results: dict[Any, ParityResult], start: float) -> dict[str, Any]:
+        """Return what programs want to know, and what the bundle keeps as the variants' provenance."""
+        data: dict[str, Any] = {
+            "precision": self._precision,
+            "saccade": VERSION,
+            "tools": {distribution: version(distribution) for distribution in NEEDED.values()},
+            "judged": {variant: result.summary() for variant, result in results.items()},
+        }
+        if self._calibrated:
+            data["calibration"] = {
+                "images": self._calibrated.images,
+                "held_out": self._held_out,
+                "methods": self._calibrated.methods,
+                "trials": [_trial_data(trial) for trial in self._calibrated.trials],
+            }
+        return data | {"seconds": round(time.perf_counter() - start, 1)}
+
+    def _lines(self, results: dict[Any, ParityResult]) -> list[str]:
+        """Return every method's numbers, and each variant's against its bounds."""
+        lines = []
+        if self._calibrated:
+            for role in ROLES:
+                trials = [trial for trial in self._calibrated.trials if trial.role == role]
+                chosen = self._calibrated.methods[role]
+                rows = [(f"{role}, worst image not calibrated on", *trials[0].measures, "")]
+                for trial in trials:
+                    values = (f"{value:.3g}" for value in trial.measures.values())
+                    rows.append((f"  {trial.name}", *values, "chosen" if trial.name == chosen else ""))
+                lines += [*table(rows), ""]
+        columns = [measure.name for measure in next(iter(results.values())).measures]
+        rows = [("variant, worst image", *columns)]
+        for variant, result in results.items():
+            rows.append((f"  {variant}", *(f"{m.value:.3g}{'' if m.passed else ' FAIL'}" for m in result.measures)))
+        rows.append(("  bound", *(f"{measure.bound:.3g}" for measure in next(iter(results.values())).measures)))
+        return lines + table(rows)
+
+
+def _trial_data(trial: Trial) -> dict[str, Any]:
+    return {"graph": trial.role, "name": trial.name, "measures": trial.measures}
+
+
+def _sensitivity_lines(sensitivity: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the blocks of each graph, the one that hurts most first."""
+    lines = []
+    for role in ROLES:
+        trials = [each for each in sensitivity if each["graph"] == role]
+        rows = [(f"{role}, one block at a time", *trials[0]["measures"])]
+        rows += [(f"  {each['name']}", *(f"{value:.3g}" for value in each["measures"].values())) for each in trials]
+        lines += table(rows)
+    return lines
+
+
+def _keep(bundle: Bundle, pairs: dict[Any, Pair], provenance: dict[Any, Any]) -> dict[str, int]:
+    """Move the files into the bundle and name them in its manifest; return their sizes.
+
+    A variant that is there already leaves the manifest first: at no moment does bundle.json name a file with another hash.
+    """
+    entries = {
+        (role, variant): msgspec.structs.replace(bundle.graph(role, "fp32"), file=path.name, sha256=sha256_of_file(path))
+        for variant, pair in pairs.items()
+        for role, path in pair.items()
+    }
+    manifest = read_bundle(bundle.path).manifest  # as it is now: this took a while
+    if any(manifest.graphs[role]["fp32"] != bundle.graph(role, "fp32") for role in ROLES):
+        raise SaccadeError(f"{bundle.path} was exported again meanwhile; repeat the command")
+    others = {
+        role: {variant: graph for variant, graph in manifest.graphs[role].items() if variant not in pairs} for role in ROLES
+    }
+    if others != manifest.graphs:
+        write_manifest(bundle.path, msgspec.structs.replace(manifest, graphs=others))
+    sizes = {}
+    for pair in pairs.values():
+        for path in pair.values():
+            sizes[path.name] = path.stat().st_size
+            path.replace(bundle.path / path.name)
+    graphs: dict[str, dict[Any, GraphFile]] = {
+        role: others[role] | {variant: entries[role, variant] for variant in pairs} for role in ROLES
+    }
+    kept = dict(manifest.provenance.get("variants") or {}) | provenance
+    write_manifest(
+        bundle.path,
+        msgspec.structs.replace(manifest, graphs=graphs, provenance=manifest.provenance | {"variants": kept}),
+    )
+    return sizes

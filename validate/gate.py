@@ -1,0 +1,109 @@
+"""Is a converted graph good enough to be kept? Its file is run as it is written and judged by the five numbers.
+
+The reference is PyTorch on the bundle's golden images, and the bundle's own fp32 graphs on photographs that calibration has
+not seen: those graphs are PyTorch to 1e-6, and no torch is needed.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from saccade._version import VERSION
+from saccade.bundle import Bundle
+from saccade.engines import openvino
+from saccade.engines.engine import ROLES, Engine
+from saccade.engines.store import Receipt
+from saccade.golden import Case, ReferenceOutput
+from saccade.runtime.chain import Pipeline
+from saccade.validate.parity import ParityResult, measure_case, measure_parity, worst
+from saccade.validate.tolerances import TOLERANCES
+
+# What a graph's candidates are compared by: the number that its output decides.
+DECIDING = {"selector": "score_error", "extractor": "patches_p1"}
+TOLD = {"selector": ("score_error", "regret", "prefix"), "extractor": ("cls", "patches", "patches_p1")}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate for one graph, by name, with the worst of each number over the cases."""
+
+    role: str
+    name: str
+    measures: dict[str, float]
+
+    @property
+    def score(self) -> float:
+        """The deciding number, smaller is better; NaN is worst."""
+        value = self.measures[DECIDING[self.role]]
+        return float("inf") if np.isnan(value) else value
+
+
+class Judge:
+    """Runs graph files of a bundle's two roles as they are written, in OpenVINO: it executes every type that we write."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._fp32 = {role: self._open(role, self.graph_path(role)) for role in ROLES}
+        self.reference = self._pipeline(self._fp32, "fp32")
+
+    def try_one(self, role: str, name: str, path: Path, cases: Sequence[Case], precision: str) -> Trial:
+        """Judge one graph file beside the fp32 graph of the other role."""
+        engine = self._open(role, path)
+        try:
+            pipeline = self._pipeline(self._fp32 | {role: engine}, precision)
+            found = [measure_case(pipeline, case, TOLERANCES[precision]).measures for case in cases]
+        finally:
+            engine.close()
+        told = [name for name in TOLD[role] if name in found[0]]
+        return Trial(role, name, {each: worst(measures[each] for measures in found) for each in told})
+
+    def judge(self, files: Mapping[str, Path], cases: Iterable[Case], precision: str) -> ParityResult:
+        """Judge a file for each role together, as `precision`."""
+        engines = {role: self._open(role, files[role]) for role in ROLES}
+        with self._pipeline(engines, precision) as pipeline:
+            return measure_parity(pipeline, cases)
+
+    def case(self, image: Path) -> Case:
+        """Return what the fp32 graphs give on one image at the bundle's own size and k, as a case to compare with."""
+        pixels = self.reference.pixels(image)
+        out = self.reference(pixels[0], size=(pixels[0].shape[0], pixels[0].shape[1]))
+        pooled = out.cls if out.cls is not None else out.logits
+        if pooled is None:
+            pooled = np.empty((1, 0), np.float32)
+        truth = ReferenceOutput(out.raw_score_map, out.score_map, out.prefix, out.indices, out.tokens, pooled)
+        return Case(np.stack(pixels), truth)
+
+    def feed(self, role: str, image: Path) -> dict[str, np.ndarray]:
+        """Return what the fp32 chain feeds the graph of a role on one image, at the bundle's own size and k."""
+        pixels = self.reference.pixels(image)
+        if role == "selector":
+            return {"lowres": self.reference.lowres(pixels)}
+        found = self.reference(pixels[0], size=(pixels[0].shape[0], pixels[0].shape[1]))
+        patches, positions = self.reference.gather(pixels, found.indices)
+        return {"patches": patches, "positions": positions, "prefix": found.prefix}
+
+    def graph_path(self, role: str) -> Path:
+        """Return the checked fp32 graph file of a role."""
+        return self._bundle.checked_path(self._bundle.graph(role, "fp32"))
+
+    def __enter__(self) -> Judge:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.reference.close()
+
+    def _open(self, role: str, path: Path) -> Engine:
+        return openvino.open_as_written(role, self._bundle.graph(role, "fp32"), path)
+
+    def _pipeline(self, engines: dict[str, Engine], precision: str) -> Pipeline:
+        receipt = Receipt(
+            key="", engine="openvino", precision=precision, conditions={}, files={}, sha256={},
+            realised="graphs as they are written", audit=None, seconds=0.0, saccade=VERSION,
+        )  # fmt: skip
+        return Pipeline(self._bundle, engines, receipt)
