@@ -3,11 +3,12 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import copy
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from msgspec import Struct
@@ -39,10 +40,11 @@ class EngineRequest(Struct, frozen=True, kw_only=True):
     compute_capabilities: tuple[str, ...] = ()  # TensorRT-RTX only; empty = its default targets
     any_limits: bool = False  # what was built for other limits or targets will do too, if it runs on the device
     threads: int = 0  # 0 = the engine's own choice
+    streams: int = 1  # frames that run at once, each on its share of the threads
 
 
 def default_request(
-    bundle: Bundle, engine: str, precision: str, device: str | None = None, threads: int = 0
+    bundle: Bundle, engine: str, precision: str, device: str | None = None, threads: int = 0, streams: int = 1
 ) -> EngineRequest:
     """Return the request of a run, which takes the engine that there is, whatever the limits it was built with.
 
@@ -59,6 +61,7 @@ def default_request(
         opt_k=max(1, min(usual, rows * columns)),
         any_limits=True,
         threads=threads,
+        streams=streams,
     )
 
 
@@ -145,6 +148,9 @@ def load_roles(roles: Iterable[str], load: Callable[[str], Engine]) -> dict[str,
     return loaded
 
 
+OwnEngine = TypeVar("OwnEngine", bound="Engine")
+
+
 class Engine(abc.ABC):
     """One loaded graph that runs named tensors. Not thread-safe: one thread at a time; load again for another."""
 
@@ -207,6 +213,16 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run with checked arrays."""
+
+    def twin(self) -> Engine:
+        """Return another engine on the same weights, for another thread to run at the same time; not every engine can."""
+        raise SaccadeError(f"{self.role}: this engine runs one frame at a time; leave streams at 1, or choose a CPU engine")
+
+    def _sharing(self: OwnEngine) -> OwnEngine:
+        """Return a copy that shares everything but the lock."""
+        twin = copy.copy(self)
+        twin._busy = threading.Lock()
+        return twin
 
     def close(self) -> None:
         """Free what the engine holds; a second call does nothing. Running it afterwards is an error."""

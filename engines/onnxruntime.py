@@ -1,6 +1,7 @@
 """ONNX Runtime: compiles at load, from the bundle's own graph files; a build proves that it can and writes a receipt."""
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,10 @@ class OnnxRuntimeEngine(Engine):
         ports = (*self._session.get_inputs(), *self._session.get_outputs())
         self.check_ports({port.name: port.shape for port in ports}, path)
 
+    def twin(self) -> Engine:
+        """Return another engine on the same session, which may be run from several threads."""
+        return self._sharing()
+
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         results = self._session.run(list(self.outputs), dict(feed))
         return dict(zip(self.outputs, results, strict=True))
@@ -121,6 +126,8 @@ class OnnxRuntimeEngine(Engine):
 def _options(onnxruntime: Any, request: EngineRequest) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = request.threads
+    if request.streams > 1:  # each thread that runs the session brings itself and shares the pool of the rest
+        options.intra_op_num_threads = max(1, (request.threads or len(os.sched_getaffinity(0))) // request.streams)
     if request.device != "cpu":  # or nodes that CUDA lacks would run on the CPU, silently
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     options.log_severity_level = 3  # errors only: its warnings speak of graph optimisations that a user cannot change

@@ -111,6 +111,9 @@ class OpenVINOBackend(Backend):
         config = _config(core, request)
         if request.threads:
             config["INFERENCE_NUM_THREADS"] = request.threads
+        if request.streams > 1:  # beside the latency hint it would be ignored
+            config = {name: value for name, value in config.items() if name != "PERFORMANCE_HINT"}
+            config["NUM_STREAMS"] = request.streams
 
         def load(role: str) -> Engine:
             return _imported(role, bundle.graph(role, VARIANTS[request.precision]), core, folder / built.files[role], config)
@@ -164,11 +167,18 @@ class OpenVINOEngine(Engine):
         super().__init__(role, graph)
         self._weights = weights  # mapped as long as the engine lives: it reads them from there
         self.check_ports({port.get_any_name(): _extents(port) for port in (*compiled.inputs, *compiled.outputs)}, where)
+        self._compiled = compiled
         self._request = compiled.create_infer_request()
+
+    def twin(self) -> Engine:
+        """Return another infer request on the same compiled graph; OpenVINO runs as many at once as there are streams."""
+        twin = self._sharing()
+        twin._request = self._compiled.create_infer_request()
+        return twin
 
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         results = self._request.infer(dict(feed), share_inputs=True, share_outputs=True)
         return {name: results[name] for name in self.outputs}
 
     def _close(self) -> None:
-        del self._request, self._weights
+        del self._request, self._compiled, self._weights

@@ -2,29 +2,27 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import operator
-import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from saccade.bundle import Bundle, read_bundle
+from saccade.bundle import Bundle
 from saccade.engines import store
-from saccade.engines.engine import Engine, Progress, default_request
+from saccade.engines.engine import Engine, load_roles
 from saccade.errors import SaccadeError
 from saccade.runtime import kernels
 from saccade.runtime.images import FITS, Fit, ImageLike, as_list, check_size, fit_image, native_size, read_rgb
 from saccade.runtime.reference import NEIGHBOURS, not_finite
+from saccade.runtime.stream import in_order
 
-MAX_THREADS = 1024
 MAX_CACHED_BYTES = 64 << 20  # of position tables by grid; one at 1036 px is 17 MB, one at 2072 px 67 MB
-DEFAULT_ENGINE = "openvino"  # the fastest here on a CPU
 MAX_CELLS = 148 * 148  # 2072 px: what the score map of 44 x 44 can still tell apart ends long before
 
 
@@ -57,10 +55,11 @@ class Output(Look):
 class Pipeline:
     """A bundle's networks, loaded on one engine. One thread at a time; `saccade.load` again for another thread."""
 
-    def __init__(self, bundle: Bundle, engines: dict[str, Engine], receipt: store.Receipt) -> None:
+    def __init__(self, bundle: Bundle, engines: dict[str, Engine], receipt: store.Receipt, streams: int = 1) -> None:
         self.bundle = bundle
         self.receipt = receipt
         self.engines = engines
+        self.streams = streams
         self._selector, self._extractor = engines["selector"], engines["extractor"]
         self._base_positions = bundle.positions()
         self._positions: dict[tuple[int, int], np.ndarray] = {}
@@ -89,6 +88,36 @@ class Pipeline:
         look = self._look(pixels, clock)
         indices = self._select(look, kept, clock)
         return self._extract(pixels, look, indices, dense, clock)
+
+    def stream(
+        self,
+        frames: Iterable[ImageLike],
+        *,
+        k: int | None = None,
+        k_ratio: float | None = None,
+        size: int | tuple[int, int] | None = None,
+        fit: Fit = "squash",
+        dense: bool = False,
+    ) -> Iterator[Output]:
+        """Yield the output of each frame in order, with as many frames under way as the pipeline was loaded for streams.
+
+        Frames are taken as they are needed, so `frames` may be endless; sizes may change from one to the next. Options are
+        those of a call. For a folder of images of one size, calls with several images at once are as fast.
+        """
+        with contextlib.ExitStack() as stack:
+            lanes = [self, *(stack.enter_context(self._twin()) for _ in range(1, self.streams))]
+            yield from in_order(
+                frames,
+                [functools.partial(lane, k=k, k_ratio=k_ratio, size=size, fit=fit, dense=dense) for lane in lanes],
+            )
+
+    def _twin(self) -> Pipeline:
+        """Return another pipeline on the same weights, for one more thread."""
+        twin = copy.copy(self)
+        twin.engines = load_roles(self.engines, lambda role: self.engines[role].twin())
+        twin._selector, twin._extractor = twin.engines["selector"], twin.engines["extractor"]
+        twin._positions = {}
+        return twin
 
     def look(
         self,
@@ -343,39 +372,3 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
         return operator.index(height), operator.index(width)
     except (TypeError, ValueError) as error:
         raise SaccadeError(f"size {size!r} is neither whole pixels nor (height, width)") from error
-
-
-def load(
-    bundle: str | os.PathLike[str] | Bundle,
-    *,
-    engine: str = DEFAULT_ENGINE,
-    precision: str = "fp32",
-    device: str | None = None,
-    threads: int = 0,
-    build: bool = True,
-    progress: Progress = lambda phase: None,
-    note: Callable[[str], None] | None = None,
-) -> Pipeline:
-    """Open a bundle on one engine and return its pipeline; `device` is "cpu" or the index of a GPU.
-
-    A missing or stale engine of the asked kind is built, and `note` hears why (default: one line on stderr); with
-    `build=False` it is an error. Raises SaccadeError where the bundle, the engine or the device is not to be had.
-    """
-    if not isinstance(bundle, (str, os.PathLike, Bundle)):
-        raise SaccadeError(f"bundle {bundle!r} is neither a path nor an opened bundle; give a bundle folder")
-    is_count = isinstance(threads, (int, np.integer)) and not isinstance(threads, bool)
-    if not is_count or not 0 <= threads <= MAX_THREADS:
-        raise SaccadeError(f"threads {threads!r} is out of range; give 0 for the engine's own choice, or 1 to {MAX_THREADS}")
-    opened = bundle if isinstance(bundle, Bundle) else read_bundle(Path(bundle))
-    found = store.backend(engine).capabilities()
-    if not found.can_run:  # before an engine is built that only another machine can use
-        raise SaccadeError(found.missing or f"{engine} cannot run here")
-    request = default_request(opened, engine, precision, device, int(threads))
-    folder, receipt = store.ensure(opened, request, progress, note or _note_on_stderr, build=build)
-    progress("load")
-    return Pipeline(opened, store.load(opened, request, folder, receipt), receipt)
-
-
-def _note_on_stderr(line: str) -> None:
-    if sys.stderr is not None:  # None where the caller closed it
-        print(f"saccade: {line}", file=sys.stderr)

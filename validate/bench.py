@@ -22,8 +22,9 @@ from saccade.bundle import Bundle
 from saccade.engines import store
 from saccade.engines.engine import Progress, default_request
 from saccade.errors import SaccadeError
-from saccade.runtime.chain import MAX_THREADS, checked_k
+from saccade.runtime.chain import checked_k
 from saccade.runtime.images import check_size
+from saccade.runtime.loading import MAX_THREADS
 
 NETWORKS = ("selector", "extractor")
 APART = ("decode", "fit", "fill")  # bringing images to the model's size, and the dense output: timed, no part of the frame

@@ -63,7 +63,7 @@ def _images(side: Side) -> list[np.ndarray]:
 @contextlib.contextmanager
 def _chain(side: Side) -> Iterator[tuple[Frame, Versions]]:
     """Yield the chain on the side's engine, which the parent has built: building counts into no side's loading."""
-    from saccade.runtime.chain import load
+    from saccade.runtime.loading import load
 
     with load(
         side.bundle, engine=side.engine, precision=side.precision, device=side.device, threads=side.threads, build=False

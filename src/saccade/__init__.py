@@ -13,7 +13,8 @@ from __future__ import annotations
 from saccade._version import VERSION
 from saccade.bundle import Bundle, read_bundle
 from saccade.errors import SaccadeError
-from saccade.runtime.chain import Look, Output, Pipeline, load
+from saccade.runtime.chain import Look, Output, Pipeline
+from saccade.runtime.loading import load
 
 __version__ = VERSION
 

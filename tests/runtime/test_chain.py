@@ -16,7 +16,7 @@ import saccade
 from saccade import Output, Pipeline, SaccadeError
 from saccade.bundle import Defaults
 from saccade.engines.engine import Capabilities
-from saccade.runtime import chain, reference
+from saccade.runtime import chain, loading, reference
 from saccade.runtime.chain import NEIGHBOURS, checked_k
 
 ENGINES = ("openvino", "onnxruntime")
@@ -537,8 +537,8 @@ def test_load_refuses_an_engine_that_cannot_run_here_before_it_builds_one(
     small_bundle: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     builds_only = Capabilities(engine="x", version="1", can_build=True, can_run=False, missing="no GPU here; get one")
-    monkeypatch.setattr(chain.store, "backend", lambda name: types.SimpleNamespace(capabilities=lambda: builds_only))
-    monkeypatch.setattr(chain.store, "ensure", lambda *_, **__: pytest.fail("an engine was built"))
+    monkeypatch.setattr(loading.store, "backend", lambda name: types.SimpleNamespace(capabilities=lambda: builds_only))
+    monkeypatch.setattr(loading.store, "ensure", lambda *_, **__: pytest.fail("an engine was built"))
     with pytest.raises(SaccadeError, match="no GPU here; get one"):
         saccade.load(small_bundle("dinov2"), engine="tensorrt-rtx")
 

@@ -23,7 +23,8 @@ from saccade.export import modules
 from saccade.export.reference import Reference, reference_case
 from saccade.golden import Case, read_cases, relative_difference
 from saccade.runtime import kernels
-from saccade.runtime.chain import Pipeline, load
+from saccade.runtime.chain import Pipeline
+from saccade.runtime.loading import load
 from saccade.validate.parity import ParityResult, Tolerance, cosine_distances, measure_case, measure_parity, worst
 from saccade.validate.tolerances import FLOOR_FACTOR, TOLERANCES
 

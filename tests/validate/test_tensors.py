@@ -18,7 +18,8 @@ from saccade.engines.engine import Engine
 from saccade.export.checkpoint import read_checkpoint
 from saccade.export.reference import Reference, reference_case
 from saccade.golden import Case, read_cases
-from saccade.runtime.chain import Pipeline, load
+from saccade.runtime.chain import Pipeline
+from saccade.runtime.loading import load
 from saccade.validate.parity import CaseResult, measure_case
 from saccade.validate.tensors import REFERENCE, EngineRunner, _quiet, compare_tensors, reference_feeds
 from saccade.validate.tolerances import TOLERANCES

@@ -19,7 +19,7 @@ from saccade.bundle import read_bundle, sha256_of_file, write_manifest
 from saccade.cli.main import main
 from saccade.errors import SaccadeError
 from saccade.golden import ReferenceOutput, read_cases, write_cases
-from saccade.runtime.chain import load
+from saccade.runtime.loading import load
 from saccade.validate.verify import verify
 
 # Runs the command line with the named packages as if they were not installed.

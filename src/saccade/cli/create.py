@@ -203,7 +203,7 @@ def _add_golden(checkpoint: Checkpoint, folder: Path, phases: Phases) -> Bundle:
 
 def _check_against_pytorch(bundle: Bundle) -> dict[str, Any]:
     """Run the graphs in ONNX Runtime at other batches, k and grids than the tracer saw; raise where they differ."""
-    from saccade.runtime.chain import load
+    from saccade.runtime.loading import load
     from saccade.validate.verify import verify
 
     with load(bundle, engine="onnxruntime", note=lambda line: None) as pipeline:

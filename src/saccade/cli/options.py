@@ -11,8 +11,9 @@ from saccade.bundle import MANIFEST, Bundle
 from saccade.cli.console import Phases
 from saccade.engines.engine import ENGINE_NAMES
 from saccade.errors import SaccadeError
-from saccade.runtime.chain import DEFAULT_ENGINE, Pipeline, load
+from saccade.runtime.chain import Pipeline
 from saccade.runtime.images import FITS
+from saccade.runtime.loading import DEFAULT_ENGINE, load
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff"})
