@@ -9,6 +9,7 @@ TASK        ?=
 PRECISION   ?= fp32
 ENGINE      ?= openvino
 IMAGES      ?= examples
+CALIBRATION ?=
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 BIN     := .venv/bin
@@ -16,6 +17,8 @@ SACCADE := $(BIN)/saccade
 BUNDLE  := build/$(basename $(notdir $(CHECKPOINT)))
 ONNX    := $(BUNDLE)/extractor.onnx
 CHOICE  := $(ENGINE)-$(PRECISION)
+# Graphs to convert first; OpenVINO takes 16 bits as a hint on the fp32 graphs.
+VARIANT := $(if $(filter %-fp32 openvino-bf16 openvino-fp16,$(CHOICE)),,$(BUNDLE).$(PRECISION).converted.json)
 DEMO    := build/demo
 PHOTO   := examples/china.jpg
 NATIVE  := $(wildcard runtime/native/src/* runtime/native/python/*)
@@ -32,11 +35,11 @@ JUDGE   := $(wildcard validate/*.py) $(EXPORT) $(CHAIN)
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  Variables: MODEL=$(MODEL) CHECKPOINT=FILE SIZE= K= TASK= PRECISION=$(PRECISION) ENGINE=$(ENGINE) IMAGES=$(IMAGES)"
+	@echo "  Variables: MODEL=$(MODEL) CHECKPOINT=FILE SIZE= K= TASK= PRECISION=$(PRECISION) ENGINE=$(ENGINE) IMAGES=$(IMAGES) CALIBRATION=$(CALIBRATION)"
 demo:    $(DEMO)/demo.json ## From checkpoint to features, picture and proof, in build/demo
 	@$(BIN)/python -m saccade.validate.demo --show $<
 onnx:    $(ONNX)           ## Export CHECKPOINT (or a seeded MODEL) to a bundle
-engines: $(BUNDLE).$(CHOICE).built.json ## Build ENGINE in PRECISION from the bundle
+engines: $(BUNDLE).$(CHOICE).built.json ## Build ENGINE in PRECISION (int8, fp8: CALIBRATION=FOLDER) from the bundle
 parity:  $(BUNDLE).$(CHOICE).parity.json ## Prove that engine equal to PyTorch on IMAGES
 bench:   build/bench/$(notdir $(BUNDLE)).$(CHOICE).json ## Time that engine against eager PyTorch
 test:    lint              ## Run all tests, lint and types included
@@ -62,6 +65,7 @@ build/settings/%: FORCE | build/settings
 	@echo '$(SETTING)' | cmp -s - $@ || echo '$(SETTING)' > $@
 build/settings/seed:   SETTING = $(MODEL) $(SEED)
 build/settings/export: SETTING = $(CHECKPOINT) $(SIZE) $(K) $(TASK)
+build/settings/calibration: SETTING = $(CALIBRATION) $(if $(CALIBRATION),$(words $(wildcard $(CALIBRATION)/*)) files)
 build/settings/images: SETTING = $(IMAGES) $(wildcard $(IMAGES)/*)
 build/settings build/bench $(DEMO):
 	mkdir -p $@
@@ -70,6 +74,9 @@ build/$(MODEL).pt: export/seeded.py build/settings/seed | .venv/installed
 	$(SACCADE) make-checkpoint $(MODEL) --seed $(SEED) -o $@
 $(ONNX): $(CHECKPOINT) build/settings/export $(EXPORT) | .venv/installed
 	$(SACCADE) export $< -o $(BUNDLE) $(if $(SIZE),--size $(SIZE)) $(if $(K),--k $(K)) $(if $(TASK),--task $(TASK))
+$(BUNDLE).%.converted.json: $(ONNX) build/settings/calibration $(JUDGE) | .venv/installed
+	$(SACCADE) convert $(BUNDLE) --precision $* $(if $(CALIBRATION),--calibration $(CALIBRATION)) --json > $@
+$(BUNDLE).$(CHOICE).built.json: $(VARIANT)
 $(BUNDLE).%.built.json: $(ONNX) $(ENGINES) | .venv/installed
 	$(SACCADE) build $(BUNDLE) $(call options_of,$*) --json > $@
 # A failed parity exits with 1, and make then deletes its target: the page that shows why is another file.
