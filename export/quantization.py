@@ -14,21 +14,33 @@ import numpy as np
 import onnx_ir as ir
 
 from saccade.errors import SaccadeError
-from saccade.export.anatomy import block_numbers, block_products
+from saccade.export.anatomy import block_numbers, block_products, weight_name
 from saccade.export.precision import initializer
 from saccade.export.rounding import FORMATS, SMALLEST, NumberFormat, RoundedWeight, round_weight
 
 
+def quantized_products(graph: ir.Graph) -> list[ir.Node]:
+    """Return the products to quantise: all of the blocks, but for the second layer of the selector's feed-forward networks.
+
+    What comes out of a GELU has long tails and nothing to smooth it by. The selector pays for it where it matters: with those
+    layers in int8 the worst regret over twelve photographs is 2.0e-4 to 2.7e-4, without them 1.4e-4 to 1.6e-4, for 0.4 ms of 23.
+    """
+    products = block_products(graph)
+    if all(value.name != "score_map" for value in graph.outputs):
+        return products
+    return [node for node in products if not (weight_name(node) or "").endswith("mlp.fc2.weight")]
+
+
 def activation_names(graph: ir.Graph) -> list[str]:
     """Return the tensors whose ranges `quantize` needs, in graph order."""
-    names = (node.inputs[0].name for node in block_products(graph) if node.inputs[0] is not None)
+    names = (node.inputs[0].name for node in quantized_products(graph) if node.inputs[0] is not None)
     return [name for name in dict.fromkeys(names) if name is not None]
 
 
 def round_weights(onnx_path: Path, precision: str, covariances: Mapping[str, np.ndarray]) -> dict[str, RoundedWeight]:
     """Return the weights of all block products of an fp32 graph by name; `covariances` is by `activation_names`."""
     rounded = {}
-    for node in block_products(ir.load(onnx_path).graph):
+    for node in quantized_products(ir.load(onnx_path).graph):
         activation, weight = node.inputs[0], node.inputs[1]
         assert activation is not None and activation.name is not None and weight is not None and weight.name is not None
         assert weight.const_value is not None
@@ -50,7 +62,7 @@ def quantize(
     """
     format_, numbers = FORMATS[precision], block_numbers(graph)
     pairs: dict[str, ir.Value] = {}
-    for node in block_products(graph):
+    for node in quantized_products(graph):
         if blocks is not None and numbers[node] not in blocks:
             continue
         activation, weight = node.inputs[0], node.inputs[1]
