@@ -22,8 +22,8 @@ from saccade.export.rounding import FORMATS, SMALLEST, NumberFormat, RoundedWeig
 def quantized_products(graph: ir.Graph) -> list[ir.Node]:
     """Return the products to quantise: all of the blocks, but for the second layer of the selector's feed-forward networks.
 
-    What comes out of a GELU has long tails and nothing to smooth it by. The selector pays for it where it matters: with those
-    layers in int8 the worst regret over twelve photographs is 2.0e-4 to 2.7e-4, without them 1.4e-4 to 1.6e-4, for 0.4 ms of 23.
+    What comes out of a GELU has long tails and nothing to smooth it by, and the selector pays for it where it matters: with
+    those layers in int8 the worst regret over twelve photographs is 2.0e-4 to 2.7e-4, without them 1.4e-4 to 1.6e-4.
     """
     products = block_products(graph)
     if all(value.name != "score_map" for value in graph.outputs):
