@@ -82,10 +82,10 @@ class Statistics:
             return largest
         if method == "percentile":
             share = np.cumsum(counts) / counts.sum()
-            return float(edges[1:][np.searchsorted(share, PERCENTILE / 100)])
-        if method == "mse":
-            return smallest_error_clip(counts, edges)
-        return self._entropy_clip(counts, edges)
+            clip = float(edges[1:][np.searchsorted(share, PERCENTILE / 100)])
+        else:
+            clip = smallest_error_clip(counts, edges) if method == "mse" else self._entropy_clip(counts, edges)
+        return min(clip, largest)  # the last bin may end beyond the largest value
 
     def _entropy_clip(self, counts: np.ndarray, edges: np.ndarray) -> float:
         """Mirror the histogram, since the library's search for the smallest KL divergence wants both signs."""

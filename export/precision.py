@@ -1,8 +1,8 @@
 """Write an fp32 graph again in 16 bits: types and casts in the graph, since TensorRT 11 has no precision flags.
 
 Norms, softmax and everything after the last norm (the selector's head and scores, the classifier) stay in float32, and so
-do the graph's inputs and outputs. Keeping norms and softmax in float32 by casts does not cost TensorRT its fused attention
-(12 of 12 blocks on RTX 1.7.1). Needs onnx_ir, not torch.
+do the graph's inputs and outputs, and in bf16 the selector's patch embedding. Keeping norms and softmax in float32 by casts
+does not cost TensorRT its fused attention (12 of 12 blocks on RTX 1.7.1). Needs onnx_ir, not torch.
 """
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ NUMPY_TYPES = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16
 IR_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 # What may be cast: fp8 is how values are stored, not a type to compute in.
 WIDE_TYPES = frozenset({ir.DataType.FLOAT, *IR_TYPES.values()})
-FLOAT32_OPS = frozenset({"LayerNormalization", "Softmax"})
+# What stays in float32: ONNX has Conv in bfloat16 only from opset 22 on, which TensorRT 10.3 does not read.
+FLOAT32_OPS = {
+    "fp16": frozenset({"LayerNormalization", "Softmax"}),
+    "bf16": frozenset({"LayerNormalization", "Softmax", "Conv"}),
+}
 
 
 def narrow(graph: ir.Graph, precision: str, blocks: Collection[int] | None = None) -> None:
@@ -37,6 +41,7 @@ class _Narrowing:
         self._graph = graph
         self._narrow = IR_TYPES[precision]
         self._numpy_type = NUMPY_TYPES[precision]
+        self._float32_ops = FLOAT32_OPS[precision]
         self._types: dict[ir.Value, ir.DataType | None] = {value: value.dtype for value in graph.inputs}
         self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self._wide = tail_nodes(graph)
@@ -45,7 +50,7 @@ class _Narrowing:
 
     def run(self) -> None:
         for node in list(self._graph):
-            wide = node.op_type in FLOAT32_OPS or node in self._wide
+            wide = node.op_type in self._float32_ops or node in self._wide
             target = ir.DataType.FLOAT if wide else self._narrow
             found = [self._type_of(value) for value in node.inputs if value is not None]
             floating = any(dtype in WIDE_TYPES for dtype in found)

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from saccade.errors import SaccadeError
 from saccade.export.anatomy import block_numbers, block_products, weight_name
 from saccade.export.precision import initializer
-from saccade.export.rounding import FORMATS, SMALLEST, NumberFormat, RoundedWeight, round_weight
+from saccade.export.rounding import FORMATS, NumberFormat, RoundedWeight, round_weight, scales
 
 
 def quantized_products(graph: ir.Graph) -> list[ir.Node]:
@@ -80,8 +80,7 @@ def _quantized_activation(
     """Put QuantizeLinear and DequantizeLinear behind a value; one pair serves all products that read it."""
     if not np.isfinite(largest):
         raise SaccadeError(f"activation {value.name!r} reached {largest} in calibration; check the images and weights")
-    scale = np.float32(max(largest / format_.largest, SMALLEST))
-    scale_value = initializer(graph, f"{value.name}.scale", np.asarray(scale))
+    scale_value = initializer(graph, f"{value.name}.scale", scales(largest, format_))
     zero = initializer(graph, f"{value.name}.zero_point", np.zeros((), format_.numpy_type), format_.dtype)
     quantized = ir.node("QuantizeLinear", [value, scale_value, zero], name=f"quantize_{value.name}")
     quantized.outputs[0].name = f"{value.name}.quantized"

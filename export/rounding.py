@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 DAMPING = 0.01  # share of the mean variance added to the covariance's diagonal, as in the paper
 BLOCK = 128  # rows rounded before the rest is updated by one product; changes speed only
-SMALLEST = np.finfo(np.float32).tiny  # a scale must not be 0: a dead channel has no range
+SMALLEST = np.finfo(np.float32).tiny  # damping must not be 0: inputs that were never seen have no variance
+HALF = np.finfo(np.float16)
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,22 @@ class RoundedWeight:
     scale: np.ndarray
 
 
+def scales(largest: np.ndarray | float, format_: NumberFormat) -> np.ndarray:
+    """Return the float32 scales that map values up to `largest` into the format: positive, and numbers that fp16 has.
+
+    fp16 around Q/DQ pairs needs their scales in fp16, and must compute with the very scales of the graph in float32. They
+    are rounded up, so that nothing is clipped; a dead channel has no range, and TensorRT takes no scale of 0.
+    """
+    exact = np.maximum(np.asarray(largest, dtype=np.float64) / format_.largest, float(HALF.smallest_subnormal))
+    half = np.minimum(exact, float(HALF.max)).astype(np.float16)
+    above = np.nextafter(half, np.float16(np.inf))
+    rounded = np.where(half < exact, above, half)
+    return np.where(exact > float(HALF.max), exact, rounded).astype(np.float32)
+
+
 def round_weight(weight: np.ndarray, format_: NumberFormat, covariance: np.ndarray) -> RoundedWeight:
     """Round a float32 weight (inputs, outputs); `covariance` (inputs, inputs) is the mean of x x^T over its inputs."""
-    scale = np.maximum(np.abs(weight).max(axis=0) / np.float32(format_.largest), SMALLEST).astype(np.float32)
+    scale = scales(np.abs(weight).max(axis=0), format_)
     factor = _inverse_factor(covariance)
     left = (weight / scale).astype(np.float64)
     rounded = np.empty_like(left)

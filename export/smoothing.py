@@ -75,7 +75,8 @@ def _folds(graph: ir.Graph) -> list[_Fold]:
     for activation, weights in readers.items():
         makers = _makers(graph, activation, weights[0].name or "")
         # What else reads the activation would see it divided.
-        if makers and len(weights) == len(activation.uses()) and activation.name is not None:
+        read_alone = len(weights) == len(activation.uses()) and not activation.is_graph_output()
+        if makers and read_alone and activation.name is not None:
             folds.append(_Fold(activation.name, tuple(weights), makers))
     return folds
 

@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 import sklearn.datasets
 from hypothesis import settings
+from PIL import Image
 
 from saccade.cli.main import main
+from saccade.validate.parity import ParityResult
 
 # The same examples in every run: a failure then belongs to the change that brought it. To look further than these:
 # make test PYTEST_ARGS="--hypothesis-profile explore"
@@ -94,6 +97,39 @@ def small_bundle(
 def photographs() -> list[np.ndarray]:
     """Return scikit-learn's two sample photographs, uint8 (427, 640, 3)."""
     return [np.array(image) for image in sklearn.datasets.load_sample_images().images]
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory: pytest.TempPathFactory, photographs: list[np.ndarray]) -> Path:
+    """Return a folder of 16 crops of both photographs, no two alike. Read only."""
+    folder = shared_folder(tmp_path_factory, "photos")
+    with one_at_a_time(folder):
+        for index in range(16):
+            row, column = divmod(index // 2, 4)
+            crop = photographs[index % 2][200 * row : 200 * row + 200, 140 * column : 140 * column + 200]
+            Image.fromarray(crop).save(folder / f"{index:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def converted_bundle(
+    tmp_path_factory: pytest.TempPathFactory, small_bundle: Callable[[str], Path], photo_folder: Path
+) -> Path:
+    """Return a small bundle with every precision. Copy it before changing anything but its engines.
+
+    It is kept whatever its parity: the bounds are a ViT-B's, and in a narrow model each rounding error weighs more.
+    """
+    folder = shared_folder(tmp_path_factory, "converted")
+    path = folder / "bundle"
+    with one_at_a_time(folder), pytest.MonkeyPatch.context() as patch:
+        if not (folder / "done").exists():
+            shutil.copytree(small_bundle("dinov2"), path, ignore=shutil.ignore_patterns("engines"))
+            patch.setattr(ParityResult, "passed", True)
+            for precision in ("fp16", "bf16", "int8", "fp8"):
+                calibration = ["--calibration", str(photo_folder)] if precision in ("int8", "fp8") else []
+                assert main(["convert", str(path), "--precision", precision, *calibration]) == 0
+            (folder / "done").touch()
+    return path
 
 
 @pytest.fixture(scope="session")

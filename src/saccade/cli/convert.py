@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -10,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from saccade import atomic
+from saccade import atomic, locks
 from saccade._version import VERSION
-from saccade.bundle import Bundle, GraphFile, read_bundle, sha256_of_file, write_manifest
+from saccade.bundle import MANIFEST, Bundle, GraphFile, read_bundle, sha256_of_file, write_manifest
 from saccade.cli import options as shared
 from saccade.cli.console import Phases, Report, size_text, table
-from saccade.engines.engine import ROLES
+from saccade.engines.engine import ROLES, refuse_path
 from saccade.errors import SaccadeError
 from saccade.golden import cases_of
 
@@ -57,17 +58,23 @@ def add_commands(commands: Any) -> None:
 
 
 def convert(options: argparse.Namespace) -> Report:
-    """Write the variants beside the bundle's files, judge them, and only then move them in; bundle.json comes last."""
+    """Write the variants beside the bundle's files, judge them, and only then move them in; bundle.json comes last.
+
+    Nobody else may export, convert or build there meanwhile; where somebody does, it stops before it has done anything.
+    """
     start = time.perf_counter()
     _check_options(options)
     _check_installed()
     from saccade.validate.gate import Judge
 
-    bundle = read_bundle(options.bundle)
-    with Phases() as phases, atomic.scratch_folder(bundle.path / "convert") as folder:
-        phases("open the fp32 graphs")
-        with Judge(bundle) as judge:
-            return _Conversion(bundle, options, judge, folder, phases).run(start)
+    refuse_path(options.bundle)
+    busy = f"{options.bundle} is being exported, converted or built by another process; repeat when it is done"
+    with locks.reserved(options.bundle, busy):
+        bundle = read_bundle(options.bundle)
+        with Phases() as phases, atomic.scratch_folder(bundle.path / "convert") as folder:
+            phases("open the fp32 graphs")
+            with Judge(bundle) as judge:
+                return _Conversion(bundle, options, judge, folder, phases).run(start)
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -78,6 +85,8 @@ def _check_options(options: argparse.Namespace) -> None:
         raise SaccadeError(f"--precision {precision} has nothing to calibrate; leave --calibration and --method out")
     if options.max_images < LEAST_IMAGES:
         raise SaccadeError(f"--max-images {options.max_images} is too few to calibrate on; give at least {LEAST_IMAGES}")
+    if options.calibration is not None:
+        shared.image_paths(options.calibration, "--calibration")
 
 
 def _check_installed() -> None:
@@ -226,31 +235,54 @@ def _keep(bundle: Bundle, pairs: dict[Any, Pair], provenance: dict[Any, Any]) ->
     """Move the files into the bundle and name them in its manifest; return their sizes.
 
     A variant that is there already leaves the manifest first: at no moment does bundle.json name a file with another hash.
+    Where any step fails, those before it are undone, the last one first.
     """
     entries = {
         (role, variant): msgspec.structs.replace(bundle.graph(role, "fp32"), file=path.name, sha256=sha256_of_file(path))
         for variant, pair in pairs.items()
         for role, path in pair.items()
     }
+    before = (bundle.path / MANIFEST).read_bytes()
     manifest = read_bundle(bundle.path).manifest  # as it is now: this took a while
     if any(manifest.graphs[role]["fp32"] != bundle.graph(role, "fp32") for role in ROLES):
         raise SaccadeError(f"{bundle.path} was exported again meanwhile; repeat the command")
     others = {
         role: {variant: graph for variant, graph in manifest.graphs[role].items() if variant not in pairs} for role in ROLES
     }
-    if others != manifest.graphs:
-        write_manifest(bundle.path, msgspec.structs.replace(manifest, graphs=others))
-    sizes = {}
-    for pair in pairs.values():
-        for path in pair.values():
-            sizes[path.name] = path.stat().st_size
-            path.replace(bundle.path / path.name)
     graphs: dict[str, dict[Any, GraphFile]] = {
         role: others[role] | {variant: entries[role, variant] for variant in pairs} for role in ROLES
     }
     kept = dict(manifest.provenance.get("variants") or {}) | provenance
-    write_manifest(
-        bundle.path,
-        msgspec.structs.replace(manifest, graphs=graphs, provenance=manifest.provenance | {"variants": kept}),
-    )
+    sizes = {path.name: path.stat().st_size for pair in pairs.values() for path in pair.values()}
+    with contextlib.ExitStack() as undo:
+        undo.callback(_write_back, bundle.path / MANIFEST, before)
+        if others != manifest.graphs:
+            write_manifest(bundle.path, msgspec.structs.replace(manifest, graphs=others))
+        for pair in pairs.values():
+            for path in pair.values():
+                _move_in(path, bundle.path / path.name, undo)
+        named = msgspec.structs.replace(manifest, graphs=graphs, provenance=manifest.provenance | {"variants": kept})
+        write_manifest(bundle.path, named)
+        undo.pop_all()
     return sizes
+
+
+def _write_back(path: Path, content: bytes) -> None:
+    if path.read_bytes() != content:
+        atomic.write_bytes(path, content)
+
+
+def _move_in(path: Path, place: Path, undo: contextlib.ExitStack) -> None:
+    """Put a file of the scratch folder in its place; what stood there steps aside into that folder until the end."""
+    aside, is_new = path.with_name(f"older.{path.name}"), not place.exists()
+
+    def put_back() -> None:
+        if aside.exists():
+            aside.replace(place)
+        elif is_new:
+            place.unlink(missing_ok=True)
+
+    undo.callback(put_back)
+    if not is_new:
+        place.replace(aside)
+    path.replace(place)
