@@ -25,6 +25,18 @@ def block_products(graph: ir.Graph) -> list[ir.Node]:
     return [node for node in graph if (name := weight_name(node)) and EMBEDDING not in name and node not in tail]
 
 
+def quantized_products(graph: ir.Graph) -> list[ir.Node]:
+    """Return the products to quantise: all of the blocks, but for the second layer of the selector's feed-forward networks.
+
+    What comes out of a GELU has long tails and nothing to smooth it by, and the selector pays for it where it matters: with
+    those layers in int8 the worst regret over twelve photographs is 2.0e-4 to 2.7e-4, without them 1.4e-4 to 1.6e-4.
+    """
+    products = block_products(graph)
+    if all(value.name != "score_map" for value in graph.outputs):
+        return products
+    return [node for node in products if not (weight_name(node) or "").endswith("mlp.fc2.weight")]
+
+
 def block_numbers(graph: ir.Graph) -> dict[ir.Node, int | None]:
     """Return each node's block; a node without weights belongs with the last weight seen, since graphs are in order."""
     tail, current = tail_nodes(graph), None

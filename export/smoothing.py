@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from saccade.export.anatomy import block_products
+from saccade.export.anatomy import quantized_products
 
 STRENGTH = 0.5  # alpha of SmoothQuant (Xiao et al. 2022, eq. 4): half of the difficulty goes to the weights
 SMALLEST_MAXIMUM = 1e-5  # a dead channel has nothing to move
@@ -67,7 +67,7 @@ def smooth(graph: ir.Graph, factors: Mapping[str, np.ndarray]) -> None:
 def _folds(graph: ir.Graph) -> list[_Fold]:
     """Return every activation of the block products that has a place to be divided in, in graph order."""
     readers: dict[ir.Value, list[ir.Value]] = {}
-    for node in block_products(graph):
+    for node in quantized_products(graph):
         activation, weight = node.inputs[0], node.inputs[1]
         assert activation is not None and weight is not None
         readers.setdefault(activation, []).append(weight)

@@ -18,7 +18,10 @@ from saccade.export.calibration import LEVELS, METHODS, Activations, Statistics,
 
 KINDS = ("dinov2", "franca")
 ROLES = ("selector", "extractor")
-LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+LAYERS = {
+    "selector": ("attn.qkv", "attn.proj", "mlp.fc1"),
+    "extractor": ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"),
+}
 
 Feed = dict[str, np.ndarray]
 
@@ -40,7 +43,7 @@ def activations(
     """Return what the layers of the blocks read on all images, (rows, channels), by ONNX Runtime alone."""
     model = onnx.load(small_bundle(kind) / f"{role}.onnx")
     layers = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1].endswith(".weight")]
-    names = list(dict.fromkeys(n.input[0] for n in layers if any(layer in n.input[1] for layer in LAYERS)))
+    names = list(dict.fromkeys(n.input[0] for n in layers if any(layer in n.input[1] for layer in LAYERS[role])))
     for name in names:
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
