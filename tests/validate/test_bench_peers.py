@@ -209,6 +209,8 @@ def test_a_compiler_that_fails_is_one_line() -> None:
         (["--roof", "--engine", "tensorrt"], "--roof measures the CPU, and no side runs on it; leave it out"),
         (["--markdown", "out.txt"], "--markdown out.txt: it is written as .md; end the name so"),
         (["--plots", "{bundle}/plots"], "that is inside a bundle; choose a place outside"),
+        (["--plots", "no-such-folder/plots"], "cannot write no-such-folder/plots: its folder does not exist"),
+        (["--plots", __file__], f"cannot write {__file__}: "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

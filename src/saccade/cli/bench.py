@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,6 +99,10 @@ def _check_outputs(options: argparse.Namespace) -> None:
         from saccade.validate.bench_plots import require_matplotlib
 
         shared.refuse_inside_bundle("--plots", options.plots)
+        is_file, has_place = options.plots.is_file(), options.plots.parent.is_dir()
+        if is_file or not has_place:
+            problem = errno.ENOTDIR if is_file else errno.ENOENT
+            raise atomic.write_error(options.plots, OSError(problem, os.strerror(problem)))
         require_matplotlib()
 
 
