@@ -10,6 +10,7 @@ PRECISION   ?= fp32
 ENGINE      ?= openvino
 IMAGES      ?= examples
 CALIBRATION ?=
+PEERS       ?= eager full-backbone
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 BIN     := .venv/bin
@@ -35,13 +36,13 @@ JUDGE   := $(wildcard validate/*.py) $(EXPORT) $(CHAIN)
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  Variables: MODEL=$(MODEL) CHECKPOINT=FILE SIZE= K= TASK= PRECISION=$(PRECISION) ENGINE=$(ENGINE) IMAGES=$(IMAGES) CALIBRATION=$(CALIBRATION)"
+	@echo "  Variables: MODEL=$(MODEL) CHECKPOINT=FILE SIZE= K= TASK= PRECISION=$(PRECISION) ENGINE=$(ENGINE) IMAGES=$(IMAGES) CALIBRATION=$(CALIBRATION) PEERS='$(PEERS)'"
 demo:    $(DEMO)/demo.json ## From checkpoint to features, picture and proof, in build/demo
 	@$(BIN)/python -m saccade.validate.demo --show $<
 onnx:    $(ONNX)           ## Export CHECKPOINT (or a seeded MODEL) to a bundle
 engines: $(BUNDLE).$(CHOICE).built.json ## Build ENGINE in PRECISION (int8, fp8: CALIBRATION=FOLDER) from the bundle
 parity:  $(BUNDLE).$(CHOICE).parity.json ## Prove that engine equal to PyTorch on IMAGES
-bench:   build/bench/$(notdir $(BUNDLE)).$(CHOICE).json ## Time that engine against eager PyTorch
+bench:   build/bench/$(notdir $(BUNDLE)).$(CHOICE).json ## Time that engine against PEERS and the machine's roof
 test:    lint              ## Run all tests, lint and types included
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 lint:    .venv/installed   ## Check style and types
@@ -84,7 +85,8 @@ $(BUNDLE).%.parity.json: $(BUNDLE).%.built.json build/settings/images $(JUDGE)
 	$(SACCADE) parity $(BUNDLE) --checkpoint $(CHECKPOINT) --images $(IMAGES) $(call options_of,$*) \
 	  --report $(BUNDLE).$*.parity.html --json > $@
 build/bench/$(notdir $(BUNDLE)).%.json: $(BUNDLE).%.built.json $(JUDGE) | build/bench
-	$(SACCADE) bench $(BUNDLE) --checkpoint $(CHECKPOINT) $(call options_of,$*) -o $@
+	$(SACCADE) bench $(BUNDLE) --checkpoint $(CHECKPOINT) --peers $(PEERS) --roof $(call options_of,$*) \
+	  --plots $(basename $@).plots --markdown $(basename $@).md -o $@
 
 # "tensorrt-rtx-fp32" as options.
 options_of = --engine $(patsubst %-$(lastword $(subst -, ,$(1))),%,$(1)) --precision $(lastword $(subst -, ,$(1)))

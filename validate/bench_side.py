@@ -13,10 +13,9 @@ import numpy as np
 
 from saccade.errors import SaccadeError
 from saccade.runtime.memory import peak_bytes
-from saccade.validate.bench import APART, PYTORCH, WARM_UP_FRAMES, Side
-
-Frame = Callable[[], dict[str, float]]  # runs once and returns its milliseconds by stage, "frame" for the whole
-Versions = dict[str, str]
+from saccade.validate import work
+from saccade.validate.bench_plan import CHAIN, FULL_BACKBONE, PYTORCH, ROOF, Opened, Side, images_of
+from saccade.validate.bench_results import APART, WARM_UP_FRAMES
 
 
 def main() -> int:
@@ -41,13 +40,14 @@ def _answers() -> Iterator[Callable[[dict[str, object]], None]]:
 def _serve(side: Side, say: Callable[[dict[str, object]], None]) -> None:
     """Load, warm up, say so, and then answer each line on stdin with the times of as many frames."""
     start = time.perf_counter()
-    with _pytorch(side) if side.engine == PYTORCH else _chain(side) as (frame, versions):
+    with _opened(side) as (frame, versions, gflop):
         load_s = time.perf_counter() - start
         first_ms = frame()["frame"]
         for _ in range(WARM_UP_FRAMES):
             frame()
-        say({"load_s": round(load_s, 3), "first_ms": round(first_ms, 2), "versions": versions})
+        say({"load_s": round(load_s, 3), "first_ms": round(first_ms, 2), "versions": versions, "gflop": gflop})
         for line in sys.stdin:
+            frame()  # whoever had the turn before has filled the caches
             stages: dict[str, list[float]] = {}
             for _ in range(int(line)):
                 for name, value in frame().items():
@@ -55,20 +55,34 @@ def _serve(side: Side, say: Callable[[dict[str, object]], None]) -> None:
             say({"stages": stages, "peak_memory_mb": round(peak_bytes() / 1e6, 1)})
 
 
-def _images(side: Side) -> list[np.ndarray]:
-    random = np.random.RandomState(0)
-    return list(random.randint(0, 256, (side.batch, *side.size, 3), dtype=np.uint8))
+def _opened(side: Side) -> contextlib.AbstractContextManager[Opened]:
+    """Return what a side's kind runs; each brings only the libraries that it needs into this process."""
+    if side.kind == CHAIN:
+        return _chain(side)
+    if side.kind == FULL_BACKBONE:
+        return _full_backbone(side)
+    if side.kind == ROOF:
+        from saccade.validate.roof import open_roof
+
+        return open_roof(side)
+    if side.kind == PYTORCH:
+        from saccade.validate.bench_torch import open_pytorch
+
+        return open_pytorch(side)
+    from saccade.validate.bench_one_graph import open_one_graph
+
+    return open_one_graph(side)
 
 
 @contextlib.contextmanager
-def _chain(side: Side) -> Iterator[tuple[Frame, Versions]]:
+def _chain(side: Side) -> Iterator[Opened]:
     """Yield the chain on the side's engine, which the parent has built: building counts into no side's loading."""
     from saccade.runtime.loading import load
 
     with load(
         side.bundle, engine=side.engine, precision=side.precision, device=side.device, threads=side.threads, build=False
     ) as pipeline:
-        images = _images(side)
+        images = images_of(side)
 
         def frame() -> dict[str, float]:
             start = time.perf_counter_ns()
@@ -76,47 +90,33 @@ def _chain(side: Side) -> Iterator[tuple[Frame, Versions]]:
             whole = (time.perf_counter_ns() - start) / 1e6
             return {"frame": whole - sum(timings.get(name, 0.0) for name in APART), **timings}
 
-        yield frame, {side.engine: pipeline.receipt.conditions.get("version", "")}
+        gflop = work.frame_gflop(pipeline.bundle.model, pipeline.bundle.manifest.task, side.k, side.batch)
+        yield Opened(frame, {side.engine: pipeline.receipt.conditions.get("version", "")}, gflop)
 
 
 @contextlib.contextmanager
-def _pytorch(side: Side) -> Iterator[tuple[Frame, Versions]]:
-    """Yield the checkpoint's modules, run eagerly on the full graph as upstream does: normalise, look, top-k, embed all.
+def _full_backbone(side: Side) -> Iterator[Opened]:
+    """Yield the extractor on every patch of the image: what the same engine takes where nothing is selected.
 
-    Attention is torch's own fused kernel, which is what timm's modules call; ours is written out for the engines.
+    The prefix rows are noise: a backbone without a selector has learned ones, which cost nothing.
     """
-    import torch
-    from torch.nn import functional as F
+    from saccade.runtime.loading import load
 
-    from saccade.export import modules
-    from saccade.export.checkpoint import read_checkpoint
-    from saccade.export.reference import Reference, normalised
+    with load(
+        side.bundle, engine=side.engine, precision=side.precision, device=side.device, threads=side.threads, build=False
+    ) as pipeline:
+        pipeline.engines["selector"].close()  # the peak memory still counts its loading
+        images, model = images_of(side), pipeline.bundle.model
+        cells = np.tile(np.arange(side.k, dtype=np.int32), (side.batch, 1))
+        prefix = np.random.RandomState(0).standard_normal((side.batch, model.prefix, model.dim)).astype(np.float32)
 
-    def fused(self: modules.Attention, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=-1))
-        attended = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        def frame() -> dict[str, float]:
+            start = time.perf_counter_ns()
+            timings = pipeline.extract(images, cells, prefix).timings_ms
+            return {"frame": (time.perf_counter_ns() - start) / 1e6, **timings}
 
-    modules.Attention.forward = fused  # type: ignore[method-assign]
-    assert side.checkpoint is not None  # the plan has this side only where there is one
-    torch.set_num_threads(side.threads)
-    from saccade.bundle import read_bundle
-
-    reference = Reference(read_checkpoint(side.checkpoint), read_bundle(side.bundle).manifest.task)
-    images = _images(side)
-    cells = (side.size[0] // reference.model.patch, side.size[1] // reference.model.patch)
-
-    @torch.inference_mode()
-    def frame() -> dict[str, float]:
-        start = time.perf_counter_ns()
-        image = normalised(images)
-        raw, prefix = reference.look(image)
-        scores = F.interpolate(raw.unsqueeze(1), cells, mode="bilinear", align_corners=False)
-        kept = torch.topk(scores.flatten(1), side.k).indices
-        reference.extract(image, kept, prefix)
-        return {"frame": (time.perf_counter_ns() - start) / 1e6}
-
-    yield frame, {"torch": torch.__version__}
+        gflop = side.batch * work.extractor_gflop(model, pipeline.bundle.manifest.task, side.k)
+        yield Opened(frame, {side.engine: pipeline.receipt.conditions.get("version", "")}, {"extractor": gflop})
 
 
 if __name__ == "__main__":

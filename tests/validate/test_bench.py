@@ -18,8 +18,8 @@ from saccade.bundle import read_bundle
 from saccade.cli.main import main
 from saccade.errors import SaccadeError
 from saccade.runtime.chain import Pipeline
-from saccade.validate import bench, bench_side
-from saccade.validate.bench import Side
+from saccade.validate import bench, bench_plan, bench_results, bench_side
+from saccade.validate.bench_plan import Side
 
 # Stands in for a side's process: the first word of its name says how it behaves, and what it does is written to a file.
 ACTOR = '''
@@ -43,7 +43,7 @@ if kind == "crashing":
     os.kill(os.getpid(), signal.SIGKILL)
 if kind == "slow":
     time.sleep(60)
-say(load_s=0.5, first_ms=9.0, versions={"actor": "1"})
+say(load_s=0.5, first_ms=9.0, versions={"actor": "1"}, gflop={})
 turns = 0
 try:
     for line in sys.stdin:
@@ -67,10 +67,12 @@ except KeyboardInterrupt:
     pass
 note("end")
 '''
-CONDITIONS = ["saccade", "python", "cpu", "threads", "rounds", "frames_per_round", "warm_up_frames", "boundary"]
+CONDITIONS = [
+    "saccade", "python", "cpu", "threads", "pinning", "rounds", "frames_per_round", "warm_up_frames", "order", "boundary",
+]  # fmt: skip
 SIDE = [
-    "name", "engine", "precision", "size", "k", "batch", "versions", "load_s", "first_ms", "peak_memory_mb",
-    "frame_ms", "stage_ms", "images_per_s",
+    "name", "kind", "engine", "precision", "device", "size", "k", "batch", "versions", "load_s", "first_ms",
+    "peak_memory_mb", "frame_ms", "stage_ms", "images_per_s",
 ]  # fmt: skip
 STAGES = ["decode", "fit", "resize", "selector", "select", "gather", "extractor"]
 
@@ -112,8 +114,8 @@ def none_left(started: list[subprocess.Popen[str]]) -> bool:
     ids=["one", "two", "ten", "101", "100", "outlier", "rounded"],
 )
 def test_percentiles_are_by_nearest_rank(values: list[float], expected: tuple[float, ...]) -> None:
-    assert tuple(bench._percentiles(values).values()) == expected
-    assert list(bench._percentiles(values)) == ["p50", "p90", "p99", "min"]
+    assert tuple(bench_results.percentiles(values).values()) == expected
+    assert list(bench_results.percentiles(values)) == ["p50", "p90", "p99", "min"]
 
 
 def test_sides_are_all_loaded_first_and_then_take_turns(actors: tuple[Path, list[Any]]) -> None:
@@ -122,7 +124,7 @@ def test_sides_are_all_loaded_first_and_then_take_turns(actors: tuple[Path, list
     bench.run([side("a", log), side("b", log)], rounds=3, frames=4, on_turn=lambda: ticks.append(None))
     lines = log.read_text().splitlines()
     assert lines[:2] == ["a: load", "b: load"]
-    assert lines[2:8] == ["a: turn of 4", "b: turn of 4"] * 3
+    assert lines[2:8] == [f"{name}: turn of 4" for name in "abbaab"]  # another one first in each round
     assert sorted(lines[8:]) == ["a: end", "b: end"]
     assert len(ticks) == 6
     assert none_left(started)
@@ -130,7 +132,7 @@ def test_sides_are_all_loaded_first_and_then_take_turns(actors: tuple[Path, list
 
 def test_results_have_stable_keys_and_the_last_peak(actors: tuple[Path, list[Any]]) -> None:
     data = bench.run([side("a", actors[0])], rounds=2, frames=3)
-    assert list(data) == ["conditions", "sides"]
+    assert list(data) == ["conditions", "sides", "roofs"]
     assert list(data["conditions"]) == CONDITIONS
     (result,) = data["sides"]
     assert list(result) == [*SIDE, "outside_networks_share"]
@@ -230,16 +232,21 @@ def test_what_libraries_print_in_a_side_is_no_answer() -> None:
 
 def plan(bundle: Path, **changes: Any) -> list[Side]:
     asked: dict[str, Any] = {
-        "engines": ["openvino"], "precisions": ["fp32"], "sizes": None, "ks": None, "batches": [1], "device": None,
+        "pairs": [("openvino", "fp32")], "sizes": None, "ks": None, "batches": [1], "device": None,
         "threads": 0, "checkpoint": None,
     }  # fmt: skip
-    return bench.plan_from(read_bundle(bundle), **(asked | changes))
+    return bench_plan.plan_from(read_bundle(bundle), **(asked | changes))
 
 
 def test_a_plan_is_every_combination_with_pytorch_first(small_bundle: Callable[[str], Path]) -> None:
     bundle = small_bundle("dinov2")
     found = plan(
-        bundle, engines=["openvino", "onnxruntime"], sizes=[126, 70], ks=[8, 9], batches=[1, 2], checkpoint=Path(__file__)
+        bundle,
+        pairs=[("openvino", "fp32"), ("onnxruntime", "fp32")],
+        sizes=[126, 70],
+        ks=[8, 9],
+        batches=[1, 2],
+        checkpoint=Path(__file__),
     )
     assert len(found) == len({each.name for each in found}) == 2 * 2 * 2 * 3
     assert [each.engine for each in found[:3]] == ["pytorch-eager", "openvino", "onnxruntime"]
@@ -290,13 +297,13 @@ def test_a_real_run_times_every_stage_of_both_engines_against_pytorch(
     assert list(eager) == [*SIDE, "of_pytorch_eager"]
     assert data["conditions"]["threads"] == 1
     for result, engine in zip(ours, ["openvino", "onnxruntime"], strict=True):
-        assert list(result) == [*SIDE, "outside_networks_share", "of_pytorch_eager"]
+        assert list(result) == [*SIDE, "outside_networks_share", "networks", "of_pytorch_eager"]
         assert result["engine"] == engine
         assert list(result["stage_ms"]) == STAGES
         assert 0 < result["outside_networks_share"] < 1
         assert result["of_pytorch_eager"] > 0
         assert result["versions"][engine]
-        inner = sum(result["stage_ms"][name]["min"] for name in STAGES if name not in bench.APART)
+        inner = sum(result["stage_ms"][name]["min"] for name in STAGES if name not in bench_results.APART)
         assert inner <= result["frame_ms"]["p99"]
 
 
@@ -316,10 +323,10 @@ def test_a_side_that_cannot_load_ends_the_command_with_one_line(
 def test_the_dense_output_of_segmentation_is_timed_apart(small_bundle: Callable[[str], Path]) -> None:
     segment = Side("s", str(small_bundle("segment")), "onnxruntime", "fp32", "cpu", (126, 126), 8, 1, 1, None)
     bench.build_missing(read_bundle(segment.bundle), [segment], lambda phase: None, lambda line: None)
-    with bench_side._chain(segment) as (frame, versions):
+    with bench_side._chain(segment) as (frame, versions, _):
         times = frame()
     assert list(times) == ["frame", *STAGES, "fill"]
-    assert times["frame"] >= sum(times[name] for name in STAGES if name not in bench.APART)
+    assert times["frame"] >= sum(times[name] for name in STAGES if name not in bench_results.APART)
     assert list(versions) == ["onnxruntime"]
 
 
@@ -359,7 +366,7 @@ def test_a_side_closes_its_pipeline(copy: Path, monkeypatch: pytest.MonkeyPatch)
     answers: list[dict[str, Any]] = []
     bench_side._serve(side, answers.append)
     loaded, turn = answers
-    assert loaded.keys() == {"load_s", "first_ms", "versions"}
+    assert loaded.keys() == {"load_s", "first_ms", "versions", "gflop"}
     assert [len(values) for values in turn["stages"].values()] == [2] * (len(STAGES) + 1)
     assert len(closed) == 1
 

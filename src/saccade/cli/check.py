@@ -1,4 +1,4 @@
-"""Commands that judge: parity, verify, bench."""
+"""Commands that judge: parity, verify."""
 from __future__ import annotations
 
 import argparse
@@ -14,7 +14,6 @@ from saccade.bundle import Bundle, read_bundle, write_manifest
 from saccade.cli import options as shared
 from saccade.cli.console import Phases, Report, progress_bar, table
 from saccade.cli.verdicts import measured_on
-from saccade.engines.engine import ENGINE_NAMES
 from saccade.errors import SaccadeError
 from saccade.runtime.chain import Pipeline
 from saccade.runtime.images import read_rgb
@@ -35,10 +34,9 @@ class Group(NamedTuple):
 
 
 def add_commands(commands: Any) -> None:
-    """Add the three commands to the parser."""
+    """Add both commands to the parser."""
     _add_parity(commands)
     _add_verify(commands)
-    _add_bench(commands)
 
 
 def _add_verify(commands: Any) -> None:
@@ -200,75 +198,3 @@ def _keep_receipt(bundle: Bundle, receipt: dict[str, Any]) -> None:
         write_manifest(bundle.path, msgspec.structs.replace(manifest, parity=(*others, receipt)[-MAX_RECEIPTS:]))
     except SaccadeError as error:
         Phases().note(f"the verdict was not kept in the bundle: {error}")
-
-
-def _add_bench(commands: Any) -> None:
-    parser = commands.add_parser(
-        "bench",
-        help="time the chain, engines in turns, against PyTorch where a checkpoint is given",
-        description="Time engines side by side: a process each, taken in turns, medians after warm-up.",
-    )
-    shared.add_bundle(parser)
-    parser.add_argument("--engine", nargs="+", choices=ENGINE_NAMES, default=["openvino"], metavar="E")
-    parser.add_argument("--precision", nargs="+", choices=shared.PRECISIONS, default=["fp32"], metavar="P")
-    parser.add_argument("--size", nargs="+", type=int, metavar="S", help="pixels (default: the bundle's)")
-    parser.add_argument("--k", nargs="+", type=int, metavar="K", help="patches (default: the bundle's)")
-    parser.add_argument("--batch", nargs="+", type=int, default=[1], metavar="B")
-    parser.add_argument("--device", metavar="cpu|0", help="cpu or the index of a GPU (default: each engine's own kind)")
-    parser.add_argument("--threads", type=int, default=0, metavar="T", help="default: every core, stated in the result")
-    parser.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT", help="also time PyTorch, eager, on the full graph")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each side (default: %(default)s)")
-    parser.add_argument("--frames", type=int, default=10, metavar="N", help="frames of a turn (default: %(default)s)")
-    parser.add_argument("-o", "--output", type=Path, metavar="OUT.json", help="write the result")
-    parser.set_defaults(execute=bench)
-
-
-def bench(options: argparse.Namespace) -> Report:
-    """Time all sides in turns and report medians and ratios."""
-    from saccade.validate import bench as benchmark
-
-    shared.check_output("-o", options.output, ".json")
-    benchmark.check_turns(options.rounds, options.frames)
-    bundle = read_bundle(options.bundle)
-    plan = benchmark.plan_from(
-        bundle,
-        engines=options.engine,
-        precisions=options.precision,
-        sizes=options.size,
-        ks=options.k,
-        batches=options.batch,
-        device=options.device,
-        threads=options.threads,
-        checkpoint=options.checkpoint,
-    )
-    with Phases() as phases:
-        benchmark.build_missing(bundle, plan, phases, phases.note)
-    with progress_bar(len(plan) * options.rounds, "bench", "turn") as bar:
-        data = benchmark.run(plan, rounds=options.rounds, frames=options.frames, on_turn=lambda: bar.update(1))
-    if options.output:
-        from saccade import atomic
-
-        atomic.write_bytes(options.output, msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n")
-    return Report(data, _bench_lines(data) + ([f"wrote {options.output}"] if options.output else []))
-
-
-def _bench_lines(data: dict[str, Any]) -> list[str]:
-    """Return the conditions and a row for every side."""
-    conditions = data["conditions"]
-    head = (
-        f"{conditions['cpu']['name']}, {conditions['threads']} threads, {conditions['rounds']} rounds of "
-        f"{conditions['frames_per_round']} frames in turns; ms per call"
-    )
-    rows: list[tuple[str, ...]] = [("side", "p50", "p90", "p99", "of eager", "outside networks", "peak MB")]
-    for side in data["sides"]:
-        times = side["frame_ms"]
-        rows.append(
-            (
-                side["name"],
-                *(f"{times[p]:.1f}" for p in ("p50", "p90", "p99")),
-                f"{side['of_pytorch_eager']:.3f}" if "of_pytorch_eager" in side else "-",
-                f"{side['outside_networks_share']:.2%}" if "outside_networks_share" in side else "-",
-                f"{side['peak_memory_mb']:.0f}",
-            )
-        )
-    return [head, *table(rows)]
