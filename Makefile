@@ -15,7 +15,8 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 
 BIN     := .venv/bin
 SACCADE := $(BIN)/saccade
-BUNDLE  := build/$(basename $(notdir $(CHECKPOINT)))
+NAME    := $(basename $(notdir $(CHECKPOINT)))
+BUNDLE  := build/$(NAME)
 ONNX    := $(BUNDLE)/extractor.onnx
 CHOICE  := $(ENGINE)-$(PRECISION)
 # Graphs to convert first; OpenVINO takes 16 bits as a hint on the fp32 graphs.
@@ -64,24 +65,24 @@ clean:                     ## Remove everything that was built, the environment 
 # A setting is a file that is rewritten only when its text differs, so that what was made with another one is stale.
 build/settings/%: FORCE | build/settings
 	@echo '$(SETTING)' | cmp -s - $@ || echo '$(SETTING)' > $@
-build/settings/seed:   SETTING = $(MODEL) $(SEED)
-build/settings/export: SETTING = $(CHECKPOINT) $(SIZE) $(K) $(TASK)
-build/settings/calibration: SETTING = $(CALIBRATION) $(if $(CALIBRATION),$(words $(wildcard $(CALIBRATION)/*)) files)
-build/settings/images: SETTING = $(IMAGES) $(wildcard $(IMAGES)/*)
+build/settings/$(MODEL).seed: SETTING = $(SEED)
+build/settings/$(NAME).export: SETTING = $(CHECKPOINT) $(SIZE) $(K) $(TASK)
+build/settings/$(NAME).calibration: SETTING = $(CALIBRATION) $(if $(CALIBRATION),$(words $(wildcard $(CALIBRATION)/*)) files)
+build/settings/$(NAME).images: SETTING = $(IMAGES) $(wildcard $(IMAGES)/*)
 build/settings build/bench $(DEMO):
 	mkdir -p $@
 
-build/$(MODEL).pt: export/seeded.py build/settings/seed | .venv/installed
+build/$(MODEL).pt: export/seeded.py build/settings/$(MODEL).seed | .venv/installed
 	$(SACCADE) make-checkpoint $(MODEL) --seed $(SEED) -o $@
-$(ONNX): $(CHECKPOINT) build/settings/export $(EXPORT) | .venv/installed
-	$(SACCADE) export $< -o $(BUNDLE) $(if $(SIZE),--size $(SIZE)) $(if $(K),--k $(K)) $(if $(TASK),--task $(TASK))
-$(BUNDLE).%.converted.json: $(ONNX) build/settings/calibration $(JUDGE) | .venv/installed
+$(ONNX): $(CHECKPOINT) build/settings/$(NAME).export $(EXPORT) | .venv/installed
+	$(SACCADE) export $< -o $(BUNDLE) --force $(if $(SIZE),--size $(SIZE)) $(if $(K),--k $(K)) $(if $(TASK),--task $(TASK))
+$(BUNDLE).%.converted.json: $(ONNX) $(if $(CALIBRATION),build/settings/$(NAME).calibration) $(JUDGE) | .venv/installed
 	$(SACCADE) convert $(BUNDLE) --precision $* $(if $(CALIBRATION),--calibration $(CALIBRATION)) --json > $@
 $(BUNDLE).$(CHOICE).built.json: $(VARIANT)
 $(BUNDLE).%.built.json: $(ONNX) $(ENGINES) | .venv/installed
 	$(SACCADE) build $(BUNDLE) $(call options_of,$*) --json > $@
 # A failed parity exits with 1, and make then deletes its target: the page that shows why is another file.
-$(BUNDLE).%.parity.json: $(BUNDLE).%.built.json build/settings/images $(JUDGE)
+$(BUNDLE).%.parity.json: $(BUNDLE).%.built.json build/settings/$(NAME).images $(JUDGE)
 	$(SACCADE) parity $(BUNDLE) --checkpoint $(CHECKPOINT) --images $(IMAGES) $(call options_of,$*) \
 	  --report $(BUNDLE).$*.parity.html --json > $@
 build/bench/$(notdir $(BUNDLE)).%.json: $(BUNDLE).%.built.json $(JUDGE) | build/bench

@@ -59,7 +59,7 @@ class Cuda:
         try:
             from cuda.bindings import runtime
         except ImportError as error:
-            raise SaccadeError(f"{engine}: cuda-python is missing; pip install 'saccade[{engine}]'") from error
+            raise SaccadeError(f"{engine}: cuda-python is missing; pip install '.[{engine}]' in the clone") from error
         self._runtime, self._engine, self.device = runtime, engine, device
         self.call("cudaSetDevice", device)
 

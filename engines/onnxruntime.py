@@ -12,12 +12,13 @@ from saccade.bundle import Bundle, GraphFile
 from saccade.engines.engine import ROLES, Backend, Built, Capabilities, Engine, EngineRequest, Progress, load_roles
 from saccade.errors import SaccadeError
 
-INSTALL = "pip install 'saccade[onnxruntime]'"
-INSTALL_CUDA = "pip uninstall onnxruntime, then pip install 'saccade[onnxruntime-gpu]'"
+INSTALL = "pip install '.[onnxruntime]' in the clone"
+INSTALL_CUDA = "pip uninstall onnxruntime, then pip install '.[onnxruntime-gpu]' in the clone"
 # Precision -> graph file, by device. The CPU provider computes fp16 graphs in fp32 between casts, so it has no fp16.
 CPU_VARIANTS = {"fp32": "fp32", "int8": "int8"}
 GPU_VARIANTS = {"fp32": "fp32", "fp16": "fp16"}
 VARIANTS = CPU_VARIANTS | GPU_VARIANTS
+_OFFERED = f"{', '.join(CPU_VARIANTS)} on the CPU and {', '.join(GPU_VARIANTS)} on a GPU"
 
 
 def _module() -> Any:
@@ -33,8 +34,8 @@ def _providers(onnxruntime: Any, request: EngineRequest) -> list[Any]:
     """Return the one execution provider that was asked for; ONNX Runtime itself would fall back to another silently."""
     offered = CPU_VARIANTS if request.device == "cpu" else GPU_VARIANTS
     if request.precision not in offered:
-        where = f"{', '.join(offered)} on {'the CPU' if request.device == 'cpu' else 'a GPU'}"
-        raise SaccadeError(f"onnxruntime offers {where}, not {request.precision}; use another --engine")
+        where = "the CPU" if request.device == "cpu" else "a GPU"
+        raise SaccadeError(f"onnxruntime offers {_OFFERED}, not {request.precision} on {where}; use another --engine")
     if request.device == "cpu":
         return ["CPUExecutionProvider"]
     if not request.device.isdigit():
@@ -66,7 +67,7 @@ class OnnxRuntimeBackend(Backend):
     def variant(self, precision: str) -> str:
         """Return the graph file of a precision."""
         if precision not in VARIANTS:
-            raise SaccadeError(f"onnxruntime offers {', '.join(VARIANTS)}, not {precision}; use another --engine")
+            raise SaccadeError(f"onnxruntime offers {_OFFERED}, not {precision}; use another --engine")
         return VARIANTS[precision]
 
     def conditions(self, request: EngineRequest) -> dict[str, str]:

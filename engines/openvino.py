@@ -11,7 +11,7 @@ from saccade.bundle import Bundle, GraphFile
 from saccade.engines.engine import ROLES, Backend, Built, Capabilities, Engine, EngineRequest, Progress, load_roles
 from saccade.errors import SaccadeError
 
-INSTALL = "pip install 'saccade[openvino]'"
+INSTALL = "pip install '.[openvino]' in the clone"
 # Precision -> graph file. bf16 and fp16 are execution hints on the fp32 graph: OpenVINO converts weights itself.
 VARIANTS = {"fp32": "fp32", "bf16": "fp32", "fp16": "fp32", "int8": "int8"}
 # The hint that makes each precision real. Without one a CPU with bf16 instructions computes fp32 graphs in bf16.

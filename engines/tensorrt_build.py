@@ -90,10 +90,10 @@ def import_binding(engine: str) -> Any:
     try:
         return importlib.import_module(BINDINGS[engine])
     except ImportError as error:
-        raise SaccadeError(f"{engine}: not installed ({error}); pip install 'saccade[{engine}]'") from error
+        raise SaccadeError(f"{engine}: not installed ({error}); pip install '.[{engine}]' in the clone") from error
     except OSError as error:  # the wheel is there, but the loader refuses one of its libraries
         raise SaccadeError(
-            f"{engine}: its libraries do not load ({error}); pip install --force-reinstall 'saccade[{engine}]'"
+            f"{engine}: its libraries do not load ({error}); pip install --force-reinstall '.[{engine}]' in the clone"
         ) from error
 
 
@@ -252,7 +252,7 @@ def _select_gpu(job: Job) -> None:
     try:
         from cuda.bindings import runtime
     except ImportError as error:
-        raise SaccadeError(f"{job.engine}: cuda-python is missing; pip install 'saccade[{job.engine}]'") from error
+        raise SaccadeError(f"{job.engine}: cuda-python is missing; pip install '.[{job.engine}]' in the clone") from error
     status = runtime.cudaSetDevice(job.device)[0]
     if status != runtime.cudaError_t.cudaSuccess:
         raise SaccadeError(f"{job.engine}: cannot use GPU {job.device} ({status.name}); check it with nvidia-smi")

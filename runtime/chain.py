@@ -5,13 +5,15 @@ import contextlib
 import copy
 import functools
 import operator
+import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from saccade.bundle import Bundle
 from saccade.engines import store
@@ -99,17 +101,20 @@ class Pipeline:
         fit: Fit = "squash",
         dense: bool = False,
     ) -> Iterator[Output]:
-        """Yield the output of each frame in order, with as many frames under way as the pipeline was loaded for streams.
+        """Yield the output of each frame in order, as many of them under way as the pipeline was loaded with `streams`.
 
         Frames are taken as they are needed, so `frames` may be endless; sizes may change from one to the next. Options are
         those of a call. For a folder of images of one size, calls with several images at once are as fast.
         """
+        if isinstance(frames, (str, bytes, os.PathLike, np.ndarray, Image.Image)):
+            raise SaccadeError("stream takes several frames, one after the other; call the pipeline itself for one image")
+        lane = functools.partial(Pipeline.__call__, k=k, k_ratio=k_ratio, size=size, fit=fit, dense=dense)
+        return self._streamed(frames, lane)
+
+    def _streamed(self, frames: Iterable[ImageLike], run: Callable[[Pipeline, ImageLike], Output]) -> Iterator[Output]:
         with contextlib.ExitStack() as stack:
             lanes = [self, *(stack.enter_context(self._twin()) for _ in range(1, self.streams))]
-            yield from in_order(
-                frames,
-                [functools.partial(lane, k=k, k_ratio=k_ratio, size=size, fit=fit, dense=dense) for lane in lanes],
-            )
+            yield from in_order(frames, [functools.partial(run, lane) for lane in lanes])
 
     def _twin(self) -> Pipeline:
         """Return another pipeline on the same weights, for one more thread."""

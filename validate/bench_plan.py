@@ -156,7 +156,7 @@ def _checked_peers(bundle: Bundle, checkpoint: Path | None, peers: Sequence[str]
     if needing and checkpoint is None:
         raise SaccadeError(f"--peers {needing[0]} runs the checkpoint itself; give --checkpoint too")
     if needing and importlib.util.find_spec("torch") is None:
-        raise SaccadeError(f"--peers {needing[0]} needs torch; pip install 'saccade[export]'")
+        raise SaccadeError(f"--peers {needing[0]} needs torch; pip install '.[export]' in the clone")
     return chosen
 
 

@@ -24,7 +24,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise SaccadeError(f"plots need matplotlib ({error}); pip install 'saccade[bench]'") from error
+        raise SaccadeError(f"plots need matplotlib ({error}); pip install '.[bench]' in the clone") from error
 
 
 def write_plots(data: Result, folder: Path) -> list[Path]:

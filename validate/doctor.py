@@ -58,7 +58,7 @@ def _capabilities(engine: str) -> Capabilities:
     try:
         return store.backend(engine).capabilities()
     except Exception as error:  # a package built for another NumPy or Python raises anything when it is imported
-        remedy = f"pip install --force-reinstall 'saccade[{engine}]'"
+        remedy = f"pip install --force-reinstall '.[{engine}]' in the clone"
         reason = f"{engine} fails with {type(error).__name__} ({' '.join(str(error).split())}); {remedy}"
         return Capabilities(engine=engine, version=None, can_build=False, can_run=False, missing=reason)
 
@@ -93,13 +93,13 @@ def _advice(packages: dict[str, str | None], engines: dict[str, Any], *, has_gpu
     advice = [_remedy(name, found["missing"], has_gpu) for name, found in engines.items() if found["missing"]]
     tensorrt = [name for name in ("tensorrt", "tensorrt-rtx") if engines[name]["can_run"]]
     if tensorrt and not packages["cuda-python"]:  # the binding alone finds the GPU, and then cannot copy to it
-        advice += [f"{name}: cuda-python is missing; pip install 'saccade[{name}]'" for name in tensorrt]
+        advice += [f"{name}: cuda-python is missing; pip install '.[{name}]' in the clone" for name in tensorrt]
     if packages["onnxruntime"] and packages["onnxruntime-gpu"]:
         advice.append(
             "onnxruntime and onnxruntime-gpu overwrite each other's files; pip uninstall both, then install the one you want"
         )
     if missing := [name for name in ("torch", "onnx", "onnxscript", "polygraphy") if not packages[name]]:
-        advice.append(f"export and parity lack {', '.join(missing)}; pip install 'saccade[export]'")
+        advice.append(f"export and parity lack {', '.join(missing)}; pip install '.[export]' in the clone")
     number = engines["tensorrt"]["version"] or packages["tensorrt"] or ""  # a system package has no wheel's version
     release = ".".join(number.split(".")[:3])  # the fourth number counts builds of one release
     return advice + ([f"tensorrt {release}: {KNOWN_BAD[release]}"] if release in KNOWN_BAD else [])

@@ -35,7 +35,7 @@ try:
     )
     from polygraphy.logger import G_LOGGER
 except ImportError as error:  # it has no dependencies, so nothing but its absence explains this
-    raise SaccadeError("polygraphy cannot be imported; pip install 'saccade[polygraphy]'") from error
+    raise SaccadeError("polygraphy cannot be imported; pip install '.[polygraphy]' in the clone") from error
 
 if TYPE_CHECKING:
     from saccade.validate.parity import CaseResult

@@ -24,12 +24,12 @@ class Tolerance(Struct, frozen=True, kw_only=True):
 # above the mean; with more patches it shrinks like 1/k.
 #
 # The others, measured on ViT-B at 224, 518 and 1036 px on twelve photographs and on the golden images, which are no
-# photographs; int8 and fp8 calibrated on 56 crops of other photographs. Bounds are two to four times the worst seen:
+# photographs; int8 and fp8 calibrated on 14 and 56 crops of other photographs. Bounds are two to four times the worst seen:
 #
 #       score error  regret   cls      prefix   patches  1st perc.  free-running
 # fp16  0.0024       6.4e-6   1.4e-7   2.7e-7   2.3e-7   3.4e-7     7.4e-4
 # bf16  0.041        1.3e-4   5.5e-5   4.5e-5   6.0e-5   8.6e-5     0.013      (as OpenVINO's hint and as a graph)
-# int8  0.093        5.9e-4   3.0e-4   5.7e-4   3.9e-4   5.7e-4     0.031      (OpenVINO, ONNX Runtime, as written)
+# int8  0.093        5.9e-4   3.0e-4   5.7e-4   3.9e-4   1.3e-3     0.031      (OpenVINO, ONNX Runtime, as written)
 # fp8   0.17         3.3e-3   8.9e-4   2.1e-3   1.3e-3   2.4e-3     0.061      (as written)
 #
 # Channels 50 times larger than the rest, without smoothing, give an int8 score error of 0.6 to 1.0 and cls distances from
@@ -45,7 +45,7 @@ TOLERANCES = {
         score_error=1e-1, regret=1e-3, cls=2e-4, prefix=2e-4, patches=2e-4, patches_p1=3e-4, free_running=4e-2
     ),
     "int8": Tolerance(
-        score_error=2e-1, regret=2e-3, cls=5e-4, prefix=2e-3, patches=1e-3, patches_p1=1e-3, free_running=6e-2
+        score_error=2e-1, regret=2e-3, cls=5e-4, prefix=2e-3, patches=1e-3, patches_p1=2.5e-3, free_running=6e-2
     ),
     "fp8": Tolerance(
         score_error=5e-1, regret=1e-2, cls=3e-3, prefix=6e-3, patches=4e-3, patches_p1=7e-3, free_running=2e-1

@@ -27,6 +27,7 @@ Extent = Annotated[int, Meta(ge=1, le=1 << 16)]
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 # A graph's own precision. int8 has two files with one set of scales: fp32 around it for CPUs, fp16 for TensorRT.
 Variant: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8"]
+CALIBRATED = ("int8", "fp8")  # precisions whose activations need scales, measured on images
 Task: TypeAlias = Literal["features", "classify", "segment"]
 
 
@@ -135,9 +136,11 @@ class Bundle:
         for name, graph in variants.items():
             if name == variant:
                 return graph
+        precision = variant.removesuffix("-fp16")
+        images = " --calibration IMAGES" if precision in CALIBRATED else ""
         raise SaccadeError(
             f"{self.path}: no {variant} graphs (it has: {', '.join(variants)}); "
-            f"make them with 'saccade convert {self.path} --precision {variant.removesuffix('-fp16')}'"
+            f"make them with 'saccade convert {self.path} --precision {precision}{images}'"
         )
 
     def checked_path(self, entry: GraphFile | DataFile) -> Path:

@@ -350,7 +350,7 @@ def test_a_build_mends_a_damaged_engine_and_says_why(copy: Path, capfd: pytest.C
 def test_an_engine_for_fewer_images_is_found_again_and_a_larger_one_serves_for_less(
     copy: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'saccade[tensorrt-rtx]'")
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install '.[tensorrt-rtx]' in the clone")
     command = ["build", str(copy), "--engine", "tensorrt-rtx", "--json"]
     assert main([*command, "--max-batch", "4"]) == 0
     four = parsed(capfd.readouterr().out)

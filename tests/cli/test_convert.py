@@ -303,7 +303,7 @@ def test_what_is_missing_is_named_with_its_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     message = refused("convert", copy, "--precision", "fp16")
-    assert message == "openvino cannot be imported; pip install 'saccade[convert]'"
+    assert message == "openvino cannot be imported; pip install '.[convert]' in the clone"
 
 
 def test_what_is_no_bundle_or_damaged_is_one_line(copy: Path, refused: Refused, tmp_path: Path) -> None:
@@ -597,3 +597,18 @@ def test_it_works_without_torch(copy: Path, photo_folder: Path) -> None:
     done = subprocess.run([sys.executable, "-c", NO_TORCH, *arguments], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert read_bundle(copy).graph("extractor", "int8").file == "extractor.int8.onnx"
+
+
+def test_an_export_over_converted_graphs_needs_force(
+    converted_bundle: Path, small_checkpoint: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = shutil.copytree(converted_bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("engines"))
+    command = ["export", str(small_checkpoint("dinov2")), "-o", str(target)]
+    before = (target / "bundle.json").read_bytes()
+    assert main(command) == 1
+    assert "holds converted graphs (bf16, fp16, fp8, int8, int8-fp16); choose another place, or --force it" in (
+        capsys.readouterr().err
+    )
+    assert (target / "bundle.json").read_bytes() == before
+    assert main([*command, "--force"]) == 0
+    assert list(read_bundle(target).manifest.graphs["selector"]) == ["fp32"]

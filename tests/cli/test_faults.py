@@ -131,7 +131,8 @@ OPTIONS = {
     ),
     "precision without graphs": Fault(
         "run bundle photo.png --precision int8",
-        "bundle: no int8 graphs (it has: fp32); make them with 'saccade convert bundle --precision int8'",
+        "bundle: no int8 graphs (it has: fp32); "
+        "make them with 'saccade convert bundle --precision int8 --calibration IMAGES'",
     ),
     "build without graphs": Fault(
         "build bundle --engine tensorrt-rtx --precision fp16", "bundle: no fp16 graphs (it has: fp32); make them with"
@@ -219,7 +220,7 @@ def test_a_size_of_half_a_pair_is_refused_by_argparse(place: Path) -> None:
 @pytest.mark.skipif(not find_gpus()[1] or bool(find_gpus()[0]), reason="this machine has a GPU")
 @pytest.mark.parametrize("command", ["run bundle photo.png", "verify bundle", "parity bundle --checkpoint model.pt"])
 def test_tensorrt_rtx_without_a_gpu_is_refused_before_it_builds(command: str, refused: Refused) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'saccade[tensorrt-rtx]'")
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install '.[tensorrt-rtx]' in the clone")
     message = refused(*command.split(), "--engine", "tensorrt-rtx")
     assert "tensorrt-rtx: no NVIDIA GPU here" in message
     assert "use --engine openvino" in message
@@ -233,7 +234,7 @@ def test_an_engine_that_is_not_installed_names_its_extra(
     engine: str, module: str, command: str, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    assert f"pip install 'saccade[{engine}]'" in refused(*command.split(), "--engine", engine)
+    assert f"pip install '.[{engine}]' in the clone" in refused(*command.split(), "--engine", engine)
 
 
 def test_onnxruntime_without_cuda_is_not_replaced_by_the_cpu(refused: Refused) -> None:
@@ -247,7 +248,7 @@ def test_onnxruntime_without_cuda_is_not_replaced_by_the_cpu(refused: Refused) -
 @pytest.mark.parametrize("command", ["export model.pt -o new", "make-checkpoint lookwhere-dinov2 -o new.pt"])
 def test_export_without_its_tools_names_the_extra(command: str, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert refused(*command.split()) == "torch cannot be imported; pip install 'saccade[export]'"
+    assert refused(*command.split()) == "torch cannot be imported; pip install '.[export]' in the clone"
 
 
 # ---- images
@@ -425,7 +426,7 @@ def test_too_few_patches_for_segmentation_are_refused_before_anything_is_traced(
 
 
 def test_an_unknown_target_of_tensorrt_rtx_names_the_known_ones(refused: Refused) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'saccade[tensorrt-rtx]'")
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install '.[tensorrt-rtx]' in the clone")
     message = refused("build", "bundle", "--engine", "tensorrt-rtx", "--compute-capability", "SM12")
     assert message.startswith("tensorrt-rtx: no compute capability 'SM12'; choose from SM75, ")
 
@@ -465,8 +466,8 @@ def test_parity_with_another_checkpoint_is_refused(
 
 
 NOTHING_LOADED = {
-    "no torch": Fault("--checkpoint model.pt", "parity runs the checkpoint in torch; pip install 'saccade[export]'"),
-    "no polygraphy": Fault("--checkpoint model.pt", "polygraphy cannot be imported; pip install 'saccade[polygraphy]'"),
+    "no torch": Fault("--checkpoint model.pt", "parity runs the checkpoint in torch; pip install '.[export]' in the clone"),
+    "no polygraphy": Fault("--checkpoint model.pt", "polygraphy cannot be imported; pip install '.[polygraphy]'"),
     "no checkpoint": Fault("--checkpoint gone.pt", "gone.pt: no such checkpoint file"),
     "damaged checkpoint": Fault("--checkpoint text.png", "text.png is not a PyTorch checkpoint"),
     "other checkpoint": Fault("--checkpoint other.pt", "other.pt is not the checkpoint that bundle was made of"),

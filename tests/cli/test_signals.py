@@ -78,7 +78,7 @@ def test_an_interrupt_of_the_benchmark_ends_its_sides(number: signal.Signals, co
 @needs_proc
 @pytest.mark.parametrize("number", CODES)
 def test_an_interrupt_of_a_tensorrt_build_ends_its_child(number: signal.Signals, copy: Path) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'saccade[tensorrt-rtx]'")
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install '.[tensorrt-rtx]' in the clone")
     mark = f"{os.getpid()}-build-{number}"
     code, out, err = interrupted(["build", copy, "--engine", "tensorrt-rtx"], "tensorrt_build", number, mark)
     assert (code, out) == (CODES[number], "")

@@ -18,7 +18,7 @@ from saccade.engines import onnxruntime as module
 from saccade.engines.engine import Built, Engine, EngineRequest
 from saccade.engines.onnxruntime import OnnxRuntimeBackend
 
-onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'saccade[onnxruntime]'")
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install '.[onnxruntime]'")
 
 BACKEND = OnnxRuntimeBackend()
 REQUEST = EngineRequest(engine="onnxruntime", device="cpu")
@@ -101,7 +101,7 @@ def test_threads_are_the_sessions(bundle: Bundle) -> None:
 
 @NO_CUDA
 def test_a_gpu_without_the_provider_is_refused_not_replaced() -> None:
-    message = r"no CUDA execution provider for --device 0; .* pip install 'saccade\[onnxruntime-gpu\]'"
+    message = r"no CUDA execution provider for --device 0; .* pip install '\.\[onnxruntime-gpu\]' in the clone"
     with pytest.raises(SaccadeError, match=message):
         BACKEND.conditions(msgspec.structs.replace(REQUEST, device="0"))
 
@@ -146,6 +146,6 @@ def test_where_it_is_not_installed_the_remedy_is_named(monkeypatch: pytest.Monke
     found = BACKEND.capabilities()
     assert not found.can_run
     assert found.missing is not None
-    assert "pip install 'saccade[onnxruntime]'" in found.missing
-    with pytest.raises(SaccadeError, match=r"onnxruntime cannot be imported .*; pip install 'saccade\[onnxruntime\]'"):
+    assert "pip install '.[onnxruntime]' in the clone" in found.missing
+    with pytest.raises(SaccadeError, match=r"onnxruntime cannot be imported .*; pip install '\.\[onnxruntime\]'"):
         BACKEND.conditions(REQUEST)

@@ -15,7 +15,7 @@ from saccade import Bundle, SaccadeError, read_bundle
 from saccade.engines.engine import Built, Engine, EngineRequest
 from saccade.engines.openvino import OpenVINOBackend
 
-openvino = pytest.importorskip("openvino", reason="openvino is not installed: pip install 'saccade[openvino]'")
+openvino = pytest.importorskip("openvino", reason="openvino is not installed: pip install '.[openvino]' in the clone")
 
 BACKEND = OpenVINOBackend()
 REQUEST = EngineRequest(engine="openvino", device="cpu")
@@ -116,8 +116,8 @@ def test_where_it_is_not_installed_the_remedy_is_named(monkeypatch: pytest.Monke
     assert not found.can_build
     assert not found.can_run
     assert found.missing is not None
-    assert "pip install 'saccade[openvino]'" in found.missing
-    with pytest.raises(SaccadeError, match=r"openvino cannot be imported .*; pip install 'saccade\[openvino\]'"):
+    assert "pip install '.[openvino]' in the clone" in found.missing
+    with pytest.raises(SaccadeError, match=r"openvino cannot be imported .*; pip install '\.\[openvino\]' in the clone"):
         BACKEND.conditions(REQUEST)
 
 

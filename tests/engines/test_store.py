@@ -583,7 +583,7 @@ def test_a_changed_graph_file_is_refused_before_its_engine_is_used(bundle: Bundl
 def test_an_unknown_engine_and_a_precision_without_graphs_are_refused(bundle: Bundle) -> None:
     with pytest.raises(SaccadeError, match="unknown engine 'tvm'; choose from: openvino, onnxruntime, tensorrt"):
         store.backend("tvm")
-    remedy = r"no int8 graphs \(it has: fp32\); make them with 'saccade convert .* --precision int8'"
+    remedy = r"no int8 graphs \(it has: fp32\); make them with 'saccade convert .* --precision int8 --calibration IMAGES'"
     with pytest.raises(SaccadeError, match=remedy):
         ensure(bundle, msgspec.structs.replace(OPENVINO, precision="int8"))
 

@@ -39,7 +39,7 @@ from saccade.engines.tensorrt import Gpu, TensorRTBackend, find_gpus
 from saccade.engines.tensorrt_build import Job, build_in_child, readable
 from saccade.errors import SaccadeError
 
-pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'saccade[tensorrt-rtx]'")
+pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install '.[tensorrt-rtx]' in the clone")
 
 DIM, PREFIX = 128, 5
 no_gpu = pytest.mark.skipif(bool(find_gpus()[0]), reason="this machine has a GPU")

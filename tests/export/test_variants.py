@@ -112,7 +112,7 @@ def test_one_block_alone_is_between_fp32_and_the_whole(
 def test_tensorrt_rtx_fuses_attention_in_every_block(
     precision: str, products: tuple[int, int], converted_bundle: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'saccade[tensorrt-rtx]'")
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install '.[tensorrt-rtx]' in the clone")
     path = shutil.copytree(converted_bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("engines"))
     bundle = read_bundle(path)
     _, receipt = store.ensure(bundle, default_request(bundle, "tensorrt-rtx", precision), lambda phase: None, print)

@@ -98,3 +98,10 @@ def test_streams_that_cannot_be_are_refused(streams: object, small_bundle: Calla
 def test_an_engine_of_one_frame_at_a_time_refuses_streams(small_bundle: Callable[[str], Path]) -> None:
     with pytest.raises(SaccadeError, match="tensorrt-rtx runs one frame at a time; leave streams at 1, or use openvino or"):
         saccade.load(small_bundle("dinov2"), engine="tensorrt-rtx", streams=2)
+
+
+@pytest.mark.parametrize("one", [np.zeros((14, 14, 3), np.uint8), "photo.png", b"bytes", Path("photo.png")], ids=type)
+def test_a_single_image_is_no_stream(one: object, small_bundle: Callable[[str], Path]) -> None:
+    with saccade.load(small_bundle("dinov2"), note=lambda line: None) as pipe:
+        with pytest.raises(SaccadeError, match="stream takes several frames, one after the other; call the pipeline itself"):
+            pipe.stream(one)  # type: ignore[arg-type]

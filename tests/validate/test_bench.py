@@ -374,5 +374,5 @@ def test_a_side_closes_its_pipeline(copy: Path, monkeypatch: pytest.MonkeyPatch)
 def test_an_engine_that_cannot_run_here_is_refused_before_it_is_built(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     missing = Side("s", str(copy), "onnxruntime", "fp32", "cpu", (126, 126), 8, 1, 1, None)
-    with pytest.raises(SaccadeError, match=r"onnxruntime cannot be imported .*pip install 'saccade\[onnxruntime\]'"):
+    with pytest.raises(SaccadeError, match=r"onnxruntime cannot be imported .*pip install '\.\[onnxruntime\]' in the clone"):
         bench.build_missing(read_bundle(copy), [missing], lambda phase: None, lambda line: None)

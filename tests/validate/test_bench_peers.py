@@ -237,7 +237,7 @@ def test_missing_matplotlib_is_one_line_before_anything_starts(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["bench", str(small_bundle("dinov2")), "--plots", str(tmp_path / "plots")]) == 1
-    assert re.search(r"plots need matplotlib .*; pip install 'saccade\[bench\]'", capsys.readouterr().err)
+    assert re.search(r"plots need matplotlib .*; pip install '\.\[bench\]' in the clone", capsys.readouterr().err)
 
 
 def test_missing_torch_is_one_line_for_a_peer_that_needs_it(
@@ -245,7 +245,7 @@ def test_missing_torch_is_one_line_for_a_peer_that_needs_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     options: dict[str, Any] = {"sizes": None, "ks": None, "batches": [1], "device": None, "threads": 1}
-    with pytest.raises(SaccadeError, match=r"--peers eager needs torch; pip install 'saccade\[export\]'"):
+    with pytest.raises(SaccadeError, match=r"--peers eager needs torch; pip install '\.\[export\]' in the clone"):
         plan_from(
             read_bundle(small_bundle("dinov2")), [("openvino", "fp32")], checkpoint=small_checkpoint("dinov2"), **options
         )

@@ -73,11 +73,11 @@ def test_the_doctor_speaks_where_nothing_optional_is_installed() -> None:
     assert list(said["engines"]) == list(ENGINE_NAMES)
     for name, engine in said["engines"].items():
         assert (engine["can_build"], engine["can_run"], engine["version"]) == (False, False, None)
-        assert f"pip install 'saccade[{name}]'" in engine["missing"]
+        assert f"pip install '.[{name}]' in the clone" in engine["missing"]
     assert [line.split()[0].rstrip(":") for line in said["advice"]] == [*ENGINE_NAMES, "export"]
-    assert all("pip install 'saccade[" in line for line in said["advice"])
+    assert all("pip install '.[" in line for line in said["advice"])
     assert said["advice"][-1] == (
-        "export and parity lack torch, onnx, onnxscript, polygraphy; pip install 'saccade[export]'"
+        "export and parity lack torch, onnx, onnxscript, polygraphy; pip install '.[export]' in the clone"
     )
 
 
@@ -147,9 +147,9 @@ def test_an_engine_that_needs_a_gpu_is_not_praised_where_there_is_none(
         monkeypatch.setitem(sys.modules, module, None)
     said = doctor.diagnose()
     advice = {line.split()[0].rstrip(":"): line for line in said["advice"]}
-    assert "pip install 'saccade[tensorrt]'" in advice["tensorrt"]
+    assert "pip install '.[tensorrt]' in the clone" in advice["tensorrt"]
     assert ("it runs on NVIDIA GPUs alone, and there is none here" in advice["tensorrt"]) == (not has_gpu)
-    assert advice["openvino"].endswith("pip install 'saccade[openvino]'")
+    assert advice["openvino"].endswith("pip install '.[openvino]' in the clone")
     line = "NVIDIA: NVIDIA L4 SM89 (CUDA 13.0); nvcc: " if has_gpu else "NVIDIA: no GPU (libcuda.so.1 not found); nvcc: "
     assert any(each.startswith(line) for each in doctor.lines(said))
 
@@ -157,7 +157,7 @@ def test_an_engine_that_needs_a_gpu_is_not_praised_where_there_is_none(
 def test_a_tensorrt_that_cannot_copy_to_its_gpu_is_told() -> None:
     packages = dict.fromkeys(doctor.PACKAGES, "1.0") | {"cuda-python": None, "onnxruntime-gpu": None}
     engines = {name: {"version": "11.1.0", "missing": None, "can_run": name == "tensorrt"} for name in ENGINE_NAMES}
-    told = ["tensorrt: cuda-python is missing; pip install 'saccade[tensorrt]'"]
+    told = ["tensorrt: cuda-python is missing; pip install '.[tensorrt]' in the clone"]
     assert doctor._advice(packages, engines, has_gpu=True) == told
     assert doctor._advice(packages | {"cuda-python": "13.0"}, engines, has_gpu=True) == []
 
@@ -175,7 +175,7 @@ def test_a_package_that_fails_on_import_does_not_stop_the_diagnosis(monkeypatch:
     assert said["engines"]["onnxruntime"]["can_run"] is True
     assert said["advice"][0] == (
         "openvino fails with ValueError (numpy.dtype size changed, may indicate binary incompatibility); "
-        "pip install --force-reinstall 'saccade[openvino]'"
+        "pip install --force-reinstall '.[openvino]' in the clone"
     )
 
 

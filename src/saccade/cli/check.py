@@ -109,7 +109,7 @@ def _matching_checkpoint(bundle: Bundle, options: argparse.Namespace) -> Checkpo
     try:
         import torch  # noqa: F401
     except ImportError as error:
-        raise SaccadeError("parity runs the checkpoint in torch; pip install 'saccade[export]'") from error
+        raise SaccadeError("parity runs the checkpoint in torch; pip install '.[export]' in the clone") from error
     from saccade.export.checkpoint import read_checkpoint
 
     checkpoint = read_checkpoint(options.checkpoint)
@@ -171,7 +171,8 @@ def _lines(data: dict[str, Any], result: ParityResult) -> list[str]:
     for measure in result.measures:
         word = "pass" if measure.passed else "FAIL"
         rows.append((measure.name, f"{measure.value:.3g}", f"{measure.bound:.3g}", word, measure.meaning))
-    verdict = "equals PyTorch" if result.passed else "DIFFERS from PyTorch"
+    same = "equals PyTorch" if data["precision"] == "fp32" else f"is within the {data['precision']} bounds of PyTorch"
+    verdict = same if result.passed else "DIFFERS from PyTorch"
     swaps = f"{data['swaps']} patches kept by one side only" if data["swaps"] else "the same patches kept"
     head = f"{data['engine']} {data['precision']} {verdict} on {data['images']} images ({swaps})"
     tensors: list[str] = []

@@ -13,7 +13,7 @@ import msgspec
 
 from saccade import atomic, locks
 from saccade._version import VERSION
-from saccade.bundle import MANIFEST, Bundle, GraphFile, read_bundle, sha256_of_file, write_manifest
+from saccade.bundle import CALIBRATED, MANIFEST, Bundle, GraphFile, read_bundle, sha256_of_file, write_manifest
 from saccade.cli import options as shared
 from saccade.cli.console import Phases, Report, size_text, table
 from saccade.engines.engine import ROLES, refuse_path
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from saccade.validate.parity import ParityResult
 
 PRECISIONS = ("fp16", "bf16", "int8", "fp8")
-CALIBRATED = ("int8", "fp8")
 AUTO_METHODS = ("minmax", "percentile", "mse")  # entropy takes over a minute a graph and was never the best here
 METHODS = ("auto", *AUTO_METHODS, "entropy")
 DEFAULT_IMAGES, LEAST_IMAGES = 512, 8
@@ -98,7 +97,7 @@ def _check_installed() -> None:
         except ImportError:
             missing.append(distribution)
     if missing:
-        raise SaccadeError(f"{', '.join(missing)} cannot be imported; pip install 'saccade[convert]'")
+        raise SaccadeError(f"{', '.join(missing)} cannot be imported; pip install '.[convert]' in the clone")
 
 
 class _Conversion:

@@ -115,6 +115,7 @@ def _add_export(commands: Any) -> None:
     kept.add_argument("--k", type=int, metavar="K", help="default number of patches to keep")
     kept.add_argument("--k-ratio", type=float, metavar="R", help="default share of patches to keep (default: 0.1)")
     parser.add_argument("--task", choices=("features", "classify", "segment"), help="needed where there is a head")
+    parser.add_argument("--force", action="store_true", help="replace a bundle that holds converted graphs")
     parser.set_defaults(execute=export)
 
 
@@ -130,6 +131,8 @@ def export(options: argparse.Namespace) -> Report:
     busy = f"{target} is being exported or built by another process; repeat when it is done, or choose another place"
     with locks.reserved(target, busy), Phases() as phases:
         _check_target(target)
+        if not options.force:
+            _refuse_losing_graphs(target)
         summary = _export_to(target, options, phases)
         manifest = read_bundle(target).manifest
         files = {path.name: path.stat().st_size for path in sorted(target.iterdir()) if path.is_file()}
@@ -177,6 +180,19 @@ def _check_target(target: Path) -> None:
     foreign = sorted(name for name in held - _bundle_names(target) if not name.startswith(atomic.PENDING_PREFIX))
     if foreign:
         raise SaccadeError(f"{target} also holds {foreign[0]!r}, which is no part of a bundle; move it away first")
+
+
+def _refuse_losing_graphs(target: Path) -> None:
+    """Refuse to replace graphs that took minutes and images to convert; engines are built again by themselves."""
+    if not (target / MANIFEST).is_file():
+        return
+    try:
+        graphs = read_bundle(target).manifest.graphs
+    except SaccadeError:  # what cannot be read has nothing to lose
+        return
+    lost = sorted({variant for variants in graphs.values() for variant in variants} - {"fp32"})
+    if lost:
+        raise SaccadeError(f"{target} holds converted graphs ({', '.join(lost)}); choose another place, or --force it")
 
 
 def _bundle_names(folder: Path) -> set[str]:
@@ -320,4 +336,4 @@ def _require_export_extra() -> None:
         except ImportError:
             missing.append(name)
     if missing:
-        raise SaccadeError(f"{', '.join(missing)} cannot be imported; pip install 'saccade[export]'")
+        raise SaccadeError(f"{', '.join(missing)} cannot be imported; pip install '.[export]' in the clone")

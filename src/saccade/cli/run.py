@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from saccade import atomic
-from saccade.bundle import read_bundle
+from saccade.bundle import Bundle, read_bundle
 from saccade.cli import options as shared
 from saccade.cli.console import Report, progress_bar
 from saccade.errors import SaccadeError
-from saccade.runtime.chain import Clock, Look, Output, Pipeline
+from saccade.runtime.chain import Clock, Look, Output, Pipeline, checked_k
+from saccade.runtime.images import check_size
 from saccade.runtime.memory import peak_bytes
 
 CHUNK = 8  # images per call of the chain; more do not run faster and cost memory
@@ -43,6 +44,7 @@ def run(options: argparse.Namespace) -> Report:
     """Run all images and report shapes, top classes and times."""
     _check_options(options)
     bundle = read_bundle(options.bundle)
+    _check_size_and_k(bundle, options)
     with shared.open_pipeline(bundle, options) as pipeline:
         clock = Clock()
         outputs, pictured = _run_chunks(pipeline, options, clock)
@@ -64,6 +66,20 @@ def _check_options(options: argparse.Namespace) -> None:
     for flag, path in (("-o", options.output), ("--overlay", options.overlay)):
         if path is not None and path.exists() and any(path.resolve() == image.resolve() for image in options.images):
             raise SaccadeError(f"{flag} {path} is one of the images; choose another name")
+    for path in options.images:
+        if not path.exists():
+            raise SaccadeError(f"{path}: no such image file")
+
+
+def _check_size_and_k(bundle: Bundle, options: argparse.Namespace) -> None:
+    """Refuse before an engine is built or loaded what the bundle alone can tell."""
+    if options.fit == "native":  # the grid is the images' own
+        return
+    patch = bundle.model.patch
+    height, width = check_size(options.size or bundle.manifest.defaults.size, patch)
+    if options.k is not None:
+        dense = options.dense or bundle.manifest.task == "segment"
+        checked_k(options.k, (height // patch) * (width // patch), dense=dense)
 
 
 def _ms_per_image(stages: list[dict[str, float]], count: int) -> dict[str, float]:
