@@ -236,7 +236,7 @@ def ensure(
     if not build:
         raise SaccadeError(f"{bundle.path}: {reason}; '{build_command(bundle, request)}' builds it")
     note(f"{reason}: building it")
-    with _sole_builder(bundle):
+    with _sole_builder(bundle, variant):
         if found := find(bundle, request, fields, whole=thorough):  # built by another process while this one waited
             return found
         folder = folder_of(bundle, request, fields)
@@ -260,17 +260,18 @@ def _why_missing(bundle: Bundle, request: EngineRequest, fields: dict[str, str],
 
 
 @contextlib.contextmanager
-def _sole_builder(bundle: Bundle) -> Iterator[None]:
+def _sole_builder(bundle: Bundle, variant: str) -> Iterator[None]:
     """Make the folder of engines and hold its lock, so that processes started together build an engine once.
 
     The bundle is reserved too, together with other builds: an export that replaced it now would take the engine along.
     """
     with contextlib.ExitStack() as stack:
         if not bundle.path.name.startswith(atomic.PENDING_PREFIX):  # there an export checks what nobody else knows of
-            busy = f"{bundle.path} is being exported by another process; repeat when it is done"
+            busy = f"{bundle.path} is being exported or converted by another process; repeat when it is done"
             stack.enter_context(locks.reserved(bundle.path, busy, shared=True))
-            if read_bundle(bundle.path).manifest.graphs != bundle.manifest.graphs:
-                raise SaccadeError(f"{bundle.path} was exported again meanwhile; repeat")
+            now = read_bundle(bundle.path)
+            if any(now.graph(role, variant) != bundle.graph(role, variant) for role in ROLES):
+                raise SaccadeError(f"{bundle.path} was exported or converted again meanwhile; repeat")
         stack.enter_context(_lock_on_engines(bundle))
         yield
 

@@ -452,7 +452,7 @@ def test_an_export_stops_where_another_process_works(refused: Refused, shared: b
 def test_a_build_stops_where_an_export_is_under_way(refused: Refused) -> None:
     with locks.reserved(Path("bundle"), "busy"):
         message = refused("build", "bundle", "--engine", "onnxruntime")
-    assert message == "bundle is being exported by another process; repeat when it is done"
+    assert message == "bundle is being exported or converted by another process; repeat when it is done"
 
 
 def test_parity_with_another_checkpoint_is_refused(

@@ -170,7 +170,7 @@ def test_a_verdict_replaces_the_one_of_the_same_engine_precision_and_device(bund
         return [(old["engine"], old["precision"], old.get("device"), old["run"]) for old in found.parity]
 
     keep(bundle, engine="onnxruntime", precision="fp32", run=0)  # by an older saccade: of no device
-    new = {"engine": "onnxruntime", "precision": "fp32"}
+    new = {"engine": "onnxruntime", "precision": "fp32", "graphs": graphs(bundle)}
     check._keep_receipt(read_bundle(bundle), new | {"device": "cpu", "run": 1})
     assert kept() == [("onnxruntime", "fp32", "cpu", 1)]
     check._keep_receipt(read_bundle(bundle), new | {"device": "0", "run": 2})
@@ -179,8 +179,8 @@ def test_a_verdict_replaces_the_one_of_the_same_engine_precision_and_device(bund
 
 
 def test_a_number_that_json_cannot_hold_is_kept_as_null(bundle: Path) -> None:
-    found = {"engine": "openvino", "precision": "fp32", "device": "cpu", "swap_effect": float("nan"), "bound": float("inf")}
-    check._keep_receipt(read_bundle(bundle), found)
+    identity = {"engine": "openvino", "precision": "fp32", "device": "cpu", "graphs": graphs(bundle)}
+    check._keep_receipt(read_bundle(bundle), identity | {"swap_effect": float("nan"), "bound": float("inf")})
     kept = read_bundle(bundle).manifest.parity[-1]
     assert (kept["swap_effect"], kept["bound"]) == (None, None)
 
@@ -188,10 +188,10 @@ def test_a_number_that_json_cannot_hold_is_kept_as_null(bundle: Path) -> None:
 def test_a_verdict_is_not_kept_where_the_bundle_was_exported_again(
     bundle: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    measured = read_bundle(bundle)
+    measured, judged = read_bundle(bundle), graphs(bundle)
     change_graph(bundle, "extractor")
     before = (bundle / "bundle.json").read_bytes()
-    check._keep_receipt(measured, {"engine": "openvino", "precision": "fp32", "device": "cpu"})
+    check._keep_receipt(measured, {"engine": "openvino", "precision": "fp32", "device": "cpu", "graphs": judged})
     assert (bundle / "bundle.json").read_bytes() == before
     assert "the verdict was not kept in the bundle: the bundle was exported again meanwhile; repeat the command" in (
         capfd.readouterr().err

@@ -752,7 +752,7 @@ def test_a_build_shares_the_bundle_with_builds_and_not_with_an_export(bundle: Bu
         if shared:
             assert ensure(bundle, OPENVINO).is_dir()
             return
-        with pytest.raises(SaccadeError, match=r"bundle is being exported by another process; repeat when it is done$"):
+        with pytest.raises(SaccadeError, match=r"bundle is being exported or converted by another process;"):
             ensure(bundle, OPENVINO)
 
 
@@ -760,7 +760,7 @@ def test_a_bundle_that_is_exported_again_just_before_a_build_is_not_built(bundle
     def export_again(line: str) -> None:
         change_graph(bundle, "selector")
 
-    with pytest.raises(SaccadeError, match=r"bundle was exported again meanwhile; repeat$"):
+    with pytest.raises(SaccadeError, match=r"bundle was exported or converted again meanwhile; repeat$"):
         ensure(bundle, OPENVINO, export_again)
 
 

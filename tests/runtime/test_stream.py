@@ -102,6 +102,6 @@ def test_an_engine_of_one_frame_at_a_time_refuses_streams(small_bundle: Callable
 
 @pytest.mark.parametrize("one", [np.zeros((14, 14, 3), np.uint8), "photo.png", b"bytes", Path("photo.png")], ids=type)
 def test_a_single_image_is_no_stream(one: object, small_bundle: Callable[[str], Path]) -> None:
-    with saccade.load(small_bundle("dinov2"), note=lambda line: None) as pipe:
-        with pytest.raises(SaccadeError, match="stream takes several frames, one after the other; call the pipeline itself"):
-            pipe.stream(one)  # type: ignore[arg-type]
+    refusal = "stream takes several frames, one after the other; call the pipeline itself"
+    with saccade.load(small_bundle("dinov2"), note=lambda line: None) as pipe, pytest.raises(SaccadeError, match=refusal):
+        pipe.stream(one)  # type: ignore[arg-type]

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 import numpy as np
 
+from saccade import locks
 from saccade._version import VERSION
 from saccade.bundle import Bundle, read_bundle, write_manifest
 from saccade.cli import options as shared
 from saccade.cli.console import Phases, Report, progress_bar, table
-from saccade.cli.verdicts import measured_on
+from saccade.cli.verdicts import changed_graphs, measured_on
 from saccade.errors import SaccadeError
 from saccade.runtime.chain import Pipeline
 from saccade.runtime.images import read_rgb
@@ -191,11 +192,16 @@ def _keep_receipt(bundle: Bundle, receipt: dict[str, Any]) -> None:
     A verdict that names no device, as an older saccade wrote it, may be of this one, and is replaced too.
     """
     try:
-        manifest = read_bundle(bundle.path).manifest  # as it is now: the run took a while
-        if manifest.graphs != bundle.manifest.graphs:
-            raise SaccadeError("the bundle was exported again meanwhile; repeat the command")
-        same = {name: receipt[name] for name in ("engine", "precision", "device")}
-        others = [old for old in manifest.parity if not same.items() <= ({"device": same["device"]} | old).items()]
-        write_manifest(bundle.path, msgspec.structs.replace(manifest, parity=(*others, receipt)[-MAX_RECEIPTS:]))
+        with locks.reserved(bundle.path, "another process is writing the bundle; repeat the command"):
+            _write_receipt(read_bundle(bundle.path), receipt)  # as it is now: the run took a while
     except SaccadeError as error:
         Phases().note(f"the verdict was not kept in the bundle: {error}")
+
+
+def _write_receipt(bundle: Bundle, receipt: dict[str, Any]) -> None:
+    if changed_graphs(bundle, receipt["graphs"]):
+        raise SaccadeError("the bundle was exported again meanwhile; repeat the command")
+    manifest = bundle.manifest
+    same = {name: receipt[name] for name in ("engine", "precision", "device")}
+    others = [old for old in manifest.parity if not same.items() <= ({"device": same["device"]} | old).items()]
+    write_manifest(bundle.path, msgspec.structs.replace(manifest, parity=(*others, receipt)[-MAX_RECEIPTS:]))
