@@ -1,6 +1,7 @@
 """OpenVINO: compiles a graph for this CPU, keeps the compiled blob, and runs it straight from the mapped file."""
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ VARIANTS = {"fp32": "fp32", "bf16": "fp32", "fp16": "fp32", "int8": "int8"}
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 # The word in OPTIMIZATION_CAPABILITIES that says a CPU computes so; asked for without it, OpenVINO would use fp32.
 CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
+# What the execution graph calls the layers that multiply by weights, and the types that each precision may run in there.
+PRODUCTS = ("FullyConnected", "MatMul", "Convolution")
+KERNEL_TYPES = {"fp32": ("f32",), "bf16": ("bf16",), "fp16": ("f16",), "int8": ("i8", "u8")}
 
 
 def _module() -> Any:
@@ -93,17 +97,19 @@ class OpenVINOBackend(Backend):
     def build(self, bundle: Bundle, request: EngineRequest, folder: Path, progress: Progress) -> Built:
         """Compile each graph from its path (half the memory of reading it first) and write the blob."""
         core = _module().Core()
-        config, files = _config(core, request), {}
+        config, files, kernels = _config(core, request), {}, []
         for role in ROLES:
             progress(f"{role}: compile")
             graph = bundle.graph(role, VARIANTS[request.precision])
             compiled = _compiled(core, bundle.path / graph.file, config)
+            kernels.append(f"{role} {_kernels_in_words(compiled, role, request.precision)}")
             progress(f"{role}: write")
             files[role] = f"{role}.blob"
             (folder / files[role]).write_bytes(_bytes(compiled.export_model()))
             del compiled
         hint = f"INFERENCE_PRECISION_HINT {config['INFERENCE_PRECISION_HINT']}"
-        return Built(files=files, realised=f"{hint} on the {VARIANTS[request.precision]} graph")
+        found = f"{hint} on the {VARIANTS[request.precision]} graph; matrix products: {'; '.join(kernels)}"
+        return Built(files=files, realised=found)
 
     def load(self, bundle: Bundle, request: EngineRequest, folder: Path, built: Built) -> dict[str, Engine]:
         """Map each blob and import it."""
@@ -134,6 +140,22 @@ def _compiled(core: Any, path: Path, config: dict[str, Any]) -> Any:
         return core.compile_model(str(path), "CPU", config)
     except RuntimeError as error:
         raise SaccadeError(f"openvino cannot compile {path}: {str(error).strip().splitlines()[-1]}") from error
+
+
+def _kernels_in_words(compiled: Any, role: str, precision: str) -> str:
+    """Count the matrix products of a compiled graph by the type they run in, as OpenVINO's own execution graph says.
+
+    Raises SaccadeError where none runs in the asked precision: a hint is only a wish.
+    """
+    counts: collections.Counter[str] = collections.Counter()
+    for node in compiled.get_runtime_model().get_ops():
+        facts = node.get_rt_info()
+        if facts["layerType"].astype(str).startswith(PRODUCTS):
+            counts[facts["runtimePrecision"].astype(str)] += 1
+    if not any(counts[spelt] for spelt in KERNEL_TYPES[precision]):
+        found = ", ".join(sorted(counts)) or "none"
+        raise SaccadeError(f"openvino runs the {role} in {found} here, not in {precision}; use another --precision")
+    return ", ".join(f"{count} {spelt}" for spelt, count in counts.most_common())
 
 
 def _extents(port: Any) -> list[int | None]:

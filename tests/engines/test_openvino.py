@@ -13,7 +13,7 @@ import pytest
 import saccade
 from saccade import Bundle, SaccadeError, read_bundle
 from saccade.engines.engine import Built, Engine, EngineRequest
-from saccade.engines.openvino import OpenVINOBackend
+from saccade.engines.openvino import KERNEL_TYPES, OpenVINOBackend
 
 openvino = pytest.importorskip("openvino", reason="openvino is not installed: pip install '.[openvino]' in the clone")
 
@@ -48,6 +48,14 @@ ROLES = pytest.mark.parametrize("role", ["selector", "extractor"])
 # ---- building
 
 
+def test_a_precision_that_no_product_runs_in_is_refused(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(KERNEL_TYPES, "fp32", ("f64",))
+    with pytest.raises(SaccadeError, match=r"openvino runs the selector in f32 here, not in fp32; use another --precision"):
+        BACKEND.build(bundle, REQUEST, tmp_path, quiet)
+
+
 def test_capabilities_name_the_cpu_and_fp32() -> None:
     found = BACKEND.capabilities()
     assert found.can_build
@@ -69,7 +77,9 @@ def test_conditions_name_version_cpu_and_hint() -> None:
 def test_a_build_leaves_one_blob_for_each_graph(built: Built, folder: Path) -> None:
     assert built.files == {"selector": "selector.blob", "extractor": "extractor.blob"}
     assert sorted(path.name for path in folder.iterdir()) == ["extractor.blob", "selector.blob"]
-    assert "f32" in built.realised
+    assert built.realised.startswith("INFERENCE_PRECISION_HINT f32 on the fp32 graph; matrix products: ")
+    # One block and two, of four products each; with them the patch embedding and the head's two, or the embedding alone.
+    assert built.realised.endswith(": selector 7 f32; extractor 9 f32")
 
 
 def test_a_build_says_what_it_does(bundle: Bundle, tmp_path: Path) -> None:
