@@ -298,7 +298,7 @@ def test_capabilities_name_the_pip_command_where_the_binding_does_not_import(
     capabilities = RTX.capabilities()
     assert (capabilities.can_build, capabilities.version) == (False, None)
     assert capabilities.missing is not None and str(error) in capabilities.missing
-    assert "'saccade[tensorrt-rtx]'" in capabilities.missing
+    assert "'.[tensorrt-rtx]'" in capabilities.missing
 
 
 def test_conditions_name_the_version_the_targets_and_the_profile() -> None:
