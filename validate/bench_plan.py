@@ -106,7 +106,7 @@ def plan_from(
     bundle: Bundle,
     pairs: Sequence[Pair],
     *,
-    sizes: Sequence[int] | None,
+    sizes: Sequence[tuple[int, int]] | None,
     ks: Sequence[int] | None,
     batches: Sequence[int],
     device: str | None,
@@ -123,11 +123,11 @@ def plan_from(
     defaults, patch = bundle.manifest.defaults, bundle.model.patch
     file = str(checkpoint) if checkpoint else None
     plan = []
-    extents: Sequence[int | None] = sizes or [None]
+    extents = sizes or [defaults.size]
     for size, batch in itertools.product(extents, batches):
         if batch < 1:
             raise SaccadeError(f"--batch {batch} is not to be had; give 1 or more")
-        pixels = check_size(defaults.size if size is None else (size, size), patch)
+        pixels = check_size(size, patch)
         cells = pixels[0] * pixels[1] // patch**2
         for k in [*(ks or [defaults.k_on(cells)]), None]:
             if k is not None:

@@ -243,7 +243,7 @@ def test_a_plan_is_every_combination_with_pytorch_first(small_bundle: Callable[[
     found = plan(
         bundle,
         pairs=[("openvino", "fp32"), ("onnxruntime", "fp32")],
-        sizes=[126, 70],
+        sizes=[(126, 126), (70, 70)],
         ks=[8, 9],
         batches=[1, 2],
         checkpoint=Path(__file__),
@@ -266,8 +266,8 @@ def test_a_plan_takes_the_bundles_defaults_and_every_core(small_bundle: Callable
     [
         ({"ks": [82]}, "k 82"),
         ({"ks": [0]}, "k 0"),
-        ({"sizes": [127]}, "127"),
-        ({"sizes": [0]}, "size 0"),
+        ({"sizes": [(127, 127)]}, "127"),
+        ({"sizes": [(0, 0)]}, "size 0"),
         ({"batches": [0]}, "--batch 0"),
         ({"threads": -1}, "--threads -1"),
         ({"checkpoint": Path("gone.pt")}, "gone.pt: no such checkpoint file; give the one that .* was made of"),

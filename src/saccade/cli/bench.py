@@ -43,10 +43,10 @@ def _add_sides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", nargs="+", choices=ENGINE_NAMES, metavar="E", help="default: openvino")
     parser.add_argument("--precision", nargs="+", choices=shared.PRECISIONS, metavar="P", help="each with every engine")
     parser.add_argument("--side", nargs="+", metavar="E:P", help="exactly these engines and precisions, as openvino:int8")
-    parser.add_argument("--size", nargs="+", type=int, metavar="S", help="pixels (default: the bundle's)")
+    parser.add_argument("--size", nargs="+", type=shared.size, metavar="S|HxW", help="pixels (default: the bundle's)")
     parser.add_argument("--k", nargs="+", type=int, metavar="K", help="patches (default: the bundle's)")
     parser.add_argument("--batch", nargs="+", type=int, default=[1], metavar="B")
-    parser.add_argument("--device", metavar="cpu|0", help="cpu or the index of a GPU (default: each engine's own kind)")
+    parser.add_argument("--device", metavar="cpu|N", help="cpu, or the number of a GPU (default: each engine's own kind)")
     parser.add_argument("--threads", type=int, default=0, metavar="T", help="default: every core, stated in the result")
     parser.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT", help="what the bundle was made of, for the peers")
     parser.add_argument(

@@ -37,13 +37,13 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     """Add which engine, in which precision, where."""
     parser.add_argument("--engine", choices=ENGINE_NAMES, default=DEFAULT_ENGINE, help="default: %(default)s")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: %(default)s")
-    parser.add_argument("--device", metavar="cpu|0", help="cpu or the index of a GPU (default: the engine's own kind)")
+    parser.add_argument("--device", metavar="cpu|N", help="cpu, or the number of a GPU (default: the engine's own kind)")
 
 
 def add_running(parser: argparse.ArgumentParser) -> None:
     """Add the engine and how it runs here."""
     add_engine(parser)
-    parser.add_argument("--threads", type=int, default=0, metavar="T", help="CPU threads (default: the engine's choice)")
+    parser.add_argument("--threads", type=int, default=0, metavar="T", help="CPU threads (default: 0, the engine's choice)")
     parser.add_argument("--no-build", action="store_true", help="stop where the engine is missing or stale")
 
 

@@ -18,10 +18,18 @@ from saccade.errors import SaccadeError
 
 def add_commands(commands: Any) -> None:
     """Add both commands to the parser."""
-    parser = commands.add_parser("inspect", help="what a bundle and its engines hold, after checking every hash")
+    parser = commands.add_parser(
+        "inspect",
+        help="what a bundle and its engines hold, after checking every hash",
+        description="Check every file of a bundle and its engines against its hash; say what is whole, stale or damaged.",
+    )
     shared.add_bundle(parser)
     parser.set_defaults(execute=inspect)
-    parser = commands.add_parser("doctor", help="what is installed here, what is missing for which engine, and the remedy")
+    parser = commands.add_parser(
+        "doctor",
+        help="what is installed here, what is missing for which engine, and the remedy",
+        description="Look at the machine and the installed packages, and say which engines build and run here.",
+    )
     parser.set_defaults(execute=doctor)
 
 
