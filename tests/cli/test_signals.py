@@ -88,19 +88,25 @@ def test_an_interrupt_of_a_tensorrt_build_ends_its_child(number: signal.Signals,
     assert list((copy / "engines").iterdir()) == []
 
 
-@pytest.mark.parametrize("number", CODES)
-def test_each_signal_has_its_own_exit_code(number: signal.Signals) -> None:
-    """In a process of its own: what a SIGINT does to the one that runs the tests is not ours to say."""
+def signalled(patch: str) -> tuple[int, str]:
+    """Run `saccade doctor` after `patch`, which makes it signal itself; return its exit code and its last line.
+
+    In a process of its own: what a signal does to the one that runs the tests is not ours to say.
+    """
     code = f"""
 import signal, sys
-from saccade.cli.main import main
+from saccade.cli import main as entry
 from saccade.validate import doctor
-
-doctor.diagnose = lambda: signal.raise_signal({int(number)})
-sys.exit(main(["doctor"]))
+{patch}
+sys.exit(entry.main(["doctor"]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (CODES[number], INTERRUPTED)
+    return done.returncode, done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_each_signal_has_its_own_exit_code(number: signal.Signals) -> None:
+    assert signalled(f"doctor.diagnose = lambda: signal.raise_signal({int(number)})") == (CODES[number], INTERRUPTED)
 
 
 def handler(*_: object) -> None:
@@ -141,9 +147,5 @@ def test_in_another_thread_the_signals_are_the_callers(capfd: pytest.CaptureFixt
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_an_interrupt_while_the_result_is_printed_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(entry, "_say", lambda text: signal.raise_signal(signal.SIGTERM))
-    assert main(["doctor"]) == 143
-    assert capfd.readouterr().err.splitlines()[-1] == INTERRUPTED
+def test_an_interrupt_while_the_result_is_printed_is_one_line() -> None:
+    assert signalled("entry._say = lambda text: signal.raise_signal(signal.SIGTERM)") == (143, INTERRUPTED)
