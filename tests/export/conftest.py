@@ -16,7 +16,21 @@ from saccade.export.quantization import round_weights
 from saccade.export.variants import RECIPES, Scales, write_variant
 from saccade.validate.gate import Judge
 
+KINDS = ("dinov2", "franca", "classify", "segment")
+ROLES = ("selector", "extractor")
 Feed = dict[str, np.ndarray]
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Return each kind of small bundle in turn; a file that needs fewer has a fixture of its own."""
+    return request.param
+
+
+@pytest.fixture(params=ROLES)
+def role(request: pytest.FixtureRequest) -> str:
+    """Return each graph's role in turn."""
+    return request.param
 
 
 @pytest.fixture(scope="session")

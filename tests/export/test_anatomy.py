@@ -12,20 +12,8 @@ import pytest
 
 from saccade.export.anatomy import block_numbers, block_products, depth_of_file, tail_nodes, weight_name
 
-KINDS = ("dinov2", "franca", "classify", "segment")
-ROLES = ("selector", "extractor")
 DEPTH = {"selector": 1, "extractor": 2}  # of the small models
 LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture(params=ROLES)
-def role(request: pytest.FixtureRequest) -> str:
-    return request.param
 
 
 @pytest.fixture

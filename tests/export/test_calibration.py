@@ -17,7 +17,6 @@ from saccade.export import calibration
 from saccade.export.calibration import LEVELS, METHODS, Activations, Statistics, channel_maxima, smallest_error_clip
 
 KINDS = ("dinov2", "franca")
-ROLES = ("selector", "extractor")
 LAYERS = {
     "selector": ("attn.qkv", "attn.proj", "mlp.fc1"),
     "extractor": ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"),
@@ -28,11 +27,6 @@ Feed = dict[str, np.ndarray]
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture(params=ROLES)
-def role(request: pytest.FixtureRequest) -> str:
     return request.param
 
 

@@ -52,16 +52,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture(params=ROLES)
-def role(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
 @pytest.fixture
 def path(small_bundle: Small, kind: str, role: str) -> Path:
     return small_bundle(kind) / f"{role}.onnx"

@@ -16,8 +16,6 @@ from saccade.engines.openvino import open_as_written
 from saccade.errors import SaccadeError
 from saccade.export.precision import narrow
 
-KINDS = ("dinov2", "franca", "classify", "segment")
-ROLES = ("selector", "extractor")
 TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 FLOATS = {TensorProto.FLOAT, *TYPES.values()}
 # ONNX knows no Conv in bfloat16 before opset 22.
@@ -25,16 +23,6 @@ FLOAT32_OPS = {"fp16": {"LayerNormalization", "Softmax"}, "bf16": {"LayerNormali
 BOUNDS = {"fp16": 5e-3, "bf16": 5e-2}  # of the largest value
 
 Feed = dict[str, np.ndarray]
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture(params=ROLES)
-def role(request: pytest.FixtureRequest) -> str:
-    return request.param
 
 
 @pytest.fixture(params=TYPES)

@@ -17,8 +17,6 @@ from saccade.export.calibration import Statistics
 from saccade.export.quantization import activation_names, quantize
 from saccade.export.variants import Scales
 
-KINDS = ("dinov2", "franca", "classify", "segment")
-ROLES = ("selector", "extractor")
 DEPTH = {"selector": 1, "extractor": 2}  # of the small models
 # The selector keeps what a GELU or a gate feeds in floating point.
 LAYERS = {
@@ -30,16 +28,6 @@ LARGEST = {"int8": 127, "fp8": 448}
 
 Feed = dict[str, np.ndarray]
 VariantOf = Callable[[str, str, str], Path]
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture(params=ROLES)
-def role(request: pytest.FixtureRequest) -> str:
-    return request.param
 
 
 @pytest.fixture(params=TYPES)

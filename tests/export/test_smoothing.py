@@ -15,7 +15,6 @@ from saccade.export.smoothing import SMALLEST_MAXIMUM, smooth, smoothing_factors
 from saccade.export.variants import Scales, write_variant
 
 KINDS = ("dinov2", "franca", "segment")
-ROLES = ("selector", "extractor")
 OUTLIERS, TIMES = (3, 50, 99), 50.0  # channels of each norm's output, and how much larger they become
 
 Feed = dict[str, np.ndarray]
@@ -26,11 +25,6 @@ Small = Callable[[str], Path]
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture(params=ROLES)
-def role(request: pytest.FixtureRequest) -> str:
     return request.param
 
 

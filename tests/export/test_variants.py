@@ -19,20 +19,9 @@ from saccade.export.precision import narrow
 from saccade.export.variants import RECIPES, VARIANTS_OF, Scales, write_variant
 
 ROLES = ("selector", "extractor")
-KINDS = ("dinov2", "franca", "classify", "segment")
 VARIANTS = tuple(name for name in get_args(Variant) if name != "fp32")
 
 VariantOf = Callable[[str, str, str], Path]
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture(params=ROLES)
-def role(request: pytest.FixtureRequest) -> str:
-    return request.param
 
 
 def constants(path: Path) -> dict[str, np.ndarray]:
