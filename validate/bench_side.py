@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -16,6 +17,9 @@ from saccade.runtime.memory import peak_bytes
 from saccade.validate import work
 from saccade.validate.bench_plan import CHAIN, FULL_BACKBONE, PYTORCH, ROOF, Opened, Side, images_of
 from saccade.validate.bench_results import APART, WARM_UP_FRAMES
+
+if TYPE_CHECKING:
+    from saccade.runtime.chain import Pipeline
 
 
 def main() -> int:
@@ -74,14 +78,23 @@ def _opened(side: Side) -> contextlib.AbstractContextManager[Opened]:
     return open_one_graph(side)
 
 
-@contextlib.contextmanager
-def _chain(side: Side) -> Iterator[Opened]:
-    """Yield the chain on the side's engine, which the parent has built: building counts into no side's loading."""
+def _loaded(side: Side) -> Pipeline:
+    """Load the side's engine, which the parent has built: building counts into no side's loading."""
     from saccade.runtime.loading import load
 
-    with load(
+    return load(
         side.bundle, engine=side.engine, precision=side.precision, device=side.device, threads=side.threads, build=False
-    ) as pipeline:
+    )
+
+
+def _versions(side: Side, pipeline: Pipeline) -> dict[str, str]:
+    return {side.engine: pipeline.receipt.conditions.get("version", "")}
+
+
+@contextlib.contextmanager
+def _chain(side: Side) -> Iterator[Opened]:
+    """Yield the chain on the side's engine."""
+    with _loaded(side) as pipeline:
         images = images_of(side)
 
         def frame() -> dict[str, float]:
@@ -91,7 +104,7 @@ def _chain(side: Side) -> Iterator[Opened]:
             return {"frame": whole - sum(timings.get(name, 0.0) for name in APART), **timings}
 
         gflop = work.frame_gflop(pipeline.bundle.model, pipeline.bundle.manifest.task, side.k, side.batch)
-        yield Opened(frame, {side.engine: pipeline.receipt.conditions.get("version", "")}, gflop)
+        yield Opened(frame, _versions(side, pipeline), gflop)
 
 
 @contextlib.contextmanager
@@ -100,11 +113,7 @@ def _full_backbone(side: Side) -> Iterator[Opened]:
 
     The prefix rows are noise: a backbone without a selector has learned ones, which cost nothing.
     """
-    from saccade.runtime.loading import load
-
-    with load(
-        side.bundle, engine=side.engine, precision=side.precision, device=side.device, threads=side.threads, build=False
-    ) as pipeline:
+    with _loaded(side) as pipeline:
         pipeline.engines["selector"].close()  # the peak memory still counts its loading
         images, model = images_of(side), pipeline.bundle.model
         cells = np.tile(np.arange(side.k, dtype=np.int32), (side.batch, 1))
@@ -116,7 +125,7 @@ def _full_backbone(side: Side) -> Iterator[Opened]:
             return {"frame": (time.perf_counter_ns() - start) / 1e6, **timings}
 
         gflop = side.batch * work.extractor_gflop(model, pipeline.bundle.manifest.task, side.k)
-        yield Opened(frame, {side.engine: pipeline.receipt.conditions.get("version", "")}, {"extractor": gflop})
+        yield Opened(frame, _versions(side, pipeline), {"extractor": gflop})
 
 
 if __name__ == "__main__":

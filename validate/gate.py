@@ -47,7 +47,8 @@ class Judge:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._fp32 = {role: self._open(role, self.graph_path(role)) for role in ROLES}
+        self._paths = {role: bundle.checked_path(bundle.graph(role, "fp32")) for role in ROLES}  # hashed once
+        self._fp32 = {role: self._open(role, path) for role, path in self._paths.items()}
         self.reference = self._pipeline(self._fp32, "fp32")
 
     def try_one(self, role: str, name: str, path: Path, cases: Sequence[Case], precision: str) -> Trial:
@@ -88,7 +89,7 @@ class Judge:
 
     def graph_path(self, role: str) -> Path:
         """Return the checked fp32 graph file of a role."""
-        return self._bundle.checked_path(self._bundle.graph(role, "fp32"))
+        return self._paths[role]
 
     def __enter__(self) -> Judge:
         return self

@@ -10,6 +10,7 @@ import numpy as np
 
 from saccade.cli import options as shared
 from saccade.cli.console import Phases, progress_bar
+from saccade.cli.convert import LEAST_IMAGES
 from saccade.engines.engine import ROLES
 from saccade.errors import SaccadeError
 from saccade.export.calibration import Statistics, channel_maxima
@@ -19,7 +20,7 @@ from saccade.export.variants import VARIANTS_OF, Scales, write_variant
 from saccade.golden import Case
 from saccade.validate.gate import Judge, Trial
 
-MIN_IMAGES, FEW_IMAGES = 8, 64  # fewer are an error; fewer than many are worth a warning
+FEW_IMAGES = 64  # fewer are worth a warning
 HELD_OUT_SHARE, MAX_HELD_OUT = 8, 16  # every eighth image judges what the others have calibrated, sixteen at most
 Feed = Mapping[str, np.ndarray]
 
@@ -50,10 +51,10 @@ def find_images(judge: Judge, folder: Path, most: int, phases: Phases) -> Images
             phases.note(f"warning: left out {error}")
     if left_out:
         phases.note(f"warning: {left_out} of {len(paths)} images cannot be used")
-    if len(readable) < MIN_IMAGES:
+    if len(readable) < LEAST_IMAGES:
         raise SaccadeError(
             f"--calibration {folder}: {len(readable)} readable images of {len(paths)}; "
-            f"give at least {MIN_IMAGES}, better {FEW_IMAGES}"
+            f"give at least {LEAST_IMAGES}, better {FEW_IMAGES}"
         )
     if len(readable) < FEW_IMAGES:
         phases.note(f"warning: {len(readable)} images are few; ranges settle from about {FEW_IMAGES}")

@@ -63,7 +63,7 @@ def convert(options: argparse.Namespace) -> Report:
     """
     start = time.perf_counter()
     _check_options(options)
-    _check_installed()
+    shared.require_modules(NEEDED, "convert")
     from saccade.validate.gate import Judge
 
     refuse_path(options.bundle)
@@ -86,18 +86,6 @@ def _check_options(options: argparse.Namespace) -> None:
         raise SaccadeError(f"--max-images {options.max_images} is too few to calibrate on; give at least {LEAST_IMAGES}")
     if options.calibration is not None:
         shared.image_paths(options.calibration, "--calibration")
-
-
-def _check_installed() -> None:
-    """Say in one line what is missing, before anything slow is done."""
-    missing = []
-    for module, distribution in NEEDED.items():
-        try:
-            __import__(module)
-        except ImportError:
-            missing.append(distribution)
-    if missing:
-        raise SaccadeError(f"{', '.join(missing)} cannot be imported; pip install '.[convert]' in the clone")
 
 
 class _Conversion:

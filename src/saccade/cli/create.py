@@ -20,6 +20,7 @@ from saccade.engines.engine import DEFAULT_MAX_BATCH, ENGINE_NAMES, EngineReques
 from saccade.errors import SaccadeError
 from saccade.runtime.chain import MAX_CELLS, checked_k
 
+EXPORT_MODULES = ("torch", "onnx", "onnxscript", "onnxruntime", "polygraphy")
 MAX_PROFILE_BATCH = 4096  # far beyond what any GPU's memory holds
 MAX_SEED = 2**32 - 1  # beyond it the same weights come again
 # Which engines each option of `build` means something to.
@@ -61,7 +62,7 @@ def _add_make_checkpoint(commands: Any) -> None:
 
 def make_checkpoint(options: argparse.Namespace) -> Report:
     """Write a seeded checkpoint and report its crc, by which others can tell that they have the same weights."""
-    _require_export_extra()
+    shared.require_modules(EXPORT_MODULES, "export")
     import torch
 
     from saccade.export import seeded
@@ -124,7 +125,7 @@ def export(options: argparse.Namespace) -> Report:
 
     Nobody else may export or build there meanwhile. It does not wait for them: what they make would be replaced at once.
     """
-    _require_export_extra()
+    shared.require_modules(EXPORT_MODULES, "export")
     start = time.perf_counter()
     target: Path = options.output
     refuse_path(target)
@@ -325,15 +326,3 @@ def audit_lines(receipt: store.Receipt) -> list[str]:
     from saccade.engines.audit import audit_lines as in_words
 
     return [f"  {role}: {line}" for role, found in receipt.audit.items() for line in in_words(found)]
-
-
-def _require_export_extra() -> None:
-    """Say in one line what is missing, before anything slow is done."""
-    missing = []
-    for name in ("torch", "onnx", "onnxscript", "onnxruntime", "polygraphy"):
-        try:
-            __import__(name)
-        except ImportError:
-            missing.append(name)
-    if missing:
-        raise SaccadeError(f"{', '.join(missing)} cannot be imported; pip install '.[export]' in the clone")

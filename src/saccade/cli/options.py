@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from saccade import atomic
@@ -74,6 +75,21 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
         default="squash",
         help="squash both sides (default), crop to the centre, or keep the native size in whole patches",
     )
+
+
+def require_modules(modules: Iterable[str], extra: str) -> None:
+    """Say in one line which modules of an extra are missing, before anything slow is done.
+
+    `modules` are import names; a mapping gives the name of each one's distribution, which is what the line says.
+    """
+    missing = []
+    for module in modules:
+        try:
+            __import__(module)
+        except ImportError:
+            missing.append(modules[module] if isinstance(modules, Mapping) else module)
+    if missing:
+        raise SaccadeError(f"{', '.join(missing)} cannot be imported; pip install '.[{extra}]' in the clone")
 
 
 def refuse_inside_bundle(flag: str, path: Path) -> None:

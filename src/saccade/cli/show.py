@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from saccade.bundle import Bundle, DataFile, GraphFile, check_hash, read_bundle
+from saccade.bundle import Bundle, DataFile, GraphFile, read_bundle
 from saccade.cli import options as shared
 from saccade.cli.console import Report, size_text, table
 from saccade.cli.create import audit_lines, receipt_data
@@ -75,8 +75,7 @@ def _inspect_engine(bundle: Bundle, folder: Path) -> Report:
         receipt = store.read_receipt(folder)
         data |= receipt_data(folder, receipt)
         details = [f"{receipt.realised}; built in {receipt.seconds:.1f} s", *audit_lines(receipt)]
-        for name, digest in receipt.sha256.items():
-            check_hash(folder / name, digest, str(folder / store.RECEIPT), f"delete {folder} and build again")
+        store.check_files(folder, receipt)
     except SaccadeError as error:
         state = f"damaged: {error}"
     else:
