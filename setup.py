@@ -5,12 +5,21 @@ from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
 
 NATIVE = Path("runtime/native")
+# By name, because the sources of the C library lie beside those of the kernels.
+SOURCES = (
+    "src/fill.cpp",
+    "src/gather.cpp",
+    "src/positions.cpp",
+    "src/resize.cpp",
+    "src/select.cpp",
+    "python/module.cpp",
+)
 
 kernels = Pybind11Extension(
     "saccade.runtime._kernels",
-    sorted(str(path) for path in [*NATIVE.glob("src/*.cpp"), *NATIVE.glob("python/*.cpp")]),
+    [str(NATIVE / source) for source in SOURCES],
     include_dirs=[str(NATIVE / "src")],
-    depends=sorted(str(path) for path in [*NATIVE.glob("src/*.hpp")]),
+    depends=sorted(str(path) for path in NATIVE.glob("src/*.hpp")),
     cxx_std=17,
     # Contracting a*b+c into one rounding would make the kernels differ from the NumPy reference in the last bit.
     extra_compile_args=["-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wpedantic"],

@@ -2,7 +2,7 @@
 
 Each takes `out`, the array to write the result into, so that a frame after the first allocates no result; what is
 returned is then `out`. All release the GIL. Arrays that are not contiguous, or whose dtype or shape does not fit,
-raise ValueError; image rows may lie apart, as in a crop.
+raise ValueError; image rows may lie apart, as in a crop, and channels backwards, as in `bgr[..., ::-1]`.
 """
 from __future__ import annotations
 
@@ -109,5 +109,5 @@ def _check_shape(name: str, array: Float32 | Int32, shape: tuple[int, ...]) -> N
 
 
 def _packed(image: Uint8) -> Uint8:
-    """Return the image itself, or a copy where its pixels are not three bytes in a row, as in `bgr[..., ::-1]`."""
-    return image if image.strides[1:] == (3, 1) else np.ascontiguousarray(image)
+    """Return the image itself, or a copy where its pixels are not three bytes in a row, as in a mirrored image."""
+    return image if image.strides[1:] in ((3, 1), (3, -1)) else np.ascontiguousarray(image)

@@ -43,7 +43,8 @@ LAYOUTS = {
     "every other row": lambda image: image.repeat(2, axis=0)[::2],
     "upside down": lambda image: image[::-1],
     "mirrored": lambda image: image[:, ::-1],
-    "BGR": lambda image: image[..., ::-1],
+    "BGR": lambda image: np.ascontiguousarray(image[..., ::-1])[..., ::-1],
+    "BGR crop upside down": lambda image: np.pad(image[::-1, :, ::-1], ((0, 2), (4, 1), (0, 0)))[-3::-1, 4:-1, ::-1],
     "planar": lambda image: np.ascontiguousarray(image.transpose(2, 0, 1)).transpose(1, 2, 0),
 }
 layouts = st.sampled_from(list(LAYOUTS.values()))
@@ -193,6 +194,14 @@ def test_fill_of_patches_crowded_in_a_corner_has_the_bits_of_the_reference() -> 
     assert_same_bits(kernels.fill(tokens, indices, grid), reference.fill(tokens, indices, grid))
 
 
+@pytest.mark.parametrize("layout", ["packed", "crop", "every other row", "upside down", "BGR", "BGR crop upside down"])
+def test_an_image_whose_pixels_are_packed_is_read_where_it_lies(layout: str) -> None:
+    image = LAYOUTS[layout](random_image(np.random.default_rng(8), 6, 9))
+    out = np.empty((3, 7, 7), np.float32)
+    _kernels.lowres_from_image(image, TABLE, out)  # would refuse what `kernels` has to copy
+    assert_same_bits(out, reference.lowres_from_image(image, TABLE, 7))
+
+
 # Results written into given arrays
 
 
@@ -321,6 +330,12 @@ def test_gather_refuses_a_grid_that_is_not_the_whole_patches_of_the_image(module
 def test_door_refuses_what_is_no_rgb_image(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"image must be uint8 \(height, width, 3\) with packed pixels, got"):
         kernels.lowres_from_image(image, TABLE, 4)
+
+
+@pytest.mark.parametrize("layout", ["mirrored", "planar"])
+def test_door_refuses_pixels_that_are_not_packed(layout: str) -> None:
+    with pytest.raises(ValueError, match="with packed pixels, got"):
+        _kernels.lowres_from_image(LAYOUTS[layout](np.zeros((4, 6, 3), np.uint8)), TABLE, np.empty((3, 4, 4), np.float32))
 
 
 def test_door_refuses_an_image_without_pixels() -> None:

@@ -81,15 +81,17 @@ saccade::Grid grid_of(const std::pair<Size, Size>& size) {
     return grid;
 }
 
-// Rows may lie anywhere in memory, pixels may not.
+// Rows may lie anywhere in memory, pixels may not; their channels may run backwards, as in `bgr[..., ::-1]`.
 saccade::Image image_of(const py::array& image) {
     const bool fits = py::isinstance<py::array_t<std::uint8_t>>(image) && image.ndim() == 3 && image.shape(2) == 3 &&
-                      (image.size() == 0 || (image.strides(2) == 1 && (image.strides(1) == 3 || image.shape(1) == 1)));
+                      (image.size() == 0 || ((image.strides(2) == 1 || image.strides(2) == -1) &&
+                                             (image.strides(1) == 3 || image.shape(1) == 1)));
     if (!fits) {
         refuse("image", "uint8 (height, width, 3) with packed pixels", image);
     }
-    return {static_cast<const std::uint8_t*>(image.data()), axis("image", image, 0), axis("image", image, 1),
-            image.strides(0)};
+    const bool bgr = image.strides(2) == -1;
+    const auto* red = static_cast<const std::uint8_t*>(image.data());
+    return {bgr ? red - 2 : red, axis("image", image, 0), axis("image", image, 1), image.strides(0), bgr};
 }
 
 // Kept cells: every index names one of `cells` cells.
@@ -119,7 +121,8 @@ void lowres_from_image(const py::array& image, const py::array& table, py::array
     const int size = axis("out", out, 1);
     auto* result = output<float>("out", out, {3, size, size});
     py::gil_scoped_release unlocked;
-    saccade::lowres_from_image(pixels, values, size, result);
+    saccade::Scratch scratch;
+    saccade::lowres_from_image(pixels, values, size, result, scratch);
 }
 
 void resize_scores(const py::array& score_map, py::array out) {
@@ -128,7 +131,8 @@ void resize_scores(const py::array& score_map, py::array out) {
     const auto grid = grid_of({axis("out", out, 0), axis("out", out, 1)});
     auto* result = output<float>("out", out, {grid.rows, grid.columns});
     py::gil_scoped_release unlocked;
-    saccade::resize_scores(map, map_size, grid, result);
+    saccade::Scratch scratch;
+    saccade::resize_scores(map, map_size, grid, result, scratch);
 }
 
 bool select(const py::array& score_map, py::array indices, py::array scores) {
@@ -142,7 +146,8 @@ bool select(const py::array& score_map, py::array indices, py::array scores) {
         throw py::value_error("indices must hold 1 to " + std::to_string(grid.cells()) + " cells");
     }
     py::gil_scoped_release unlocked;
-    return saccade::select(map, map_size, grid, static_cast<int>(k), best, all);
+    saccade::Scratch scratch;
+    return saccade::select(map, map_size, grid, static_cast<int>(k), best, all, scratch);
 }
 
 void gather_patches(const py::array& image, const py::array& table, const py::array& indices, Size patch_size,
@@ -190,7 +195,8 @@ void fill(const py::array& tokens, const py::array& indices, py::array out) {
     const auto* values = input<float>("tokens", tokens, {k, channels});
     auto* result = output<float>("out", out, {channels, grid.rows, grid.columns});
     py::gil_scoped_release unlocked;
-    saccade::fill(values, cells, k, channels, grid, result);
+    saccade::Scratch scratch;
+    saccade::fill(values, cells, k, channels, grid, result, scratch);
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 #include <array>
 #include <cmath>
 #include <cstddef>
-#include <vector>
+#include <numeric>
 
 #include "kernels.hpp"
 
@@ -19,28 +19,22 @@ constexpr int TILE_CHANNELS = 32;
 
 // The kept patches, grouped by their row of the grid.
 struct KeptRows {
-    struct Patch {
-        int column;
-        int order;  // position in the list of kept patches
-    };
-    std::vector<int> begin;  // (rows + 1,): the patches of row r are begin[r] up to begin[r + 1]
-    std::vector<Patch> patches;
+    const int* begin;  // (rows + 1,): the patches of row r are begin[r] up to begin[r + 1]
+    const KeptPatch* patches;
 };
 
-KeptRows kept_rows(const std::int32_t* indices, int k, Grid grid) {
-    KeptRows kept{std::vector<int>(grid.rows + 1), std::vector<KeptRows::Patch>(k)};
+KeptRows kept_rows(const std::int32_t* indices, int k, Grid grid, Scratch& scratch) {
+    int* const begin = room_for(scratch.kept_begin, static_cast<std::size_t>(grid.rows) + 1);
+    KeptPatch* const patches = room_for(scratch.kept, static_cast<std::size_t>(k));
+    std::fill_n(begin, grid.rows + 1, 0);
     for (int i = 0; i < k; ++i) {
-        ++kept.begin[indices[i] / grid.columns];
+        ++begin[indices[i] / grid.columns];
     }
-    int end = 0;
-    for (int& begin : kept.begin) {
-        end += begin;
-        begin = end;
-    }
+    std::partial_sum(begin, begin + grid.rows + 1, begin);
     for (int i = 0; i < k; ++i) {  // each `begin` moves from the end of its row down to the start
-        kept.patches[--kept.begin[indices[i] / grid.columns]] = {indices[i] % grid.columns, i};
+        patches[--begin[indices[i] / grid.columns]] = {indices[i] % grid.columns, i};
     }
-    return kept;
+    return {begin, patches};
 }
 
 // Squared distance (below 2^33) above the position in the list (below 2^31): no two keys are equal, so ties need no
@@ -129,8 +123,9 @@ void write_tile(const Blend* blends, std::size_t cells, std::size_t channel, std
 
 }  // namespace
 
-void fill(const float* tokens, const std::int32_t* indices, int k, int channels, Grid grid, float* out) {
-    const KeptRows kept = kept_rows(indices, k, grid);
+void fill(const float* tokens, const std::int32_t* indices, int k, int channels, Grid grid, float* out,
+          Scratch& scratch) {
+    const KeptRows kept = kept_rows(indices, k, grid, scratch);
     const auto stride = static_cast<std::size_t>(grid.cells());
     std::array<Blend, TILE_CELLS> blends;
     for (int first = 0; first < grid.cells(); first += TILE_CELLS) {

@@ -23,7 +23,7 @@ void gather_patches(const Image& image, const float* table, const std::int32_t* 
         for (int channel = 0; channel < 3; ++channel) {
             const float* values = table + 256 * channel;
             for (int y = 0; y < patch; ++y) {
-                const std::uint8_t* pixel = corner + y * image.row_stride + channel;
+                const std::uint8_t* pixel = corner + y * image.row_stride + image.place_of(channel);
                 for (int x = 0; x < patch; ++x) {
                     *out++ = values[pixel[3 * x]];
                 }

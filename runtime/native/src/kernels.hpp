@@ -5,11 +5,14 @@
 //
 // Arrays are dense and row-major, shapes stand beside their parameters, and no output may overlap an input. Extents are
 // 1 to MAX_EXTENT, a grid has at most MAX_CELLS cells, indices name cells of the grid. All of this is a precondition:
-// callers check. Kernels keep no state, so any thread may call any of them; std::bad_alloc is the only exception.
+// callers check. Kernels keep no state but what is in the caller's Scratch, so any thread that has one of its own may
+// call any of them; std::bad_alloc is the only exception.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+
+#include "scratch.hpp"
 
 namespace saccade {
 
@@ -17,12 +20,16 @@ constexpr int MAX_EXTENT = 1 << 16;  // as in bundle.json
 constexpr int MAX_CELLS = 1 << 30;
 constexpr int NEIGHBOURS = 5;  // kept patches blended into each cell by `fill`
 
-// An RGB image: three packed bytes a pixel, rows `row_stride` bytes apart (may be padded, or negative).
+// An image: three packed bytes a pixel, rows `row_stride` bytes apart (may be padded, or negative).
 struct Image {
     const std::uint8_t* pixels;  // the first row
     int height;
     int width;
     std::ptrdiff_t row_stride;
+    bool bgr = false;  // blue comes first, as cameras and OpenCV have it; what kernels write is in RGB order all the same
+
+    // Where channel 0 (red), 1 or 2 lies in a pixel.
+    constexpr int place_of(int channel) const { return bgr ? 2 - channel : channel; }
 };
 
 // Cells are numbered row by row.
@@ -36,15 +43,16 @@ struct Grid {
 void normalization_table(const float mean[3], const float std[3], float* table);
 
 // The selector's input, `out` (3, size, size): the whole image resized, bilinear without antialiasing, aspect ignored.
-void lowres_from_image(const Image& image, const float* table, int size, float* out);
+void lowres_from_image(const Image& image, const float* table, int size, float* out, Scratch& scratch);
 
 // The selector's map (map_size, map_size) resized to the grid, `out` (rows, columns): bilinear without antialiasing.
-void resize_scores(const float* score_map, int map_size, Grid grid, float* out);
+void resize_scores(const float* score_map, int map_size, Grid grid, float* out, Scratch& scratch);
 
 // The k best cells of the resized map, `indices` (k,), and the scores of all cells, `scores` (rows, columns).
 // Score descending, ties to the lower cell number; -0.0 equals 0.0. Requires 1 <= k <= grid.cells().
 // Returns false, with `indices` untouched, where the map or the resized scores hold NaN or infinity.
-[[nodiscard]] bool select(const float* score_map, int map_size, Grid grid, int k, std::int32_t* indices, float* scores);
+[[nodiscard]] bool select(const float* score_map, int map_size, Grid grid, int k, std::int32_t* indices, float* scores,
+                          Scratch& scratch);
 
 // The normalised pixels of k patches, `out` (k, 3*patch*patch), each ordered (channel, row, column).
 // `columns` is the grid's; every index must name a patch that lies inside the image.
@@ -61,6 +69,7 @@ void interpolate_positions(const float* table, Grid from, int dim, Grid to, floa
 // Kept tokens (k, channels) spread over all cells, `out` (channels, rows, columns): for each cell the mean of the 5
 // nearest of the kept patches `indices` (k,), weighted by 1/(distance + 1e-8), equal distances to the earlier in the
 // list. Requires k >= NEIGHBOURS and indices inside the grid; they may repeat.
-void fill(const float* tokens, const std::int32_t* indices, int k, int channels, Grid grid, float* out);
+void fill(const float* tokens, const std::int32_t* indices, int k, int channels, Grid grid, float* out,
+          Scratch& scratch);
 
 }  // namespace saccade
