@@ -7,6 +7,7 @@ from setuptools import setup
 NATIVE = Path("runtime/native")
 # By name, because the sources of the C library lie beside those of the kernels.
 SOURCES = (
+    "src/bicubic.cpp",
     "src/fill.cpp",
     "src/gather.cpp",
     "src/positions.cpp",

@@ -1,4 +1,4 @@
-"""The kernels that the chain calls: `reference`'s functions in C++, bit for bit equal, with the same errors.
+"""The kernels that the chain calls: `reference`'s functions in C++, bit for bit equal, with the same errors, and a resize.
 
 Each takes `out`, the array to write the result into, so that a frame after the first allocates no result; what is
 returned is then `out`. All release the GIL. Arrays that are not contiguous, or whose dtype or shape does not fit,
@@ -22,6 +22,8 @@ from saccade.runtime.reference import (
     not_finite,
 )
 
+Box = tuple[int, int, int, int]  # top, left, height, width
+
 
 def normalization_table(mean: Sequence[float], std: Sequence[float]) -> Float32:
     """Return the normalised value of each of the 256 pixel values, (3, 256) in RGB order: (x/255 - mean)/std."""
@@ -34,6 +36,17 @@ def lowres_from_image(image: Uint8, table: Float32, size: int, *, out: Float32 |
     """Resize a whole image (H, W, 3) to the selector's input (3, size, size), bilinear without antialiasing."""
     out = _result(out, (3, size, size))
     _kernels.lowres_from_image(_packed(image), table, out)
+    return out
+
+
+def resize_bicubic(image: Uint8, size: Grid, window: Box | None = None, *, out: Uint8 | None = None) -> Uint8:
+    """Resize an image (H, W, 3) to `size` (height, width), Pillow's antialiased bicubic; only `window`, if given."""
+    top, left, height, width = window or (0, 0, *size)
+    if out is None:
+        out = np.empty((height, width, 3), np.uint8)
+    _check_shape("out", out, (height, width, 3))
+    image = image if image.strides[1:] == (3, 1) else np.ascontiguousarray(image)
+    _kernels.resize_bicubic(image, size, (top, left), out)
     return out
 
 
@@ -103,7 +116,7 @@ def _result(out: Float32 | None, shape: tuple[int, ...]) -> Float32:
     return out
 
 
-def _check_shape(name: str, array: Float32 | Int32, shape: tuple[int, ...]) -> None:
+def _check_shape(name: str, array: Float32 | Int32 | Uint8, shape: tuple[int, ...]) -> None:
     if array.shape != shape:
         raise ValueError(f"{name} must be {shape}, got {array.shape}")
 

@@ -57,20 +57,20 @@ T* output(const char* name, py::array& array, std::initializer_list<Size> shape)
     return static_cast<T*>(array.mutable_data());
 }
 
-int extent(const char* name, Size value) {
-    if (value < 1 || value > saccade::MAX_EXTENT) {
-        throw py::value_error(std::string(name) + ": extents must be 1 to " + std::to_string(saccade::MAX_EXTENT) +
-                              ", got " + std::to_string(value));
+int extent(const char* name, Size value, int most = saccade::MAX_EXTENT) {
+    if (value < 1 || value > most) {
+        throw py::value_error(std::string(name) + ": extents must be 1 to " + std::to_string(most) + ", got " +
+                              std::to_string(value));
     }
     return static_cast<int>(value);
 }
 
 // The extent of one axis of an array whose shape is checked later.
-int axis(const char* name, const py::array& array, Size index) {
+int axis(const char* name, const py::array& array, Size index, int most = saccade::MAX_EXTENT) {
     if (array.ndim() <= index) {
         throw py::value_error(std::string(name) + " must have more than " + std::to_string(index) + " axes");
     }
-    return extent(name, array.shape(index));
+    return extent(name, array.shape(index), most);
 }
 
 saccade::Grid grid_of(const std::pair<Size, Size>& size) {
@@ -82,7 +82,7 @@ saccade::Grid grid_of(const std::pair<Size, Size>& size) {
 }
 
 // Rows may lie anywhere in memory, pixels may not; their channels may run backwards, as in `bgr[..., ::-1]`.
-saccade::Image image_of(const py::array& image) {
+saccade::Image image_of(const py::array& image, int most = saccade::MAX_EXTENT) {
     const bool fits = py::isinstance<py::array_t<std::uint8_t>>(image) && image.ndim() == 3 && image.shape(2) == 3 &&
                       (image.size() == 0 || ((image.strides(2) == 1 || image.strides(2) == -1) &&
                                              (image.strides(1) == 3 || image.shape(1) == 1)));
@@ -91,7 +91,7 @@ saccade::Image image_of(const py::array& image) {
     }
     const bool bgr = image.strides(2) == -1;
     const auto* red = static_cast<const std::uint8_t*>(image.data());
-    return {bgr ? red - 2 : red, axis("image", image, 0), axis("image", image, 1), image.strides(0), bgr};
+    return {bgr ? red - 2 : red, axis("image", image, 0, most), axis("image", image, 1, most), image.strides(0), bgr};
 }
 
 // Kept cells: every index names one of `cells` cells.
@@ -123,6 +123,25 @@ void lowres_from_image(const py::array& image, const py::array& table, py::array
     py::gil_scoped_release unlocked;
     saccade::Scratch scratch;
     saccade::lowres_from_image(pixels, values, size, result, scratch);
+}
+
+void resize_bicubic(const py::array& image, std::pair<Size, Size> size, std::pair<Size, Size> corner, py::array out) {
+    constexpr int MOST = saccade::MAX_RESIZED;
+    const auto pixels = image_of(image, MOST);
+    if (pixels.bgr) {  // channels keep their order in memory, which `out` cannot say
+        refuse("image", "RGB", image);
+    }
+    const saccade::Size to{extent("height", size.first, MOST), extent("width", size.second, MOST)};
+    const int height = axis("out", out, 0, MOST);
+    const int width = axis("out", out, 1, MOST);
+    const auto [top, left] = corner;
+    if (top < 0 || left < 0 || top > to.height - height || left > to.width - width) {
+        throw py::value_error("the window is larger than the resized image or not inside it");
+    }
+    auto* result = output<std::uint8_t>("out", out, {height, width, 3});
+    py::gil_scoped_release unlocked;
+    saccade::Scratch scratch;
+    saccade::resize_bicubic(pixels, to, {static_cast<int>(top), static_cast<int>(left), height, width}, result, scratch);
 }
 
 void resize_scores(const py::array& score_map, py::array out) {
@@ -207,6 +226,7 @@ PYBIND11_MODULE(_kernels, module, py::mod_gil_not_used()) {  // no state of thei
     module.doc() = "The kernels of runtime/native for NumPy arrays; results are written into the last arguments.";
     module.def("normalization_table", &door::normalization_table, "mean"_a, "std"_a, "out"_a);
     module.def("lowres_from_image", &door::lowres_from_image, "image"_a, "table"_a, "out"_a);
+    module.def("resize_bicubic", &door::resize_bicubic, "image"_a, "size"_a, "corner"_a, "out"_a);
     module.def("resize_scores", &door::resize_scores, "score_map"_a, "out"_a);
     module.def("select", &door::select, "score_map"_a, "indices"_a, "scores"_a);
     module.def("gather_patches", &door::gather_patches, "image"_a, "table"_a, "indices"_a, "patch"_a, "grid"_a,

@@ -18,6 +18,7 @@ namespace saccade {
 
 constexpr int MAX_EXTENT = 1 << 16;  // as in bundle.json
 constexpr int MAX_CELLS = 1 << 30;
+constexpr int MAX_RESIZED = 1 << 28;  // extents of what `resize_bicubic` reads: photographs that no network sees whole
 constexpr int NEIGHBOURS = 5;  // kept patches blended into each cell by `fill`
 
 // An image: three packed bytes a pixel, rows `row_stride` bytes apart (may be padded, or negative).
@@ -32,12 +33,29 @@ struct Image {
     constexpr int place_of(int channel) const { return bgr ? 2 - channel : channel; }
 };
 
+struct Size {
+    int height;
+    int width;
+};
+
+struct Box {
+    int top;
+    int left;
+    int height;
+    int width;
+};
+
 // Cells are numbered row by row.
 struct Grid {
     int rows;
     int columns;
     constexpr int cells() const { return rows * columns; }
 };
+
+// The part `window` of the image resized to `to`, `out` (window.height, window.width, 3): Pillow's antialiased bicubic, bit
+// for bit. Channels keep their order. Computes no more than the window needs, which must lie inside `to`.
+// Extents are 1 to MAX_RESIZED here.
+void resize_bicubic(const Image& image, Size to, Box window, std::uint8_t* out, Scratch& scratch);
 
 // The normalised value of each pixel value, (x/255 - mean)/std: `table` is (3, 256) in RGB order.
 void normalization_table(const float mean[3], const float std[3], float* table);
