@@ -24,6 +24,7 @@ VARIANT := $(if $(filter %-fp32 openvino-bf16 openvino-fp16,$(CHOICE)),,$(BUNDLE
 DEMO    := build/demo
 PHOTO   := examples/china.jpg
 NATIVE  := $(wildcard runtime/native/src/* runtime/native/python/*)
+LIB     := $(NATIVE) $(wildcard runtime/native/* runtime/native/include/* runtime/native/examples/* tests/runtime/native/*)
 LIBRARY := $(wildcard src/saccade/*.py src/saccade/cli/*.py)
 ENGINES := $(wildcard engines/*.py) $(LIBRARY) constraints.txt
 EXPORT  := $(wildcard export/*.py) $(LIBRARY) constraints.txt
@@ -33,7 +34,7 @@ JUDGE   := $(wildcard validate/*.py) $(EXPORT) $(CHAIN)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo onnx engines parity bench test lint doctor clean FORCE
+.PHONY: help demo onnx engines parity bench lib lib-test test lint doctor clean FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,7 +45,10 @@ onnx:    $(ONNX)           ## Export CHECKPOINT (or a seeded MODEL) to a bundle
 engines: $(BUNDLE).$(CHOICE).built.json ## Build ENGINE in PRECISION (int8, fp8: CALIBRATION=FOLDER) from the bundle
 parity:  $(BUNDLE).$(CHOICE).parity.json ## Prove that engine equal to PyTorch on IMAGES
 bench:   build/bench/$(notdir $(BUNDLE)).$(CHOICE).json ## Time that engine against PEERS and the machine's roof
-test:    lint              ## Run all tests, lint and types included
+lib:     build/native/release/built ## Build the C library, build/lib/libsaccade.so
+lib-test: $(foreach kind,release asan tsan,build/native/$(kind)/built) ## Test the C library, under sanitizers too
+	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/runtime/native
+test:    lint $(foreach kind,release asan tsan,build/native/$(kind)/built) ## Run all tests, lint and types included
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 lint:    .venv/installed   ## Check style and types
 	$(BIN)/ruff check .
@@ -60,6 +64,13 @@ clean:                     ## Remove everything that was built, the environment 
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel pybind11
 	rm -rf build/setuptools
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[all]'
+	touch $@
+
+# The C library with its tests and examples, as a preset of runtime/native/CMakePresets.json says.
+build/native/%/built: $(LIB) .venv/installed
+	cmake -S runtime/native --preset $* --log-level=WARNING -DSACCADE_OPENVINO_INCLUDE=$$($(BIN)/python -c \
+	  'import importlib.util as find; print(find.find_spec("openvino").submodule_search_locations[0])')/include
+	cmake --build build/native/$* --parallel 2
 	touch $@
 
 # A setting is a file that is rewritten only when its text differs, so that what was made with another one is stale.

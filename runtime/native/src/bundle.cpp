@@ -1,0 +1,257 @@
+#include "bundle.hpp"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <initializer_list>
+#include <set>
+
+#include "failure.hpp"
+#include "fields.hpp"
+#include "files.hpp"
+#include "npy.hpp"
+
+namespace saccade {
+namespace {
+
+constexpr int FORMAT_VERSION = 1;
+constexpr std::size_t MAX_MANIFEST_BYTES = std::size_t{4} << 20;
+constexpr std::size_t MAX_POSITIONS_BYTES = std::size_t{1} << 30;
+constexpr int HEAD_CHANNELS = 64;
+constexpr std::int64_t MAX_CLASSES = std::int64_t{1} << 20;
+
+int extent(Fields& fields, const char* name, std::int64_t highest = MAX_EXTENT, std::int64_t lowest = 1) {
+    return static_cast<int>(fields.integer(name, lowest, highest));
+}
+
+// A pair of extents, as (rows, columns) or (height, width).
+void read_pair(Fields& fields, const char* name, int& first, int& second) {
+    const std::vector<std::int64_t> pair = fields.integers(name, 2, 1, MAX_EXTENT);
+    first = static_cast<int>(pair[0]);
+    second = static_cast<int>(pair[1]);
+}
+
+void read_channels(Fields& fields, const char* name, double lowest, double highest, float out[3]) {
+    const std::vector<double> channels = fields.numbers(name, 3, lowest, highest);
+    std::transform(channels.begin(), channels.end(), out, [](double value) { return static_cast<float>(value); });
+}
+
+// Fields with a single allowed value: what the kernels do is all they can say.
+void expect(Fields& fields, const char* name, const char* only) {
+    if (fields.has(name) && fields.text(name) != only) {
+        fields.refuse(std::string("'") + name + "' must be \"" + only + "\"");
+    }
+}
+
+Model read_model(Fields fields) {
+    if (const std::string& family = fields.text("family"); family != "lookwhere") {
+        fail(SACCADE_UNSUPPORTED, fields.where() + ": family \"" + family + "\" is not one this library runs; use Python's saccade");
+    }
+    Model model{};
+    model.dim = extent(fields, "dim");
+    if (extent(fields, "heads") * std::int64_t{HEAD_CHANNELS} != model.dim) {
+        fields.refuse("dim " + std::to_string(model.dim) + " is not heads x 64");
+    }
+    for (const char* name : {"depth", "selector_depth", "hidden", "map_hidden"}) {
+        extent(fields, name);
+    }
+    if (const std::string& ffn = fields.text("ffn"); ffn != "gelu" && ffn != "swiglu") {
+        fields.refuse("'ffn' must be \"gelu\" or \"swiglu\"");
+    }
+    model.prefix = extent(fields, "prefix", 64);
+    model.patch = extent(fields, "patch", 64);
+    model.selector_size = extent(fields, "selector_size");
+    model.map_size = extent(fields, "map_size");
+    read_pair(fields, "base_grid", model.base_grid.rows, model.base_grid.columns);
+    model.classes = fields.has("classes") ? extent(fields, "classes", MAX_CLASSES, 0) : 0;
+    fields.finish();
+    if (model.selector_size % model.patch != 0) {
+        fields.refuse("selector_size " + std::to_string(model.selector_size) + " is no multiple of the patch");
+    }
+    return model;
+}
+
+Task read_task(Fields& fields, int classes) {
+    const std::string& name = fields.text("task");
+    for (const auto& [known, task] : {std::pair{"features", Task::features}, {"classify", Task::classify}, {"segment", Task::segment}}) {
+        if (name == known) {
+            if ((task == Task::features) != (classes == 0)) {
+                fields.refuse("task " + name + " with " + std::to_string(classes) + " classes");
+            }
+            return task;
+        }
+    }
+    fields.refuse("'task' must be \"features\", \"classify\" or \"segment\"");
+}
+
+Defaults read_defaults(Fields fields, int patch) {
+    Defaults defaults{};
+    read_pair(fields, "size", defaults.height, defaults.width);
+    if (defaults.height % patch != 0 || defaults.width % patch != 0) {
+        fields.refuse("the default size is no multiple of the patch");
+    }
+    const bool has_k = fields.has("k"), has_ratio = fields.has("k_ratio");
+    if (has_k == has_ratio) {
+        fields.refuse("defaults need either k or k_ratio");
+    }
+    defaults.k = has_k ? fields.integer("k", 1, INT64_MAX) : 0;
+    defaults.k_ratio = has_ratio ? fields.number("k_ratio", 0.0, 1.0) : 0.0;
+    if (has_ratio && defaults.k_ratio == 0.0) {
+        fields.refuse("'k_ratio' must be above 0");
+    }
+    fields.finish();
+    return defaults;
+}
+
+void read_image(Fields fields, Manifest& manifest) {
+    read_channels(fields, "mean", -1e3, 1e3, manifest.mean);
+    read_channels(fields, "std", 1e-3, 1e3, manifest.std);
+    expect(fields, "color", "RGB");
+    expect(fields, "layout", "HWC");
+    expect(fields, "dtype", "uint8");
+    expect(fields, "fit_filter", "bicubic-antialias");
+    expect(fields, "selector_resize", "bilinear");
+    fields.finish();
+}
+
+// One tensor as text, "name(batch, k, 588)", to compare sets of them.
+std::string tensor_text(const std::string& name, std::initializer_list<std::string> extents) {
+    std::string text = name + "(batch";
+    for (const std::string& each : extents) {
+        text += ", " + each;
+    }
+    return text + ")";
+}
+
+using Tensors = std::set<std::string>;
+
+Tensors selector_tensors(const Model& model) {
+    const std::string size = std::to_string(model.selector_size), map = std::to_string(model.map_size);
+    return {tensor_text("lowres", {"3", size, size}), "-> " + tensor_text("score_map", {map, map}),
+            "-> " + tensor_text("prefix", {std::to_string(model.prefix), std::to_string(model.dim)})};
+}
+
+Tensors extractor_tensors(const Manifest& manifest) {
+    const Model& model = manifest.model;
+    const std::string dim = std::to_string(model.dim), classes = std::to_string(model.classes);
+    Tensors tensors{tensor_text("patches", {"k", std::to_string(model.patch_pixels())}), tensor_text("positions", {"k", dim}),
+                    tensor_text("prefix", {std::to_string(model.prefix), dim}),
+                    "-> " + tensor_text("tokens", {"k", std::to_string(manifest.token_channels())})};
+    if (manifest.task == Task::features) {
+        tensors.insert("-> " + tensor_text("cls", {dim}));
+    } else if (manifest.task == Task::classify) {
+        tensors.insert("-> " + tensor_text("logits", {classes}));
+    }
+    return tensors;
+}
+
+// Reads a list of tensors into `out`, outputs marked; returns whether all are float32.
+bool read_tensors(Fields& graph, const char* name, const char* mark, Tensors& out) {
+    bool is_float32 = true;
+    for (const nlohmann::json& each : graph.array(name)) {
+        Fields tensor(each, graph.where() + ": " + name, EXPORT_AGAIN);
+        const std::string& dtype = tensor.text("dtype");
+        if (dtype != "float32" && dtype != "float16") {
+            tensor.refuse("'dtype' must be \"float32\" or \"float16\"");
+        }
+        is_float32 = is_float32 && dtype == "float32";
+        std::string text = mark + tensor.text("name") + "(";
+        for (const nlohmann::json& extent : tensor.array("shape")) {
+            if (!extent.is_string() && !(extent.is_number_unsigned() && extent <= MAX_EXTENT && extent >= 1)) {
+                tensor.refuse("'shape' must hold names and whole numbers, 1 to " + std::to_string(MAX_EXTENT));
+            }
+            text += (text.back() == '(' ? "" : ", ") +
+                    (extent.is_string() ? extent.get<std::string>() : std::to_string(extent.get<int>()));
+        }
+        tensor.finish();
+        out.insert(text + ")");
+    }
+    return is_float32;
+}
+
+std::map<std::string, GraphFile> read_variants(Fields variants, const Tensors& expected) {
+    static const std::set<std::string> KNOWN{"fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8"};
+    std::map<std::string, GraphFile> files;
+    for (const auto& [variant, unused] : variants.json().items()) {
+        if (KNOWN.count(variant) == 0) {
+            variants.refuse("unknown variant '" + variant + "'");
+        }
+        Fields graph = variants.object(variant.c_str());
+        GraphFile file{graph.file_name("file"), graph.sha256("sha256"), true};
+        Tensors tensors;
+        file.is_float32 = read_tensors(graph, "inputs", "", tensors);
+        file.is_float32 = read_tensors(graph, "outputs", "-> ", tensors) && file.is_float32;
+        graph.finish();
+        if (tensors != expected) {
+            graph.refuse("its tensors do not fit the model's sizes");
+        }
+        files.emplace(variant, std::move(file));
+    }
+    return files;
+}
+
+Manifest read_manifest(Fields fields) {
+    Manifest manifest{};
+    manifest.model = read_model(fields.object("model"));
+    manifest.task = read_task(fields, manifest.model.classes);
+    manifest.defaults = read_defaults(fields.object("defaults"), manifest.model.patch);
+    read_image(fields.object("image"), manifest);
+    Fields positions = fields.object("positions");
+    manifest.positions_file = positions.file_name("file");
+    manifest.positions_sha256 = positions.sha256("sha256");
+    positions.finish();
+    Fields graphs = fields.object("graphs");
+    manifest.graphs["selector"] = read_variants(graphs.object("selector"), selector_tensors(manifest.model));
+    manifest.graphs["extractor"] = read_variants(graphs.object("extractor"), extractor_tensors(manifest));
+    graphs.finish();
+    for (const char* name : {"format", "golden", "provenance", "parity"}) {
+        fields.skip(name);
+    }
+    fields.finish();
+    return manifest;
+}
+
+std::vector<float> read_positions(const Bundle& bundle) {
+    const std::string path = bundle.path_of(bundle.manifest.positions_file);
+    const std::string content = read_file(path, MAX_POSITIONS_BYTES, EXPORT_AGAIN);
+    if (sha256(content.data(), content.size()) != bundle.manifest.positions_sha256) {
+        fail(SACCADE_INVALID_BUNDLE, path + " was changed or cut short: its SHA-256 is not the one in bundle.json; " + EXPORT_AGAIN);
+    }
+    FloatArray table = array_from_npy(content, path, EXPORT_AGAIN);
+    const Model& model = bundle.manifest.model;
+    const std::vector<std::size_t> expected{static_cast<std::size_t>(model.base_grid.rows),
+                                            static_cast<std::size_t>(model.base_grid.columns),
+                                            static_cast<std::size_t>(model.dim)};
+    if (table.shape != expected) {
+        fail(SACCADE_INVALID_BUNDLE, path + ": not the position table of this model's base grid; " + EXPORT_AGAIN);
+    }
+    return std::move(table.values);
+}
+
+}  // namespace
+
+Manifest manifest_from_json(const std::string& text, const std::string& where) {
+    const nlohmann::json parsed = parse_json(text, where, EXPORT_AGAIN);
+    Fields fields(parsed, where, EXPORT_AGAIN);
+    const std::int64_t format = fields.integer("format", INT64_MIN, INT64_MAX);
+    if (format != FORMAT_VERSION) {
+        fail(SACCADE_UNSUPPORTED, where + ": bundle format " + std::to_string(format) + ", but this library reads format " +
+                                      std::to_string(FORMAT_VERSION) + "; " +
+                                      (format > FORMAT_VERSION ? "upgrade libsaccade" : EXPORT_AGAIN));
+    }
+    return read_manifest(std::move(fields));
+}
+
+Bundle bundle_from_folder(const std::string& path) {
+    struct stat facts {};
+    if (stat(path.c_str(), &facts) != 0 || !S_ISDIR(facts.st_mode)) {
+        fail(SACCADE_NOT_FOUND, path + " is not a bundle folder; make one with 'saccade export CHECKPOINT -o FOLDER'");
+    }
+    Bundle bundle{path, {}, {}};
+    const std::string where = bundle.path_of("bundle.json");
+    bundle.manifest = manifest_from_json(read_file(where, MAX_MANIFEST_BYTES, EXPORT_AGAIN), where);
+    bundle.positions = read_positions(bundle);
+    return bundle;
+}
+
+}  // namespace saccade

@@ -1,0 +1,75 @@
+// The bundle: what bundle.json says, checked, and the position table. `src/saccade/bundle.py` is its specification.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "kernels.hpp"
+
+namespace saccade {
+
+constexpr char ROLES[2][10] = {"selector", "extractor"};
+constexpr char EXPORT_AGAIN[] = "export the bundle again";
+constexpr int MAX_GRID_CELLS = 148 * 148;  // 2072 px; what a map of 44 x 44 scores can still tell apart ends long before
+
+enum class Task : std::int32_t { features = 0, classify = 1, segment = 2 };
+
+struct GraphFile {
+    std::string file;
+    std::string sha256;
+    bool is_float32;  // all its inputs and outputs
+};
+
+// The facts about the networks that a run needs; extents of one image, all checked to be 1 to MAX_EXTENT.
+struct Model {
+    int dim;
+    int prefix;
+    int patch;
+    int selector_size;
+    int map_size;
+    int classes;  // 0 for features
+    Grid base_grid;
+
+    int patch_pixels() const { return 3 * patch * patch; }
+};
+
+// What a run does where its caller says nothing: pixels, and either k or its share of the cells.
+struct Defaults {
+    int height;
+    int width;
+    std::int64_t k;  // 0: by k_ratio
+    double k_ratio;
+};
+
+struct Manifest {
+    Model model;
+    Task task;
+    Defaults defaults;
+    float mean[3];
+    float std[3];
+    std::string positions_file;
+    std::string positions_sha256;
+    std::map<std::string, std::map<std::string, GraphFile>> graphs;  // role -> variant -> file
+
+    // Channels of one output token: C for segment, else D.
+    int token_channels() const { return task == Task::segment ? model.classes : model.dim; }
+};
+
+struct Bundle {
+    std::string path;
+    Manifest manifest;
+    std::vector<float> positions;  // (base_grid.rows, base_grid.columns, dim)
+
+    std::string path_of(const std::string& file) const { return path + "/" + file; }
+};
+
+// Checks the text of bundle.json; `where` names it in errors.
+Manifest manifest_from_json(const std::string& text, const std::string& where);
+
+// Reads and checks a bundle folder. Graph files and engines are checked when they are used.
+Bundle bundle_from_folder(const std::string& path);
+
+}  // namespace saccade

@@ -1,0 +1,73 @@
+// What every inference engine offers the chain: two loaded graphs, run on named float32 tensors.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "bundle.hpp"
+#include "saccade.h"
+
+namespace saccade {
+
+enum class Role : int { selector = 0, extractor = 1 };
+inline const char* name_of(Role role) { return ROLES[static_cast<int>(role)]; }
+
+// One input or output of one run: dense, row-major.
+struct Tensor {
+    const char* name;  // a literal
+    float* data;
+    int rank;
+    std::int64_t shape[4];
+};
+
+struct Tensors {
+    const Tensor* begin_;
+    std::size_t count;
+    const Tensor* begin() const { return begin_; }
+    const Tensor* end() const { return begin_ + count; }
+};
+
+// One loaded graph with the state of one inference: one run at a time.
+class Network {
+public:
+    virtual ~Network() = default;
+    // Runs once, from `inputs` into `outputs`. Allocates nothing of ours where the addresses and shapes are the last run's.
+    virtual void run(Tensors inputs, Tensors outputs) = 0;
+    // Makes a run that is under way in another thread fail soon; one that has not begun is not affected.
+    virtual void cancel() noexcept = 0;
+};
+
+// Both graphs of a bundle, loaded; shared by threads.
+class Engine {
+public:
+    virtual ~Engine() = default;
+    virtual std::unique_ptr<Network> network(Role role) const = 0;
+    // One line: engine, version, device, precision.
+    virtual const std::string& description() const = 0;
+    // Fails with SACCADE_CHANGED where a file that a run reads was written to since it was loaded.
+    virtual void check_files() const = 0;
+};
+
+struct EngineRequest {
+    std::int32_t engine;
+    std::int32_t precision;
+    std::int32_t device;
+    std::int32_t threads;  // 0: the engine's own choice
+    std::int32_t streams;
+    bool compile;  // in memory, where no built engine serves
+    std::string library;  // path, or empty: as the loader finds it
+    saccade_log_callback log;
+    void* log_user;
+
+    void note(std::int32_t level, const std::string& line) const {
+        if (log != nullptr) {
+            log(log_user, level, line.c_str());
+        }
+    }
+};
+
+std::unique_ptr<Engine> load_openvino(const Bundle& bundle, const EngineRequest& request);
+
+}  // namespace saccade

@@ -1,0 +1,66 @@
+#include "openvino_network.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+namespace saccade {
+namespace {
+
+constexpr char LOAD_AGAIN[] = "load the model again";
+constexpr char FREE_MEMORY[] = "free some memory";
+
+bool is_same(const Tensor& one, const Tensor& other) {
+    return one.data == other.data && one.rank == other.rank && std::equal(one.shape, one.shape + one.rank, other.shape);
+}
+
+}  // namespace
+
+OpenVINONetwork::OpenVINONetwork(std::shared_ptr<const Core> core, ov_compiled_model_t* model, Role role)
+    : core_(std::move(core)), role_(role), request_(nullptr, core_->api.ov_infer_request_free) {
+    ov_infer_request_t* request = nullptr;
+    core_->api.check(core_->api.ov_compiled_model_create_infer_request(model, &request), "create an infer request for the", name_of(role), FREE_MEMORY);
+    request_.reset(request);
+}
+
+void OpenVINONetwork::run(Tensors inputs, Tensors outputs) {
+    for (const Tensor& each : inputs) {
+        bind(each);
+    }
+    for (const Tensor& each : outputs) {
+        bind(each);
+    }
+    core_->api.check(core_->api.ov_infer_request_infer(request_.get()), "run the", name_of(role_), LOAD_AGAIN);
+}
+
+void OpenVINONetwork::cancel() noexcept { core_->api.ov_infer_request_cancel(request_.get()); }
+
+// Tells the request where a tensor lies, unless it knows.
+void OpenVINONetwork::bind(const Tensor& tensor) {
+    const auto same_name = [&](const Bound& each) { return std::strcmp(each.tensor.name, tensor.name) == 0; };
+    const auto known = std::find_if(bound_.begin(), bound_.end(), same_name);
+    if (known != bound_.end() && is_same(known->tensor, tensor)) {
+        return;
+    }
+    Bound fresh{tensor, wrapped(tensor)};
+    core_->api.check(core_->api.ov_infer_request_set_tensor(request_.get(), tensor.name, fresh.owner.get()),
+                     "take the tensor", tensor.name, LOAD_AGAIN);
+    if (known != bound_.end()) {
+        *known = std::move(fresh);
+    } else {
+        bound_.push_back(std::move(fresh));
+    }
+}
+
+Owned<ov_tensor_t> OpenVINONetwork::wrapped(const Tensor& tensor) const {
+    const OpenVINO& api = core_->api;
+    ov_shape_t shape{};
+    api.check(api.ov_shape_create(tensor.rank, tensor.shape, &shape), "make a shape for", tensor.name, FREE_MEMORY);
+    ov_tensor_t* made = nullptr;
+    const ov_status_e status = api.ov_tensor_create_from_host_ptr(F32, shape, tensor.data, &made);
+    api.ov_shape_free(&shape);
+    api.check(status, "make a tensor for", tensor.name, FREE_MEMORY);
+    return Owned<ov_tensor_t>(made, api.ov_tensor_free);
+}
+
+}  // namespace saccade

@@ -1,0 +1,179 @@
+#include "plan.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "failure.hpp"
+
+namespace saccade {
+namespace {
+
+constexpr std::size_t MAX_BATCH = 1024;
+constexpr std::int64_t MAX_PIXELS = 178956970;  // of an image resized to be cropped, as in Python
+
+std::string pixels(std::int64_t height, std::int64_t width) {
+    return std::to_string(width) + " x " + std::to_string(height) + " px";
+}
+
+std::string number(std::size_t index) { return "image " + std::to_string(index) + ": "; }
+
+void check_image(const saccade_image& image, std::size_t index) {
+    if (image.height < 1 || image.height > MAX_EXTENT || image.width < 1 || image.width > MAX_EXTENT) {
+        fail(SACCADE_INVALID_ARGUMENT, number(index) + pixels(image.height, image.width) + " is out of range; give 1 to " +
+                                           std::to_string(MAX_EXTENT) + " each");
+    }
+    const std::int64_t packed = 3 * image.width;
+    constexpr std::int64_t MAX_STRIDE = std::int64_t{1} << 40;
+    if (image.row_stride != 0 && (image.row_stride > MAX_STRIDE || image.row_stride < -MAX_STRIDE ||
+                                  std::abs(image.row_stride) < packed)) {
+        fail(SACCADE_INVALID_ARGUMENT, number(index) + "row_stride " + std::to_string(image.row_stride) +
+                                           " is out of range; a row has " + std::to_string(packed) + " bytes");
+    }
+    if (image.format != SACCADE_RGB && image.format != SACCADE_BGR) {
+        fail(SACCADE_INVALID_ARGUMENT, number(index) + "format " + std::to_string(image.format) +
+                                           " is unknown; give SACCADE_RGB or SACCADE_BGR");
+    }
+    if (image.reserved != 0) {
+        fail(SACCADE_INVALID_ARGUMENT, number(index) + "reserved must be 0; start from SACCADE_IMAGE_INIT");
+    }
+}
+
+// The size of an image cut to whole patches.
+void native_size(const saccade_image* images, std::size_t count, int patch, Plan& plan) {
+    for (std::size_t i = 0; i < count; ++i) {
+        const int height = static_cast<int>(images[i].height) / patch * patch;
+        const int width = static_cast<int>(images[i].width) / patch * patch;
+        if (height == 0 || width == 0) {
+            fail(SACCADE_INVALID_ARGUMENT, number(i) + "smaller than one " + std::to_string(patch) + " px patch; use fit squash");
+        }
+        if (i > 0 && (height != plan.height || width != plan.width)) {
+            fail(SACCADE_INVALID_ARGUMENT, "images of one run share a grid: image 0 is " + pixels(plan.height, plan.width) +
+                                               " in whole patches, image " + std::to_string(i) + " is " + pixels(height, width) +
+                                               "; run them apart, or use fit squash or crop");
+        }
+        plan.height = height;
+        plan.width = width;
+    }
+}
+
+void asked_size(const Manifest& manifest, const saccade_run_options& options, Plan& plan) {
+    const bool is_default = options.height == 0 && options.width == 0;
+    const std::int64_t height = is_default ? manifest.defaults.height : options.height;
+    const std::int64_t width = is_default ? manifest.defaults.width : options.width;
+    const int patch = manifest.model.patch;
+    const auto fits = [patch](std::int64_t extent) { return extent >= 1 && extent <= MAX_EXTENT && extent % patch == 0; };
+    if (!fits(height) || !fits(width)) {
+        fail(SACCADE_INVALID_ARGUMENT, "size " + pixels(height, width) + " is not to be had; give multiples of the " +
+                                           std::to_string(patch) + " px patch");
+    }
+    plan.height = static_cast<int>(height);
+    plan.width = static_cast<int>(width);
+}
+
+int kept(const Manifest& manifest, const saccade_run_options& options, int cells) {
+    if (options.k != 0 && options.k_ratio != 0.0) {
+        fail(SACCADE_INVALID_ARGUMENT, "k and k_ratio are both given; give one of them");
+    }
+    const bool is_default = options.k == 0 && options.k_ratio == 0.0;
+    std::int64_t k = is_default ? manifest.defaults.k : options.k;
+    const double ratio = is_default ? manifest.defaults.k_ratio : options.k_ratio;
+    if (k == 0) {
+        if (!(ratio > 0.0 && ratio <= 1.0)) {
+            fail(SACCADE_INVALID_ARGUMENT, "k_ratio " + std::to_string(ratio) + " is no share of the patches; give above 0, up to 1");
+        }
+        k = static_cast<std::int64_t>(ratio * cells);
+    }
+    if (k < 1 || k > cells) {
+        fail(SACCADE_INVALID_ARGUMENT, "k " + std::to_string(k) + " is not to be had: this grid has " + std::to_string(cells) +
+                                           " patches, so give 1 to " + std::to_string(cells));
+    }
+    return static_cast<int>(k);
+}
+
+// The size that covers the plan's with the shorter side fitting, and the centre of it.
+Image centre_crop(const Image& image, const Plan& plan, std::uint8_t* buffer, Scratch& scratch) {
+    const double scale = std::max(double(plan.height) / image.height, double(plan.width) / image.width);
+    const auto covering = [scale](int wanted, int extent) {  // nearbyint rounds halves to even, as Python's round does
+        return std::max<std::int64_t>(wanted, static_cast<std::int64_t>(std::nearbyint(extent * scale)));
+    };
+    const std::int64_t height = covering(plan.height, image.height), width = covering(plan.width, image.width);
+    if (height > MAX_EXTENT || width > MAX_EXTENT || height * width > MAX_PIXELS) {
+        fail(SACCADE_INVALID_ARGUMENT, "a " + pixels(image.height, image.width) + " image is too narrow for fit crop; use fit squash");
+    }
+    const Size to{static_cast<int>(height), static_cast<int>(width)};
+    const Box centre{(to.height - plan.height) / 2, (to.width - plan.width) / 2, plan.height, plan.width};
+    resize_bicubic(image, to, centre, buffer, scratch);
+    return {buffer, plan.height, plan.width, std::ptrdiff_t{3} * plan.width, image.bgr};
+}
+
+}  // namespace
+
+Plan plan_of(const Manifest& manifest, const saccade_image* images, std::size_t count, const saccade_run_options& options) {
+    require(images != nullptr, "images is NULL; give an array of saccade_image");
+    if (count < 1 || count > MAX_BATCH) {
+        fail(SACCADE_INVALID_ARGUMENT, std::to_string(count) + " images are not to be had; give 1 to " + std::to_string(MAX_BATCH));
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+        check_image(images[i], i);
+    }
+    Plan plan{};
+    plan.batch = static_cast<int>(count);
+    plan.fit = options.fit;
+    if (options.fit == SACCADE_FIT_NATIVE) {
+        require(options.height == 0 && options.width == 0, "size and fit native exclude each other; leave height and width at 0");
+        native_size(images, count, manifest.model.patch, plan);
+    } else {
+        require(options.fit == SACCADE_FIT_SQUASH || options.fit == SACCADE_FIT_CROP,
+                "fit is unknown; give SACCADE_FIT_SQUASH, _CROP or _NATIVE");
+        asked_size(manifest, options, plan);
+    }
+    plan.grid = {plan.height / manifest.model.patch, plan.width / manifest.model.patch};
+    if (plan.cells() > MAX_GRID_CELLS) {
+        fail(SACCADE_INVALID_ARGUMENT, "size " + pixels(plan.height, plan.width) + " makes " + std::to_string(plan.cells()) +
+                                           " patches; at most " + std::to_string(MAX_GRID_CELLS) + " are supported");
+    }
+    plan.k = kept(manifest, options, plan.grid.cells());
+    return plan;
+}
+
+saccade_sizes sizes_of(const Manifest& manifest, const Plan& plan) {
+    const Model& model = manifest.model;
+    const auto of = [&](std::initializer_list<int> extents) {
+        std::size_t product = static_cast<std::size_t>(plan.batch);
+        for (const int extent : extents) {
+            product *= static_cast<std::size_t>(extent);
+        }
+        return product;
+    };
+    saccade_sizes sizes = SACCADE_SIZES_INIT;
+    sizes.batch = plan.batch;
+    sizes.rows = plan.grid.rows;
+    sizes.columns = plan.grid.columns;
+    sizes.k = plan.k;
+    sizes.indices = of({plan.k});
+    sizes.score_map = of({plan.grid.cells()});
+    sizes.raw_score_map = of({model.map_size, model.map_size});
+    sizes.prefix = of({model.prefix, model.dim});
+    sizes.cls = manifest.task == Task::features ? of({model.dim}) : 0;
+    sizes.logits = manifest.task == Task::classify ? of({model.classes}) : 0;
+    sizes.tokens = of({plan.k, manifest.token_channels()});
+    sizes.dense = of({manifest.token_channels(), plan.grid.cells()});
+    return sizes;
+}
+
+Image fitted(const saccade_image& given, const Plan& plan, std::uint8_t* buffer, Scratch& scratch) {
+    const std::ptrdiff_t stride = given.row_stride != 0 ? given.row_stride : 3 * given.width;
+    const Image image{given.pixels, static_cast<int>(given.height), static_cast<int>(given.width), stride,
+                      given.format == SACCADE_BGR};
+    if (plan.fit == SACCADE_FIT_NATIVE || (image.height == plan.height && image.width == plan.width)) {
+        return {image.pixels, plan.height, plan.width, image.row_stride, image.bgr};
+    }
+    if (plan.fit == SACCADE_FIT_CROP) {
+        return centre_crop(image, plan, buffer, scratch);
+    }
+    resize_bicubic(image, {plan.height, plan.width}, {0, 0, plan.height, plan.width}, buffer, scratch);
+    return {buffer, plan.height, plan.width, std::ptrdiff_t{3} * plan.width, image.bgr};
+}
+
+}  // namespace saccade

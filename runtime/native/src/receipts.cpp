@@ -1,0 +1,151 @@
+#include "receipts.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <set>
+
+#include "failure.hpp"
+#include "fields.hpp"
+
+namespace saccade {
+namespace {
+
+constexpr std::size_t MAX_RECEIPT_BYTES = std::size_t{1} << 20;
+constexpr std::size_t KEY_DIGITS = 16;
+constexpr char BUILD_AGAIN[] = "delete its folder and build again";
+
+std::map<std::string, std::string> texts(Fields fields) {
+    std::map<std::string, std::string> found;
+    for (const auto& [name, unused] : fields.json().items()) {
+        found[name] = fields.text(name.c_str());
+    }
+    return found;
+}
+
+// 16 hex digits over all conditions, as the store names an engine's folder.
+std::string key_of(const Conditions& conditions) {
+    nlohmann::json pairs = nlohmann::json::array();
+    for (const auto& [name, value] : conditions) {
+        pairs.push_back({name, value});
+    }
+    const std::string text = pairs.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    return sha256(text.data(), text.size()).substr(0, KEY_DIGITS);
+}
+
+bool ends_with(const std::string& text, const std::string& end) {
+    return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+}
+
+// Compares what a receipt says twice, and its roles with those that there are.
+bool is_consistent(const Receipt& receipt) {
+    std::set<std::string> files, hashed;
+    for (const auto& [role, file] : receipt.files) {
+        if (role != ROLES[0] && role != ROLES[1]) {
+            return false;
+        }
+        files.insert(file);
+    }
+    for (const auto& [file, digest] : receipt.sha256) {
+        hashed.insert(file);
+    }
+    const auto says = [&](const char* name, const std::string& value) {
+        const auto found = receipt.conditions.find(name);
+        return found != receipt.conditions.end() && found->second == value;
+    };
+    return files == hashed && says("engine", receipt.engine) && says("precision", receipt.precision);
+}
+
+std::string shortened(const std::string& value) { return value.size() <= 40 ? value : value.substr(0, 12) + "..."; }
+
+}  // namespace
+
+Receipt receipt_from_json(const std::string& text, const std::string& folder) {
+    const std::string where = folder + "/receipt.json";
+    const nlohmann::json parsed = parse_json(text, where, BUILD_AGAIN);
+    Fields fields(parsed, where, BUILD_AGAIN);
+    Receipt receipt{};
+    receipt.folder = folder;
+    receipt.name = folder.substr(folder.rfind('/') + 1);
+    receipt.engine = fields.text("engine");
+    receipt.precision = fields.text("precision");
+    receipt.realised = fields.text("realised");
+    receipt.conditions = texts(fields.object("conditions"));
+    Fields files = fields.object("files"), digests = fields.object("sha256");
+    for (const auto& [role, unused] : files.json().items()) {
+        const std::string file = files.file_name(role.c_str());
+        receipt.files[role] = file;
+    }
+    for (const auto& [file, unused] : digests.json().items()) {
+        receipt.sha256[file] = digests.sha256(file.c_str());
+    }
+    const std::string key = fields.text("key");
+    for (const char* name : {"audit", "seconds", "saccade"}) {
+        fields.skip(name);
+    }
+    fields.finish();
+    if (key.size() != KEY_DIGITS || key_of(receipt.conditions) != key || !ends_with(folder, "-" + key)) {
+        fields.refuse("not this engine's receipt (key " + shortened(key) + ")");
+    }
+    if (!is_consistent(receipt)) {
+        fields.refuse("it contradicts itself, so somebody changed it");
+    }
+    return receipt;
+}
+
+std::vector<Receipt> receipts_of(const Bundle& bundle) {
+    std::vector<Receipt> found;
+    std::error_code error;
+    for (std::filesystem::directory_iterator each(bundle.path_of("engines"), error), end; !error && each != end;
+         each.increment(error)) {
+        const std::string folder = each->path().string();
+        if (each->path().filename().string()[0] == '.') {  // an interrupted build
+            continue;
+        }
+        try {
+            found.push_back(receipt_from_json(read_file(folder + "/receipt.json", MAX_RECEIPT_BYTES, BUILD_AGAIN), folder));
+        } catch (const Failure&) {  // somebody else's, or damaged: not an engine
+        }
+    }
+    std::sort(found.begin(), found.end(), [](const Receipt& one, const Receipt& other) { return one.name < other.name; });
+    return found;
+}
+
+std::string why_none_serves(const std::vector<Receipt>& receipts, const Conditions& wanted) {
+    const std::string kind = wanted.at("engine") + " " + wanted.at("precision");
+    std::string nearest;
+    for (const Receipt& receipt : receipts) {
+        if (receipt.engine != wanted.at("engine") || receipt.precision != wanted.at("precision")) {
+            continue;
+        }
+        std::string changes;
+        for (const auto& [name, value] : wanted) {
+            const auto built = receipt.conditions.find(name);
+            const std::string old = built == receipt.conditions.end() ? "none" : shortened(built->second);
+            if (built == receipt.conditions.end() || built->second != value) {
+                changes += (changes.empty() ? "" : ", ") + name + " " + old + " -> " + shortened(value);
+            }
+        }
+        if (!changes.empty() && (nearest.empty() || changes.size() < nearest.size())) {
+            nearest = changes;
+        }
+    }
+    return nearest.empty() ? "no " + kind + " engine is built yet"
+                           : "the built " + kind + " engine is for other conditions (" + nearest + ")";
+}
+
+std::unique_ptr<MappedFile> map_engine_file(const Receipt& receipt, Role role) {
+    const auto file = receipt.files.find(name_of(role));
+    if (file == receipt.files.end()) {
+        fail(SACCADE_INVALID_BUNDLE, receipt.folder + ": has no " + name_of(role) + "; " + BUILD_AGAIN);
+    }
+    const std::string path = receipt.folder + "/" + file->second;
+    auto mapped = std::make_unique<MappedFile>(path, BUILD_AGAIN);
+    if (sha256(mapped->data(), mapped->size()) != receipt.sha256.at(file->second)) {
+        fail(SACCADE_INVALID_BUNDLE, path + " was changed or cut short: its SHA-256 is not its receipt's; " + BUILD_AGAIN);
+    }
+    return mapped;
+}
+
+}  // namespace saccade
