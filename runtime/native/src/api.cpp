@@ -135,7 +135,7 @@ saccade_info info_of(const Manifest& manifest) {
     info.default_k = static_cast<std::int32_t>(std::min<std::int64_t>(std::max(manifest.defaults.k, ratio_k), INT32_MAX));
     std::copy_n(manifest.mean, 3, info.mean);
     std::copy_n(manifest.std, 3, info.std);
-    const auto& variants = manifest.graphs.at("extractor");
+    const auto& variants = manifest.graphs.at(Role::extractor);
     for (std::int32_t precision = SACCADE_FP32; precision <= SACCADE_FP8; ++precision) {
         info.graphs[precision] = variants.count(precision_name(precision)) != 0 ? 1 : 0;
     }

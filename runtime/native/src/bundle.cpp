@@ -3,7 +3,6 @@
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <initializer_list>
 #include <set>
 
 #include "failure.hpp"
@@ -114,35 +113,15 @@ void read_image(Fields fields, Manifest& manifest) {
     fields.finish();
 }
 
-// One tensor as text, "name(batch, k, 588)", to compare sets of them.
-std::string tensor_text(const std::string& name, std::initializer_list<std::string> extents) {
-    std::string text = name + "(batch";
-    for (const std::string& each : extents) {
-        text += ", " + each;
+// One extent of a tensor: a whole number, or the name of what differs from run to run.
+std::int64_t tensor_extent(const nlohmann::json& extent, const Fields& tensor) {
+    if (extent == "batch" || extent == "k") {
+        return extent == "batch" ? BATCH : K;
     }
-    return text + ")";
-}
-
-using Tensors = std::set<std::string>;
-
-Tensors selector_tensors(const Model& model) {
-    const std::string size = std::to_string(model.selector_size), map = std::to_string(model.map_size);
-    return {tensor_text("lowres", {"3", size, size}), "-> " + tensor_text("score_map", {map, map}),
-            "-> " + tensor_text("prefix", {std::to_string(model.prefix), std::to_string(model.dim)})};
-}
-
-Tensors extractor_tensors(const Manifest& manifest) {
-    const Model& model = manifest.model;
-    const std::string dim = std::to_string(model.dim), classes = std::to_string(model.classes);
-    Tensors tensors{tensor_text("patches", {"k", std::to_string(model.patch_pixels())}), tensor_text("positions", {"k", dim}),
-                    tensor_text("prefix", {std::to_string(model.prefix), dim}),
-                    "-> " + tensor_text("tokens", {"k", std::to_string(manifest.token_channels())})};
-    if (manifest.task == Task::features) {
-        tensors.insert("-> " + tensor_text("cls", {dim}));
-    } else if (manifest.task == Task::classify) {
-        tensors.insert("-> " + tensor_text("logits", {classes}));
+    if (!extent.is_number_unsigned() || extent < 1 || extent > MAX_EXTENT) {
+        tensor.refuse("'shape' must hold \"batch\", \"k\" and whole numbers, 1 to " + std::to_string(MAX_EXTENT));
     }
-    return tensors;
+    return extent.get<std::int64_t>();
 }
 
 // Reads a list of tensors into `out`, outputs marked; returns whether all are float32.
@@ -155,16 +134,12 @@ bool read_tensors(Fields& graph, const char* name, const char* mark, Tensors& ou
             tensor.refuse("'dtype' must be \"float32\" or \"float16\"");
         }
         is_float32 = is_float32 && dtype == "float32";
-        std::string text = mark + tensor.text("name") + "(";
+        std::vector<std::int64_t> extents;
         for (const nlohmann::json& extent : tensor.array("shape")) {
-            if (!extent.is_string() && !(extent.is_number_unsigned() && extent <= MAX_EXTENT && extent >= 1)) {
-                tensor.refuse("'shape' must hold names and whole numbers, 1 to " + std::to_string(MAX_EXTENT));
-            }
-            text += (text.back() == '(' ? "" : ", ") +
-                    (extent.is_string() ? extent.get<std::string>() : std::to_string(extent.get<int>()));
+            extents.push_back(tensor_extent(extent, tensor));
         }
+        out[mark + tensor.text("name")] = std::move(extents);
         tensor.finish();
-        out.insert(text + ")");
     }
     return is_float32;
 }
@@ -201,8 +176,9 @@ Manifest read_manifest(Fields fields) {
     manifest.positions_sha256 = positions.sha256("sha256");
     positions.finish();
     Fields graphs = fields.object("graphs");
-    manifest.graphs["selector"] = read_variants(graphs.object("selector"), selector_tensors(manifest.model));
-    manifest.graphs["extractor"] = read_variants(graphs.object("extractor"), extractor_tensors(manifest));
+    for (const Role role : ROLES) {
+        manifest.graphs[role] = read_variants(graphs.object(name_of(role)), contract_of(manifest, role));
+    }
     graphs.finish();
     for (const char* name : {"format", "golden", "provenance", "parity"}) {
         fields.skip(name);
@@ -229,6 +205,20 @@ std::vector<float> read_positions(const Bundle& bundle) {
 }
 
 }  // namespace
+
+const GraphFile& Bundle::graph(Role role, const std::string& variant) const {
+    const auto& variants = manifest.graphs.at(role);
+    const auto found = variants.find(variant);
+    if (found == variants.end()) {
+        const std::string precision = variant.substr(0, variant.find('-'));  // int8-fp16 is int8's file for TensorRT
+        fail(SACCADE_NOT_FOUND, path + ": no " + variant + " graphs; make them with 'saccade convert " + path +
+                                    " --precision " + precision + (precision == "int8" || precision == "fp8" ? " --calibration IMAGES'" : "'"));
+    }
+    if (!found->second.is_float32) {
+        fail(SACCADE_UNSUPPORTED, path + ": its " + variant + " graphs have inputs that are not float32; " + EXPORT_AGAIN);
+    }
+    return found->second;
+}
 
 Manifest manifest_from_json(const std::string& text, const std::string& where) {
     const nlohmann::json parsed = parse_json(text, where, EXPORT_AGAIN);

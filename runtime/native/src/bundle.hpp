@@ -7,11 +7,11 @@
 #include <string>
 #include <vector>
 
+#include "contract.hpp"
 #include "kernels.hpp"
 
 namespace saccade {
 
-constexpr char ROLES[2][10] = {"selector", "extractor"};
 constexpr char EXPORT_AGAIN[] = "export the bundle again";
 constexpr int MAX_GRID_CELLS = 148 * 148;  // 2072 px; what a map of 44 x 44 scores can still tell apart ends long before
 
@@ -52,7 +52,7 @@ struct Manifest {
     float std[3];
     std::string positions_file;
     std::string positions_sha256;
-    std::map<std::string, std::map<std::string, GraphFile>> graphs;  // role -> variant -> file
+    std::map<Role, std::map<std::string, GraphFile>> graphs;  // by variant
 
     // Channels of one output token: C for segment, else D.
     int token_channels() const { return task == Task::segment ? model.classes : model.dim; }
@@ -64,6 +64,9 @@ struct Bundle {
     std::vector<float> positions;  // (base_grid.rows, base_grid.columns, dim)
 
     std::string path_of(const std::string& file) const { return path + "/" + file; }
+
+    // The entry of one graph; fails where there is none of that variant, or one whose tensors are not float32.
+    const GraphFile& graph(Role role, const std::string& variant) const;
 };
 
 // Checks the text of bundle.json; `where` names it in errors.

@@ -247,8 +247,8 @@ void Session::run_selector(const Plan& plan) {
             lowres_from_image(fitted_[i], model_->table, model.selector_size, lowres + i * image_values, scratch_);
         }
     });
-    const Tensor inputs[] = {{"lowres", lowres, 4, {batch, 3, size, size}}};
-    const Tensor outputs[] = {{"score_map", raw, 3, {batch, map, map, 0}},
+    const Array inputs[] = {{"lowres", lowres, 4, {batch, 3, size, size}}};
+    const Array outputs[] = {{"score_map", raw, 3, {batch, map, map, 0}},
                               {"prefix", prefix, 3, {batch, model.prefix, model.dim, 0}}};
     stage(&saccade_timings::selector_ms, [&] { run_network(*selector_, {inputs, 1}, {outputs, 2}); });
 }
@@ -297,10 +297,10 @@ void Session::run_extractor(const Plan& plan) {
     const std::int64_t pooled_channels = manifest.task == Task::classify ? model.classes : model.dim;
     float* tokens = tokens_.sized(static_cast<std::size_t>(batch * k * channels));
     float* pooled = pooled_.sized(static_cast<std::size_t>(batch * pooled_channels));
-    const Tensor inputs[] = {{"patches", patches_.data(), 3, {batch, k, model.patch_pixels(), 0}},
+    const Array inputs[] = {{"patches", patches_.data(), 3, {batch, k, model.patch_pixels(), 0}},
                              {"positions", positions_.data(), 3, {batch, k, model.dim, 0}},
                              {"prefix", prefix_.data(), 3, {batch, model.prefix, model.dim, 0}}};
-    const Tensor outputs[] = {{"tokens", tokens, 3, {batch, k, channels, 0}},
+    const Array outputs[] = {{"tokens", tokens, 3, {batch, k, channels, 0}},
                               {manifest.task == Task::classify ? "logits" : "cls", pooled, 2, {batch, pooled_channels, 0, 0}}};
     const std::size_t count = manifest.task == Task::segment ? 1 : 2;
     stage(&saccade_timings::extractor_ms, [&] { run_network(*extractor_, {inputs, 3}, {outputs, count}); });
@@ -316,7 +316,7 @@ void Session::fill_dense(const Plan& plan, float* out) {
 }
 
 // Runs a network where a cancel can reach it. What it fails with after a cancel is the cancel.
-void Session::run_network(Network& network, Tensors inputs, Tensors outputs) {
+void Session::run_network(Network& network, Arrays inputs, Arrays outputs) {
     const auto set_running = [this](Network* now) {
         const std::lock_guard<std::mutex> lock(running_mutex_);
         running_ = now;

@@ -59,7 +59,7 @@ private:
     void gather(const Plan& plan);
     void run_extractor(const Plan& plan);
     void fill_dense(const Plan& plan, float* out);
-    void run_network(Network& network, Tensors inputs, Tensors outputs);
+    void run_network(Network& network, Arrays inputs, Arrays outputs);
     void stop_if_cancelled() const;
 
     // A stage: the clock runs, and a cancelled session stops before the next.

@@ -1,4 +1,4 @@
-// What every inference engine offers the chain: two loaded graphs, run on named float32 tensors.
+// What every inference engine offers the chain: two loaded graphs, run on named float32 arrays.
 #pragma once
 
 #include <cstddef>
@@ -7,26 +7,24 @@
 #include <string>
 
 #include "bundle.hpp"
+#include "contract.hpp"
 #include "saccade.h"
 
 namespace saccade {
 
-enum class Role : int { selector = 0, extractor = 1 };
-inline const char* name_of(Role role) { return ROLES[static_cast<int>(role)]; }
-
 // One input or output of one run: dense, row-major.
-struct Tensor {
+struct Array {
     const char* name;  // a literal
     float* data;
     int rank;
     std::int64_t shape[4];
 };
 
-struct Tensors {
-    const Tensor* begin_;
+struct Arrays {
+    const Array* first;
     std::size_t count;
-    const Tensor* begin() const { return begin_; }
-    const Tensor* end() const { return begin_ + count; }
+    const Array* begin() const { return first; }
+    const Array* end() const { return first + count; }
 };
 
 // One loaded graph with the state of one inference: one run at a time.
@@ -34,7 +32,7 @@ class Network {
 public:
     virtual ~Network() = default;
     // Runs once, from `inputs` into `outputs`. Allocates nothing of ours where the addresses and shapes are the last run's.
-    virtual void run(Tensors inputs, Tensors outputs) = 0;
+    virtual void run(Arrays inputs, Arrays outputs) = 0;
     // Makes a run that is under way in another thread fail soon; one that has not begun is not affected.
     virtual void cancel() noexcept = 0;
 };

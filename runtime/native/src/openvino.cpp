@@ -67,26 +67,11 @@ const char* hint_of(const PrecisionRule& rule, const std::set<std::string>& capa
     return rule.hint != nullptr ? rule.hint : capabilities.count("BF16") != 0 ? "bf16" : "f32";
 }
 
-const GraphFile& graph_of(const Bundle& bundle, Role role, const char* variant) {
-    const auto& variants = bundle.manifest.graphs.at(name_of(role));
-    const auto found = variants.find(variant);
-    if (found == variants.end()) {
-        fail(SACCADE_NOT_FOUND, bundle.path + ": no " + variant + " graphs; make them with 'saccade convert " + bundle.path +
-                                    " --precision " + variant + "'");
-    }
-    if (!found->second.is_float32) {
-        fail(SACCADE_UNSUPPORTED, bundle.path + ": its " + variant + " graphs have inputs that are not float32; export again");
-    }
-    return found->second;
-}
-
 // One compiled graph. The file it was imported from stays mapped: OpenVINO reads weights from there.
 struct Compiled {
     std::unique_ptr<MappedFile> file;  // none where it was compiled in memory
     Owned<ov_compiled_model_t> model;
 };
-
-using Ports = std::map<std::string, std::vector<std::int64_t>>;  // name -> extents, -1 where dynamic
 
 class OpenVINOEngine : public Engine {
 public:
@@ -102,7 +87,7 @@ public:
         const std::vector<Receipt> receipts = receipts_of(bundle);
         const auto serves = [&](const Receipt& each) { return each.conditions == wanted; };
         const auto built = std::find_if(receipts.begin(), receipts.end(), serves);
-        for (const Role role : {Role::selector, Role::extractor}) {
+        for (const Role role : ROLES) {
             compiled_.push_back(built != receipts.end() ? imported(*built, role, request)
                                                         : compiled(bundle, role, request, why_none_serves(receipts, wanted)));
             check_ports(bundle, role);
@@ -143,8 +128,8 @@ private:
     Conditions conditions(const Bundle& bundle, const EngineRequest& request, const std::set<std::string>& capabilities) const {
         return {{"engine", "openvino"},
                 {"precision", precision_name(request.precision)},
-                {"selector_sha256", graph_of(bundle, Role::selector, rule_.variant).sha256},
-                {"extractor_sha256", graph_of(bundle, Role::extractor, rule_.variant).sha256},
+                {"selector_sha256", bundle.graph(Role::selector, rule_.variant).sha256},
+                {"extractor_sha256", bundle.graph(Role::extractor, rule_.variant).sha256},
                 {"version", core_->api.version()},
                 {"cpu", core_->property("FULL_DEVICE_NAME")},
                 {"cpu_capabilities", joined(capabilities)},
@@ -166,7 +151,7 @@ private:
                                         " --engine openvino --precision " + precision_name(request.precision) +
                                         "', or set the option compile");
         }
-        const GraphFile& graph = graph_of(bundle, role, rule_.variant);
+        const GraphFile& graph = bundle.graph(role, rule_.variant);
         const std::string path = bundle.path_of(graph.file);
         request.note(SACCADE_LOG_WARNING, reason + ": compiling " + graph.file);
         if (sha256_of_file(path, EXPORT_AGAIN) != graph.sha256) {
@@ -183,20 +168,20 @@ private:
     // A buffer of the wrong size would be written past its end, so the graph's tensors have to be the manifest's.
     void check_ports(const Bundle& bundle, Role role) const {
         const Compiled& graph = compiled_[static_cast<std::size_t>(role)];
-        if (ports_of(role) != expected_ports(bundle.manifest, role)) {
+        if (read_ports(role) != ports_of(bundle.manifest, role)) {
             fail(SACCADE_INVALID_BUNDLE, (graph.file != nullptr ? graph.file->path() : bundle.path) +
                                              ": its tensors are not those of bundle.json's " + name_of(role) + "; " + EXPORT_AGAIN);
         }
     }
 
-    Ports ports_of(Role role) const {
+    Tensors read_ports(Role role) const {
         const OpenVINO& api = core_->api;
         ov_compiled_model_t* model = compiled_[static_cast<std::size_t>(role)].model.get();
         const auto read = [&](ov_status_e status) { api.check(status, "read the tensors of", name_of(role), BUILD_AGAIN); };
         std::size_t inputs = 0, outputs = 0;
         read(api.ov_compiled_model_inputs_size(model, &inputs));
         read(api.ov_compiled_model_outputs_size(model, &outputs));
-        Ports ports;
+        Tensors ports;
         for (std::size_t i = 0; i < inputs + outputs; ++i) {
             ov_output_const_port_t* raw = nullptr;
             read(i < inputs ? api.ov_compiled_model_input_by_index(model, i, &raw)
@@ -212,29 +197,10 @@ private:
             std::vector<std::int64_t> extents(type == F32 ? 0 : 99);
             for (std::int64_t axis = 0; axis < shape.rank.max && type == F32; ++axis) {
                 const ov_dimension_t& extent = shape.dims[axis];
-                extents.push_back(extent.min == extent.max ? extent.min : -1);
+                extents.push_back(extent.min == extent.max ? extent.min : ANY);
             }
             api.ov_partial_shape_free(&shape);
             ports[(i < inputs ? "" : "-> ") + std::string(name)] = std::move(extents);
-        }
-        return ports;
-    }
-
-    static Ports expected_ports(const Manifest& manifest, Role role) {
-        const Model& model = manifest.model;
-        if (role == Role::selector) {
-            return {{"lowres", {-1, 3, model.selector_size, model.selector_size}},
-                    {"-> score_map", {-1, model.map_size, model.map_size}},
-                    {"-> prefix", {-1, model.prefix, model.dim}}};
-        }
-        Ports ports{{"patches", {-1, -1, model.patch_pixels()}},
-                    {"positions", {-1, -1, model.dim}},
-                    {"prefix", {-1, model.prefix, model.dim}},
-                    {"-> tokens", {-1, -1, manifest.token_channels()}}};
-        if (manifest.task == Task::features) {
-            ports["-> cls"] = {-1, model.dim};
-        } else if (manifest.task == Task::classify) {
-            ports["-> logits"] = {-1, model.classes};
         }
         return ports;
     }

@@ -10,7 +10,7 @@ namespace {
 constexpr char LOAD_AGAIN[] = "load the model again";
 constexpr char FREE_MEMORY[] = "free some memory";
 
-bool is_same(const Tensor& one, const Tensor& other) {
+bool is_same(const Array& one, const Array& other) {
     return one.data == other.data && one.rank == other.rank && std::equal(one.shape, one.shape + one.rank, other.shape);
 }
 
@@ -23,11 +23,11 @@ OpenVINONetwork::OpenVINONetwork(std::shared_ptr<const Core> core, ov_compiled_m
     request_.reset(request);
 }
 
-void OpenVINONetwork::run(Tensors inputs, Tensors outputs) {
-    for (const Tensor& each : inputs) {
+void OpenVINONetwork::run(Arrays inputs, Arrays outputs) {
+    for (const Array& each : inputs) {
         bind(each);
     }
-    for (const Tensor& each : outputs) {
+    for (const Array& each : outputs) {
         bind(each);
     }
     core_->api.check(core_->api.ov_infer_request_infer(request_.get()), "run the", name_of(role_), LOAD_AGAIN);
@@ -35,16 +35,16 @@ void OpenVINONetwork::run(Tensors inputs, Tensors outputs) {
 
 void OpenVINONetwork::cancel() noexcept { core_->api.ov_infer_request_cancel(request_.get()); }
 
-// Tells the request where a tensor lies, unless it knows.
-void OpenVINONetwork::bind(const Tensor& tensor) {
-    const auto same_name = [&](const Bound& each) { return std::strcmp(each.tensor.name, tensor.name) == 0; };
+// Tells the request where an array lies, unless it knows.
+void OpenVINONetwork::bind(const Array& array) {
+    const auto same_name = [&](const Bound& each) { return std::strcmp(each.array.name, array.name) == 0; };
     const auto known = std::find_if(bound_.begin(), bound_.end(), same_name);
-    if (known != bound_.end() && is_same(known->tensor, tensor)) {
+    if (known != bound_.end() && is_same(known->array, array)) {
         return;
     }
-    Bound fresh{tensor, wrapped(tensor)};
-    core_->api.check(core_->api.ov_infer_request_set_tensor(request_.get(), tensor.name, fresh.owner.get()),
-                     "take the tensor", tensor.name, LOAD_AGAIN);
+    Bound fresh{array, wrapped(array)};
+    core_->api.check(core_->api.ov_infer_request_set_tensor(request_.get(), array.name, fresh.owner.get()),
+                     "take the tensor", array.name, LOAD_AGAIN);
     if (known != bound_.end()) {
         *known = std::move(fresh);
     } else {
@@ -52,14 +52,14 @@ void OpenVINONetwork::bind(const Tensor& tensor) {
     }
 }
 
-Owned<ov_tensor_t> OpenVINONetwork::wrapped(const Tensor& tensor) const {
+Owned<ov_tensor_t> OpenVINONetwork::wrapped(const Array& array) const {
     const OpenVINO& api = core_->api;
     ov_shape_t shape{};
-    api.check(api.ov_shape_create(tensor.rank, tensor.shape, &shape), "make a shape for", tensor.name, FREE_MEMORY);
+    api.check(api.ov_shape_create(array.rank, array.shape, &shape), "make a shape for", array.name, FREE_MEMORY);
     ov_tensor_t* made = nullptr;
-    const ov_status_e status = api.ov_tensor_create_from_host_ptr(F32, shape, tensor.data, &made);
+    const ov_status_e status = api.ov_tensor_create_from_host_ptr(F32, shape, array.data, &made);
     api.ov_shape_free(&shape);
-    api.check(status, "make a tensor for", tensor.name, FREE_MEMORY);
+    api.check(status, "make a tensor for", array.name, FREE_MEMORY);
     return Owned<ov_tensor_t>(made, api.ov_tensor_free);
 }
 

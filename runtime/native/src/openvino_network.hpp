@@ -13,17 +13,17 @@ class OpenVINONetwork : public Network {
 public:
     OpenVINONetwork(std::shared_ptr<const Core> core, ov_compiled_model_t* model, Role role);
 
-    void run(Tensors inputs, Tensors outputs) override;
+    void run(Arrays inputs, Arrays outputs) override;
     void cancel() noexcept override;
 
 private:
     struct Bound {
-        Tensor tensor;
+        Array array;
         Owned<ov_tensor_t> owner;
     };
 
-    void bind(const Tensor& tensor);
-    Owned<ov_tensor_t> wrapped(const Tensor& tensor) const;
+    void bind(const Array& array);
+    Owned<ov_tensor_t> wrapped(const Array& array) const;
 
     std::shared_ptr<const Core> core_;
     Role role_;

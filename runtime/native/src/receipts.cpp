@@ -42,7 +42,7 @@ bool ends_with(const std::string& text, const std::string& end) {
 bool is_consistent(const Receipt& receipt) {
     std::set<std::string> files, hashed;
     for (const auto& [role, file] : receipt.files) {
-        if (role != ROLES[0] && role != ROLES[1]) {
+        if (role != name_of(Role::selector) && role != name_of(Role::extractor)) {
             return false;
         }
         files.insert(file);

@@ -1,0 +1,36 @@
+#include "contract.hpp"
+
+#include "bundle.hpp"
+
+namespace saccade {
+
+Tensors contract_of(const Manifest& manifest, Role role) {
+    const Model& model = manifest.model;
+    if (role == Role::selector) {
+        return {{"lowres", {BATCH, 3, model.selector_size, model.selector_size}},
+                {"-> score_map", {BATCH, model.map_size, model.map_size}},
+                {"-> prefix", {BATCH, model.prefix, model.dim}}};
+    }
+    Tensors tensors{{"patches", {BATCH, K, model.patch_pixels()}},
+                    {"positions", {BATCH, K, model.dim}},
+                    {"prefix", {BATCH, model.prefix, model.dim}},
+                    {"-> tokens", {BATCH, K, manifest.token_channels()}}};
+    if (manifest.task == Task::features) {
+        tensors["-> cls"] = {BATCH, model.dim};
+    } else if (manifest.task == Task::classify) {
+        tensors["-> logits"] = {BATCH, model.classes};
+    }
+    return tensors;
+}
+
+Tensors ports_of(const Manifest& manifest, Role role) {
+    Tensors ports = contract_of(manifest, role);
+    for (auto& [name, extents] : ports) {
+        for (std::int64_t& extent : extents) {
+            extent = extent == K ? ANY : extent;
+        }
+    }
+    return ports;
+}
+
+}  // namespace saccade

@@ -1,0 +1,31 @@
+// The boundary of the graphs: their tensors by name. `src/saccade/contract.py` is its twin in Python.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace saccade {
+
+struct Manifest;
+
+enum class Role : int { selector = 0, extractor = 1 };
+constexpr Role ROLES[] = {Role::selector, Role::extractor};
+constexpr const char* name_of(Role role) { return role == Role::selector ? "selector" : "extractor"; }
+
+// Extents that differ from run to run.
+constexpr std::int64_t BATCH = -1;
+constexpr std::int64_t K = -2;
+constexpr std::int64_t ANY = -1;  // as engines know them: some dynamic extent
+
+// Extents by name; outputs stand under "-> name", since one name may be both.
+using Tensors = std::map<std::string, std::vector<std::int64_t>>;
+
+// What a graph takes and gives, by the model's facts.
+Tensors contract_of(const Manifest& manifest, Role role);
+
+// The same as an engine knows it, all dynamic extents ANY.
+Tensors ports_of(const Manifest& manifest, Role role);
+
+}  // namespace saccade
