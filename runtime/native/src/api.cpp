@@ -166,6 +166,11 @@ std::unique_ptr<Engine> load_engine(const Bundle& bundle, const EngineRequest& r
         return load_openvino(bundle, request);
     }
 #endif
+#ifdef SACCADE_WITH_TENSORRT
+    if (request.engine == SACCADE_ENGINE_TENSORRT || request.engine == SACCADE_ENGINE_TENSORRT_RTX) {
+        return load_tensorrt(bundle, request);
+    }
+#endif
     fail(SACCADE_UNSUPPORTED, std::string(engine_name(request.engine)) +
                                   " is not built into this libsaccade; configure it with that engine, or use another");
 }

@@ -66,6 +66,8 @@ struct EngineRequest {
     }
 };
 
+// Each in a source of its own, where that engine is compiled in.
 std::unique_ptr<Engine> load_openvino(const Bundle& bundle, const EngineRequest& request);
+std::unique_ptr<Engine> load_tensorrt(const Bundle& bundle, const EngineRequest& request);  // TensorRT-RTX too
 
 }  // namespace saccade

@@ -1,0 +1,19 @@
+// The generations of TensorRT that this library is compiled for; CMake writes one line for each.
+#include "tensorrt_adapter.hpp"
+
+namespace saccade {
+
+#define SACCADE_GENERATION(entry) TensorRTGeneration entry();
+#include "tensorrt_generations.inc"
+#undef SACCADE_GENERATION
+
+const std::vector<TensorRTGeneration>& tensorrt_generations() {
+    static const std::vector<TensorRTGeneration> generations{
+#define SACCADE_GENERATION(entry) entry(),
+#include "tensorrt_generations.inc"
+#undef SACCADE_GENERATION
+    };
+    return generations;
+}
+
+}  // namespace saccade
