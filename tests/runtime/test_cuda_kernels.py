@@ -461,6 +461,13 @@ def test_each_source_compiles_alone_and_contracts_nothing(source: Path, tmp_path
     assert re.findall(r"fma\.\S+|\S+\.ftz\S*|\S+\.approx\S*", code) == []
 
 
+@needs_nvcc
+def test_fatbin_is_built_without_contraction(tmp_path: Path) -> None:
+    recipe = run_make("--dry-run", f"FATBIN={tmp_path / 'saccade.fatbin'}").stdout
+    assert "-fmad=false" in recipe
+    assert "fast-math" not in recipe
+
+
 @pytest.fixture(scope="module")
 def resources(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str]:
     """Build the fatbin and return what ptxas says of each kernel, by (kernel, architecture)."""
