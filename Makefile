@@ -11,6 +11,7 @@ ENGINE      ?= openvino
 IMAGES      ?= examples
 CALIBRATION ?=
 PEERS       ?= eager full-backbone
+NVCC        ?= nvcc
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 BIN     := .venv/bin
@@ -25,6 +26,7 @@ DEMO    := build/demo
 PHOTO   := examples/china.jpg
 NATIVE  := $(wildcard runtime/native/src/* runtime/native/python/*)
 LIB     := $(NATIVE) $(wildcard runtime/native/*.* runtime/native/include/* runtime/native/examples/* tests/runtime/native/*.*)
+FATBIN  := build/cuda/saccade.fatbin
 LIBRARY := $(wildcard src/saccade/*.py src/saccade/cli/*.py)
 ENGINES := $(wildcard engines/*.py) $(LIBRARY) constraints.txt
 EXPORT  := $(wildcard export/*.py) $(LIBRARY) constraints.txt
@@ -34,7 +36,7 @@ JUDGE   := $(wildcard validate/*.py) $(EXPORT) $(CHAIN)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo onnx engines parity bench lib lib-test test lint doctor clean FORCE
+.PHONY: help demo onnx engines parity bench lib lib-test cuda no-nvcc test lint doctor clean FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +47,7 @@ onnx:    $(ONNX)           ## Export CHECKPOINT (or a seeded MODEL) to a bundle
 engines: $(BUNDLE).$(CHOICE).built.json ## Build ENGINE in PRECISION (int8, fp8: CALIBRATION=FOLDER) from the bundle
 parity:  $(BUNDLE).$(CHOICE).parity.json ## Prove that engine equal to PyTorch on IMAGES
 bench:   build/bench/$(notdir $(BUNDLE)).$(CHOICE).json ## Time that engine against PEERS and the machine's roof
+cuda:    $(if $(shell command -v $(NVCC)),$(FATBIN),no-nvcc) ## Compile the CUDA kernels (NVCC=) to build/cuda; see docs/gpu.md
 lib:     build/native/release/built ## Build the C library, build/lib/libsaccade.so
 lib-test: $(foreach kind,release asan tsan,build/native/$(kind)/built) ## Test the C library, under sanitizers too
 	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/runtime/native
@@ -99,6 +102,18 @@ $(BUNDLE).%.parity.json: $(BUNDLE).%.built.json build/settings/$(NAME).images $(
 build/bench/$(notdir $(BUNDLE)).%.json: $(BUNDLE).%.built.json $(JUDGE) | build/bench
 	$(SACCADE) bench $(BUNDLE) --checkpoint $(CHECKPOINT) --peers $(PEERS) --roof $(call options_of,$*) \
 	  --plots $(basename $@).plots --markdown $(basename $@).md -o $@
+
+# Machine code for each architecture, and PTX for those between and after them. -fmad=false: the CPU's bits. What ptxas
+# says of registers, shared memory and spills is kept beside the fatbin.
+CUDA_ARCHITECTURES := 75 80 86 87 89 90 100 120
+$(FATBIN): $(wildcard runtime/cuda/*) runtime/native/src/taps.hpp runtime/native/src/kernels.hpp
+	mkdir -p $(@D)
+	$(NVCC) -std=c++17 -fmad=false -Werror all-warnings -Xptxas -v \
+	  -I runtime/cuda -I runtime/native/include -I runtime/native/src \
+	  $(foreach n,$(CUDA_ARCHITECTURES),-gencode arch=compute_$n,code=sm_$n) -gencode arch=compute_75,code=compute_75 \
+	  -fatbin -o $@ runtime/cuda/saccade.cu 2> $(@D)/ptxas.txt || { cat $(@D)/ptxas.txt >&2; exit 1; }
+no-nvcc:
+	@echo '$(NVCC) is not here, so the CUDA kernels are not compiled; they need CUDA toolkit 13.0'
 
 # "tensorrt-rtx-fp32" as options.
 options_of = --engine $(patsubst %-$(lastword $(subst -, ,$(1))),%,$(1)) --precision $(lastword $(subst -, ,$(1)))
