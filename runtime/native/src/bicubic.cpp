@@ -47,10 +47,11 @@ void set_axis(CubicAxis& axis, int size_in, int size_out, int begin, int count) 
     const double scale = static_cast<double>(size_in) / size_out;
     const double filter_scale = std::max(scale, 1.0);
     const double support = SUPPORT * filter_scale;
-    const auto most_pairs = static_cast<std::size_t>(std::ceil(support)) + 1;
+    const auto most_taps = static_cast<std::size_t>(std::min(2.0 * std::ceil(support) + 1.0, static_cast<double>(size_in)));
+    const std::size_t most_pairs = most_taps / 2 + 1;
     TapSpan* const spans = room_for(axis.spans, static_cast<std::size_t>(count));
     WeightPair* const pairs = room_for(axis.pairs, most_pairs * static_cast<std::size_t>(count));
-    double* const weights = room_for(axis.weights, 2 * most_pairs);
+    double* const weights = room_for(axis.weights, most_taps);
     for (int i = 0; i < count; ++i) {
         const double centre = (begin + i + 0.5) * scale;
         const int first = std::max(static_cast<int>(centre - support + 0.5), 0);
@@ -61,7 +62,7 @@ void set_axis(CubicAxis& axis, int size_in, int size_out, int begin, int count) 
             total += weights[tap];
         }
         WeightPair* const own = pairs + most_pairs * static_cast<std::size_t>(i);
-        own[taps / 2] = {};  // an odd count leaves half a pair
+        own[taps / 2] = {};  // of an odd count, the last weight is half a pair
         for (int tap = 0; tap < taps; ++tap) {
             set_weight(own, tap, fixed_point(weights[tap] / total));
         }
@@ -206,7 +207,7 @@ void resize_columns(const std::uint8_t* in, std::ptrdiff_t stride, const CubicAx
     }
 }
 
-// Pillow's choice since version 13, which shows in the rounding between the passes.
+// Pillow's choice since version 13; before, columns always came first. It shows in the rounding between the passes.
 bool rows_come_first(const Image& image, Size to) {
     const std::int64_t fewer_rows = image.height - to.height;
     const std::int64_t fewer_columns = image.width - to.width;
