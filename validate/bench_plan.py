@@ -15,8 +15,8 @@ from saccade.bundle import Bundle
 from saccade.engines import store
 from saccade.engines.engine import ENGINE_NAMES, default_device
 from saccade.errors import SaccadeError
-from saccade.runtime.chain import checked_k
 from saccade.runtime.images import check_size
+from saccade.runtime.kept import checked_k
 from saccade.runtime.loading import MAX_THREADS
 
 # What a side runs.

@@ -48,6 +48,7 @@ def _add_verify(commands: Any) -> None:
     )
     shared.add_bundle(parser)
     shared.add_running(parser)
+    shared.add_static(parser)
     parser.set_defaults(execute=verify)
 
 
@@ -56,9 +57,10 @@ def verify(options: argparse.Namespace) -> Report:
     from saccade.validate.verify import verify as run_verify
 
     bundle = read_bundle(options.bundle)
-    with shared.open_pipeline(bundle, options) as pipeline:
+    with shared.open_pipeline(bundle, options, static=options.static) as pipeline:
         result = run_verify(pipeline)
-    data = _identity(bundle, pipeline, options) | result.summary()
+    static = pipeline.static_receipt and {"static_k": pipeline.static_k, "static_key": pipeline.static_receipt.key}
+    data = _identity(bundle, pipeline, options) | (static or {}) | result.summary()
     return Report(data, _lines(data, result), result.passed)
 
 
