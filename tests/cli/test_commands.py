@@ -228,6 +228,7 @@ def test_verify_judges_the_static_pair(small_bundle: Bundles, say: Say) -> None:
     data = parsed(say("verify", small_bundle("dinov2"), "--static", "--json"))
     assert (data["passed"], data["static_k"], data["key"]) == (True, 8, plain["key"])
     assert data["static_key"] != data["key"]
+    assert say("verify", small_bundle("dinov2"), "--static").startswith("openvino fp32 static k=8 equals PyTorch on ")
 
 
 @pytest.mark.parametrize("options", [["--static"], ["--static", "--k", "12"], ["--static", "--cls-only"]])

@@ -177,7 +177,8 @@ def _lines(data: dict[str, Any], result: ParityResult) -> list[str]:
     same = "equals PyTorch" if data["precision"] == "fp32" else f"is within the {data['precision']} bounds of PyTorch"
     verdict = same if result.passed else "DIFFERS from PyTorch"
     swaps = f"{data['swaps']} patches kept by one side only" if data["swaps"] else "the same patches kept"
-    head = f"{data['engine']} {data['precision']} {verdict} on {data['images']} images ({swaps})"
+    static = f" static k={data['static_k']}" if "static_k" in data else ""
+    head = f"{data['engine']} {data['precision']}{static} {verdict} on {data['images']} images ({swaps})"
     tensors: list[str] = []
     if "tensors" in data:
         names = list(next(iter(data["tensors"].values())))
