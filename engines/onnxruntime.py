@@ -46,7 +46,12 @@ def _providers(onnxruntime: Any, request: EngineRequest) -> list[Any]:
 
 
 class OnnxRuntimeBackend(Backend):
-    """See `saccade.engines.engine.Backend`."""
+    """See `saccade.engines.engine.Backend`.
+
+    Fixed shapes gain nothing in fp32 and cost an int8 graph ten times its speed (1.31), so it has no static engines.
+    """
+
+    offers = frozenset({"streams"})
 
     def capabilities(self) -> Capabilities:
         """Say what can be built and run here, without raising."""

@@ -201,6 +201,45 @@ def test_run_reports_what_ran_and_how_long(small_bundle: Bundles, photos: list[P
     assert data["peak_memory_mb"] > 1
 
 
+def test_run_on_a_static_pair_without_tokens_gives_the_same_cls(
+    small_bundle: Bundles, photos: list[Path], say: Say, tmp_path: Path
+) -> None:
+    plain, fast = tmp_path / "plain.npz", tmp_path / "fast.npz"
+    words = ["run", small_bundle("dinov2"), *photos, "--k", 12]
+    data = parsed(say(*words, "-o", plain, "--json"))
+    assert (data["static_k"], data["cls_only"]) == (None, False)
+    data = parsed(say(*words, "--static", "--cls-only", "-o", fast, "--json"))
+    assert (data["static_k"], data["cls_only"]) == (12, True)
+    with np.load(plain) as expected, np.load(fast) as found:
+        assert set(found.files) == set(expected.files) - {"tokens"}
+        np.testing.assert_allclose(found["cls"], expected["cls"], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(("options", "k"), [([], 8), (["--size", "70x140"], 5), (["--k-ratio", "0.2"], 16)])
+def test_the_static_k_of_a_run_is_the_runs_own(
+    options: list[str], k: int, small_bundle: Bundles, photos: list[Path], say: Say
+) -> None:
+    assert parsed(say("run", small_bundle("dinov2"), photos[0], "--static", *options, "--json"))["static_k"] == k
+
+
+def test_verify_judges_the_static_pair(small_bundle: Bundles, say: Say) -> None:
+    plain = parsed(say("verify", small_bundle("dinov2"), "--json"))
+    assert "static_k" not in plain
+    data = parsed(say("verify", small_bundle("dinov2"), "--static", "--json"))
+    assert (data["passed"], data["static_k"], data["key"]) == (True, 8, plain["key"])
+    assert data["static_key"] != data["key"]
+    assert say("verify", small_bundle("dinov2"), "--static").startswith("openvino fp32 static k=8 equals PyTorch on ")
+
+
+@pytest.mark.parametrize("options", [["--static"], ["--static", "--k", "12"], ["--static", "--cls-only"]])
+def test_a_static_build_says_its_shape(options: list[str], copy: Path, say: Say) -> None:
+    data = parsed(say("build", copy, *options, "--json"))
+    assert data["conditions"]["static_k"] == ("12" if "--k" in options else "8")
+    assert ("cls_only" in data["conditions"]) == ("--cls-only" in options)
+    assert f"static at batch 1 and k {data['conditions']['static_k']}" in data["realised"]
+    assert parsed(say("build", copy, *options, "--json"))["built"] is False
+
+
 def test_run_takes_more_images_than_it_runs_at_once(
     small_bundle: Bundles, photographs: list[np.ndarray], say: Say, tmp_path: Path
 ) -> None:

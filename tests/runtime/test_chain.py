@@ -17,7 +17,6 @@ from saccade import Output, Pipeline, SaccadeError
 from saccade.bundle import Defaults
 from saccade.engines.engine import Capabilities
 from saccade.runtime import chain, loading, reference
-from saccade.runtime.chain import NEIGHBOURS, checked_k
 
 ENGINES = ("openvino", "onnxruntime")
 KINDS = ("dinov2", "franca", "classify", "segment")
@@ -493,14 +492,6 @@ def test_extract_takes_cells_of_any_whole_number_type(
     out = plain(photographs, k=12)
     forced = plain.extract(plain.pixels(photographs), out.indices.astype(kind_of_number), out.prefix.astype(np.float64))
     assert_same(forced, plain.extract(np.stack(plain.pixels(photographs)), out.indices, out.prefix))
-
-
-@pytest.mark.parametrize("k", [0, 10, -5])
-def test_checked_k_names_the_range(k: int) -> None:
-    with pytest.raises(SaccadeError, match="give 1 to 9"):
-        checked_k(k, 9, dense=False)
-    assert checked_k(9, 9, dense=True) == 9
-    assert checked_k(NEIGHBOURS, 9, dense=True) == NEIGHBOURS
 
 
 # ---- loading

@@ -18,7 +18,8 @@ from saccade.cli.verdicts import measured_on
 from saccade.engines import store
 from saccade.engines.engine import DEFAULT_MAX_BATCH, ENGINE_NAMES, EngineRequest, default_request, refuse_path
 from saccade.errors import SaccadeError
-from saccade.runtime.chain import MAX_CELLS, checked_k
+from saccade.runtime.kept import MAX_CELLS, checked_k
+from saccade.runtime.loading import requests_of
 
 EXPORT_MODULES = ("torch", "onnx", "onnxscript", "onnxruntime", "polygraphy")
 MAX_PROFILE_BATCH = 4096  # far beyond what any GPU's memory holds
@@ -245,6 +246,9 @@ def _add_build(commands: Any) -> None:
     )
     shared.add_bundle(parser)
     shared.add_engine(parser)
+    shared.add_static(parser)
+    parser.add_argument("--k", type=int, metavar="K", help="patches of the static engines (default: the bundle's)")
+    shared.add_cls_only(parser)
     parser.add_argument("--max-batch", type=int, metavar="B", help=f"TensorRT profile (default: {DEFAULT_MAX_BATCH})")
     parser.add_argument("--max-k", type=int, metavar="K", help="TensorRT profile (default: every patch of the base grid)")
     parser.add_argument(
@@ -269,7 +273,8 @@ def build(options: argparse.Namespace) -> Report:
 def engine_request(bundle: Bundle, options: argparse.Namespace) -> EngineRequest:
     """Return what `saccade.load` would ask for, with the limits of the build options where they are given."""
     _check_build_options(options)
-    usual = default_request(bundle, options.engine, options.precision, options.device)
+    dynamic = default_request(bundle, options.engine, options.precision, options.device, cls_only=options.cls_only)
+    usual = requests_of(bundle, dynamic, options.static and (True if options.k is None else options.k))[-1]
     return msgspec.structs.replace(
         usual,
         max_batch=usual.max_batch if options.max_batch is None else options.max_batch,
@@ -285,7 +290,10 @@ def _check_build_options(options: argparse.Namespace) -> None:
         if getattr(options, name) is not None and options.engine not in engines:
             flag = f"--{name.replace('_', '-')}"
             raise SaccadeError(f"{flag} means nothing to --engine {options.engine}; leave it out, or use {_choice(engines)}")
-    for flag, value, most in (("--max-batch", options.max_batch, MAX_PROFILE_BATCH), ("--max-k", options.max_k, MAX_CELLS)):
+    if options.k is not None and not options.static:
+        raise SaccadeError("--k is the k of static engines, others take any; give --static too")
+    limits = (("--max-batch", options.max_batch, MAX_PROFILE_BATCH), ("--max-k", options.max_k, MAX_CELLS))
+    for flag, value, most in (*limits, ("--k", options.k, MAX_CELLS)):
         if value is not None and not 1 <= value <= most:
             raise SaccadeError(f"{flag} {value} is out of range; give 1 to {most}")
     targets = options.compute_capability or []

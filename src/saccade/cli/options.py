@@ -48,7 +48,19 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-build", action="store_true", help="stop where the engine is missing or stale")
 
 
-def open_pipeline(bundle: Bundle, options: argparse.Namespace) -> Pipeline:
+def add_static(parser: argparse.ArgumentParser) -> None:
+    """Add the static pair of engines."""
+    parser.add_argument("--static", action="store_true", help="engines for batch 1 and this k alone: faster (openvino)")
+
+
+def add_cls_only(parser: argparse.ArgumentParser) -> None:
+    """Add the extractor without patch tokens."""
+    parser.add_argument("--cls-only", action="store_true", help="cls (or logits) without patch tokens: faster (openvino)")
+
+
+def open_pipeline(
+    bundle: Bundle, options: argparse.Namespace, *, static: bool | int = False, cls_only: bool = False
+) -> Pipeline:
     """Load the engine that the options of `add_running` ask for, showing what is being built."""
     with Phases() as phases:
         return load(
@@ -57,6 +69,8 @@ def open_pipeline(bundle: Bundle, options: argparse.Namespace) -> Pipeline:
             precision=options.precision,
             device=options.device,
             threads=options.threads,
+            static=static,
+            cls_only=cls_only,
             build=not options.no_build,
             progress=phases,
             note=phases.note,
