@@ -18,7 +18,6 @@ from saccade.bundle import Bundle, GraphFile, TensorSpec
 from saccade.errors import SaccadeError
 
 ENGINE_NAMES = ("openvino", "onnxruntime", "tensorrt", "tensorrt-rtx")
-ROLES = ("selector", "extractor")
 DEFAULT_MAX_BATCH = 8
 STATIC_BATCH = 1  # of a static engine; its k is chosen
 # Conditions that say how much an engine takes, and not what it is made of or runs on.
@@ -79,8 +78,8 @@ def default_request(
 
     Where there is none, one is built for k up to every patch of the base grid, tuned at the bundle's k.
     """
-    rows, columns = bundle.model.base_grid
-    defaults, patch = bundle.manifest.defaults, bundle.model.patch
+    rows, columns = bundle.manifest.model.base_grid
+    defaults, patch = bundle.manifest.defaults, bundle.manifest.model.patch
     usual = defaults.k_on(defaults.size[0] * defaults.size[1] // patch**2)
     return EngineRequest(
         engine=engine,

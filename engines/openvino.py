@@ -11,7 +11,6 @@ import numpy as np
 from saccade.bundle import Bundle, GraphFile
 from saccade.engines.engine import (
     EXTRAS,
-    ROLES,
     STATIC_BATCH,
     Backend,
     Built,
@@ -113,7 +112,7 @@ class OpenVINOBackend(Backend):
         """Compile each graph and write the blob."""
         core = _module().Core()
         config, files, kernels = _config(core, request), {}, []
-        for role in ROLES:
+        for role in bundle.roles:
             progress(f"{role}: compile")
             compiled = _compiled(core, *_source(core, bundle, role, request), config)
             kernels.append(f"{role} {_kernels_in_words(compiled, role, request.precision)}")

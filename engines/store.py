@@ -22,12 +22,12 @@ from msgspec import Struct
 from saccade import atomic, locks
 from saccade._version import VERSION
 from saccade.bundle import Bundle, FileName, Sha256, check_hash, read_bundle, sha256_of_file
+from saccade.contract import ALL_ROLES
 from saccade.engines.audit import Audit
 from saccade.engines.engine import (
     ENGINE_NAMES,
     EXTRAS,
     LIMITS,
-    ROLES,
     Backend,
     Built,
     Engine,
@@ -40,7 +40,7 @@ from saccade.errors import SaccadeError
 
 RECEIPT = "receipt.json"
 MAX_RECEIPT_BYTES = 1 << 20
-GRAPHS = frozenset(f"{role}_sha256" for role in ROLES)  # the conditions that name the graphs
+GRAPHS = frozenset(f"{role}_sha256" for role in ALL_ROLES)  # the conditions that name the graphs
 FORM = frozenset({"static_k", "cls_only"})  # those of an engine that does not take and give everything
 # Where each engine's backend lives; the module is imported only when its engine is asked for.
 _BACKENDS = {
@@ -96,7 +96,7 @@ def conditions(bundle: Bundle, request: EngineRequest) -> dict[str, str]:
     """Return everything a built engine depends on, as text by field."""
     chosen = backend(request.engine)
     variant = chosen.variant(request.precision)
-    graphs = {f"{role}_sha256": bundle.graph(role, variant).sha256 for role in ROLES}
+    graphs = {f"{role}_sha256": bundle.graph(role, variant).sha256 for role in bundle.roles}
     own = chosen.conditions(request) | _form(request)
     return {"engine": request.engine, "precision": request.precision} | graphs | own
 
@@ -145,7 +145,7 @@ def _is_consistent(receipt: Receipt) -> bool:
     return (
         said.items() <= receipt.conditions.items()
         and set(receipt.files.values()) == set(receipt.sha256)
-        and set(receipt.files) <= set(ROLES)
+        and set(receipt.files) <= set(ALL_ROLES)
     )
 
 
@@ -252,7 +252,7 @@ def ensure(
     refuse_path(bundle.path)
     check_offers(bundle, request)
     variant = backend(request.engine).variant(request.precision)
-    for role in ROLES:
+    for role in bundle.roles:
         bundle.checked_path(bundle.graph(role, variant))
     fields = conditions(bundle, request)
     if found := find(bundle, request, fields, whole=thorough):
@@ -297,7 +297,7 @@ def _sole_builder(bundle: Bundle, variant: str) -> Iterator[None]:
             busy = f"{bundle.path} is being exported or converted by another process; repeat when it is done"
             stack.enter_context(locks.reserved(bundle.path, busy, shared=True))
             now = read_bundle(bundle.path)
-            if any(now.graph(role, variant) != bundle.graph(role, variant) for role in ROLES):
+            if any(now.graph(role, variant) != bundle.graph(role, variant) for role in bundle.roles):
                 raise SaccadeError(f"{bundle.path} was exported or converted again meanwhile; repeat")
         stack.enter_context(_lock_on_engines(bundle))
         yield
@@ -377,7 +377,7 @@ def load(bundle: Bundle, request: EngineRequest, folder: Path, receipt: Receipt)
     check_files(folder, receipt)
     built = Built(files=dict(receipt.files), realised=receipt.realised, audit=receipt.audit)
     loaded = backend(request.engine).load(bundle, request, folder, built)
-    if missing := [role for role in ROLES if role not in loaded]:
+    if missing := [role for role in bundle.roles if role not in loaded]:
         for engine in loaded.values():
             engine.close()
         raise SaccadeError(f"{folder} holds no {' and no '.join(missing)}; delete it and build again")

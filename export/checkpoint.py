@@ -179,7 +179,7 @@ def _model_from_shapes(path: Path, selector: Tensors, extractor: Tensors) -> Mod
         if not _depth(tensors):
             raise SaccadeError(f"{path}: the {part} has no blocks; this is another architecture")
     return Model(
-        family="lookwhere", dim=dim, heads=dim // HEAD_SIZE, depth=_depth(extractor), selector_depth=_depth(selector),
+        dim=dim, heads=dim // HEAD_SIZE, depth=_depth(extractor), selector_depth=_depth(selector),
         ffn="swiglu" if fc1 == 2 * fc2 else "gelu", hidden=fc2, prefix=1 + registers, patch=patch,
         selector_size=selector_grid * patch, map_size=selector_grid * factor,
         map_hidden=shape("selector", "head.w1.weight", 2)[0], base_grid=(grid, grid),

@@ -71,7 +71,7 @@ def requests_of(bundle: Bundle, dynamic: EngineRequest, static: bool | int) -> l
     """Return what a pipeline loads: the engines that take everything and, where asked for, the static pair beside them."""
     if static is False:
         return [dynamic]
-    defaults, patch = bundle.manifest.defaults, bundle.model.patch
+    defaults, patch = bundle.manifest.defaults, bundle.manifest.model.patch
     grid = (defaults.size[0] // patch, defaults.size[1] // patch)
     k = kept_on(grid, defaults) if static is True else static
     if not _is_count(k) or not 1 <= k <= MAX_CELLS:

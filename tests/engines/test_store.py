@@ -24,9 +24,10 @@ import saccade
 from saccade import Bundle, SaccadeError, atomic, locks, read_bundle
 from saccade.bundle import GraphFile, sha256_of_file, write_manifest
 from saccade.cli.main import main
+from saccade.contract import LOOKWHERE_ROLES as ROLES
 from saccade.engines import openvino as openvino_module
 from saccade.engines import store
-from saccade.engines.engine import ROLES, Backend, Built, Capabilities, Engine, EngineRequest, Progress, load_roles
+from saccade.engines.engine import Backend, Built, Capabilities, Engine, EngineRequest, Progress, load_roles
 from saccade.engines.openvino import OpenVINOBackend
 from saccade.engines.store import RECEIPT, key_of
 
