@@ -176,7 +176,9 @@ saccade_run_options run_options(const saccade_run_options* options) {
 
 saccade_outputs outputs_from(const saccade_outputs* outputs) {
     require(outputs != nullptr, "outputs is NULL; give a saccade_outputs");
-    return read_struct<saccade_outputs>(outputs, SACCADE_OUTPUTS_INIT, "SACCADE_OUTPUTS_INIT");
+    const saccade_outputs known = read_struct<saccade_outputs>(outputs, SACCADE_OUTPUTS_INIT, "SACCADE_OUTPUTS_INIT");
+    require(known.reserved == 0, "reserved must be 0; start from SACCADE_OUTPUTS_INIT");
+    return known;
 }
 
 }  // namespace
