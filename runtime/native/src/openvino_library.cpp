@@ -52,7 +52,8 @@ OpenVINO::OpenVINO(const std::string& path) : library_("OpenVINO's C library", p
 
 void OpenVINO::check(ov_status_e status, const char* what, const char* object, const char* remedy) const {
     if (status != OK) {
-        fail(SACCADE_ENGINE_FAILED, std::string("openvino cannot ") + what + " " + object + ": " + last_line(ov_get_last_err_msg()) + "; " + remedy);
+        const Owned<const char> reason(ov_get_last_err_msg(), ov_free);
+        fail(SACCADE_ENGINE_FAILED, std::string("openvino cannot ") + what + " " + object + ": " + last_line(reason.get()) + "; " + remedy);
     }
 }
 
