@@ -296,6 +296,7 @@ saccade_status saccade_session_create(saccade_model* model, saccade_session** ou
     return guarded([&] {
         require(model != nullptr, "model is NULL; load one with saccade_model_load");
         require(out_session != nullptr, "out_session is NULL; give the address of a handle");
+        model->content->engine->check_files();  // which the engine may read to make its requests
         *out_session = new saccade_session(model->content);
     });
 }
