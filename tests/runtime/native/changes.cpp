@@ -2,6 +2,7 @@
 // is written over or cut is SACCADE_CHANGED, what is deleted or replaced goes on as it was; nothing crashes.
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <string>
 
 #include "check.h"
@@ -144,6 +145,31 @@ void description_may_change(const fs::path& copy, Change change) {
     saccade_bundle_free(bundle);
 }
 
+std::string content(const fs::path& file) {
+    std::ifstream stream(file, std::ios::binary);
+    return {std::istreambuf_iterator<char>(stream), {}};
+}
+
+saccade_status open_with_description(const fs::path& copy, const std::string& text) {
+    std::ofstream(copy / "bundle.json", std::ios::binary) << text;
+    saccade_bundle* bundle = nullptr;
+    const saccade_status status = saccade_bundle_open(copy.c_str(), &bundle);
+    CHECK((status == SACCADE_OK) == (bundle != nullptr));
+    saccade_bundle_free(bundle);
+    return status;
+}
+
+void description_is_read_with_care(const fs::path& copy) {
+    const std::string text = content(copy / "bundle.json"), deep = std::string(1000000, '[');
+    REFUSED(open_with_description(copy, deep), SACCADE_INVALID_BUNDLE, "not a JSON object");
+    REFUSED(open_with_description(copy, "{\"format\":" + deep), SACCADE_INVALID_BUNDLE, "not a JSON object");
+    REFUSED(open_with_description(copy, text.substr(0, text.size() / 2)), SACCADE_INVALID_BUNDLE, "not a JSON object");
+    REFUSED(open_with_description(copy, "{\"model\":{}," + text.substr(1, text.rfind('}') - 1) + ",\"model\":[1,{}]}"),
+            SACCADE_INVALID_BUNDLE, "model");  // the last of two counts
+    OK(open_with_description(copy, "{\"model\":[[1],{\"dim\":2}]," + text.substr(1)));
+    OK(open_with_description(copy, text));
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -167,6 +193,7 @@ int main(int argc, char** argv) {
     for (const Change change : {write_over, cut_short, make_empty, delete_file, replace_file}) {
         description_may_change(copy(), change);
     }
+    description_is_read_with_care(copy());
     free_image(&image);
     return 0;
 }

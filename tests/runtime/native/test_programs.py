@@ -40,3 +40,7 @@ def test_running_out_of_memory_anywhere_is_an_error_that_loses_nothing(run: Run,
 
 def test_runs_after_a_warm_up_allocate_nothing_of_ours(run: Run) -> None:
     run("release", "allocations")
+
+
+def test_rounds_of_open_load_run_and_free_leak_nothing(run: Run) -> None:
+    run("asan", "rounds", "50")
