@@ -181,7 +181,9 @@ saccade_run_options run_options(const saccade_run_options* options) {
 
 saccade_outputs outputs_from(const saccade_outputs* outputs) {
     require(outputs != nullptr, "outputs is NULL; give a saccade_outputs");
-    return read_struct<saccade_outputs>(outputs, SACCADE_OUTPUTS_INIT, "SACCADE_OUTPUTS_INIT");
+    const saccade_outputs known = read_struct<saccade_outputs>(outputs, SACCADE_OUTPUTS_INIT, "SACCADE_OUTPUTS_INIT");
+    require(known.reserved == 0, "reserved must be 0; start from SACCADE_OUTPUTS_INIT");
+    return known;
 }
 
 }  // namespace
@@ -299,6 +301,7 @@ saccade_status saccade_session_create(saccade_model* model, saccade_session** ou
     return guarded([&] {
         require(model != nullptr, "model is NULL; load one with saccade_model_load");
         require(out_session != nullptr, "out_session is NULL; give the address of a handle");
+        model->content->engine->check_files();  // which the engine may read to make its requests
         *out_session = new saccade_session(model->content);
     });
 }

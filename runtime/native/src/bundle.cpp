@@ -221,8 +221,8 @@ const GraphFile& Bundle::graph(Role role, const std::string& variant) const {
 }
 
 Manifest manifest_from_json(const std::string& text, const std::string& where) {
-    const nlohmann::json parsed = parse_json(text, where, EXPORT_AGAIN);
-    Fields fields(parsed, where, EXPORT_AGAIN);
+    const Document parsed = parse_json(text, where, EXPORT_AGAIN);
+    Fields fields(*parsed, where, EXPORT_AGAIN);
     const std::int64_t format = fields.integer("format", INT64_MIN, INT64_MAX);
     if (format != FORMAT_VERSION) {
         fail(SACCADE_UNSUPPORTED, where + ": bundle format " + std::to_string(format) + ", but this library reads format " +

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string>
@@ -10,8 +11,15 @@
 
 namespace saccade {
 
+// A parsed text, always an object. The destructor of nlohmann::json allocates to take a tree apart, which ends the process
+// where no memory is left, so the tree is emptied before.
+struct EmptyTree {
+    void operator()(nlohmann::json* tree) const noexcept;
+};
+using Document = std::unique_ptr<nlohmann::json, EmptyTree>;
+
 // Parses `text`; `where` and `remedy` frame the line of what goes wrong.
-nlohmann::json parse_json(const std::string& text, const std::string& where, const char* remedy);
+Document parse_json(const std::string& text, const std::string& where, const char* remedy);
 
 // Whether a text is a name of one file: nothing hidden, no separator, so that no path leads out of the folder.
 bool is_file_name(const std::string& text);

@@ -194,12 +194,12 @@ private:
             read(api.ov_port_get_element_type(port.get(), &type));
             ov_partial_shape_t shape{};
             read(api.ov_port_get_partial_shape(port.get(), &shape));
+            const Owned<ov_partial_shape_t> shape_owner(&shape, api.ov_partial_shape_free);
             std::vector<std::int64_t> extents(type == F32 ? 0 : 99);
             for (std::int64_t axis = 0; axis < shape.rank.max && type == F32; ++axis) {
                 const ov_dimension_t& extent = shape.dims[axis];
                 extents.push_back(extent.min == extent.max ? extent.min : ANY);
             }
-            api.ov_partial_shape_free(&shape);
             ports[(i < inputs ? "" : "-> ") + std::string(name)] = std::move(extents);
         }
         return ports;

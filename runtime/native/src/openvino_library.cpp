@@ -39,8 +39,8 @@ OpenVINO::OpenVINO(const std::string& path) : library_("OpenVINO's C library", p
     if (ov_get_openvino_version(&version) != OK || version.buildNumber == nullptr) {
         fail(SACCADE_ENGINE_UNAVAILABLE, library_.path() + " does not say its version; " + REMEDY);
     }
+    const Owned<ov_version_t> owner(&version, ov_version_free);
     version_ = version.buildNumber;
-    ov_version_free(&version);
     if (std::strtol(version_.c_str(), nullptr, 10) < OLDEST_MAJOR) {
         fail(SACCADE_ENGINE_UNAVAILABLE, library_.path() + " is OpenVINO " + version_ + ", but " +
                                              std::to_string(OLDEST_MAJOR) + ".0 or newer is needed; " + REMEDY);
@@ -52,7 +52,8 @@ OpenVINO::OpenVINO(const std::string& path) : library_("OpenVINO's C library", p
 
 void OpenVINO::check(ov_status_e status, const char* what, const char* object, const char* remedy) const {
     if (status != OK) {
-        fail(SACCADE_ENGINE_FAILED, std::string("openvino cannot ") + what + " " + object + ": " + last_line(ov_get_last_err_msg()) + "; " + remedy);
+        const Owned<const char> reason(ov_get_last_err_msg(), ov_free);
+        fail(SACCADE_ENGINE_FAILED, std::string("openvino cannot ") + what + " " + object + ": " + last_line(reason.get()) + "; " + remedy);
     }
 }
 

@@ -91,17 +91,21 @@ int kept(const Manifest& manifest, const saccade_run_options& options, int cells
     return static_cast<int>(k);
 }
 
-// The size that covers the plan's with the shorter side fitting, and the centre of it.
-Image centre_crop(const Image& image, const Plan& plan, std::uint8_t* buffer, Scratch& scratch) {
-    const double scale = std::max(double(plan.height) / image.height, double(plan.width) / image.width);
-    const auto covering = [scale](int wanted, int extent) {  // nearbyint rounds halves to even, as Python's round does
-        return std::max<std::int64_t>(wanted, static_cast<std::int64_t>(std::nearbyint(extent * scale)));
+// What an image is resized to so that its shorter side fits and the centre can be cut out.
+Size covering_size(std::int64_t height, std::int64_t width, const Plan& plan) {
+    const double scale = std::max(double(plan.height) / double(height), double(plan.width) / double(width));
+    const auto covering = [scale](int wanted, std::int64_t extent) {  // nearbyint rounds halves to even, as Python's round does
+        return std::max<std::int64_t>(wanted, static_cast<std::int64_t>(std::nearbyint(double(extent) * scale)));
     };
-    const std::int64_t height = covering(plan.height, image.height), width = covering(plan.width, image.width);
-    if (height > MAX_EXTENT || width > MAX_EXTENT || height * width > MAX_PIXELS) {
-        fail(SACCADE_INVALID_ARGUMENT, "a " + pixels(image.height, image.width) + " image is too narrow for fit crop; use fit squash");
+    const std::int64_t to_height = covering(plan.height, height), to_width = covering(plan.width, width);
+    if (to_height > MAX_EXTENT || to_width > MAX_EXTENT || to_height * to_width > MAX_PIXELS) {
+        fail(SACCADE_INVALID_ARGUMENT, "a " + pixels(height, width) + " image is too narrow for fit crop; use fit squash");
     }
-    const Size to{static_cast<int>(height), static_cast<int>(width)};
+    return {static_cast<int>(to_height), static_cast<int>(to_width)};
+}
+
+Image centre_crop(const Image& image, const Plan& plan, std::uint8_t* buffer, Scratch& scratch) {
+    const Size to = covering_size(image.height, image.width, plan);
     const Box centre{(to.height - plan.height) / 2, (to.width - plan.width) / 2, plan.height, plan.width};
     resize_bicubic(image, to, centre, buffer, scratch);
     return {buffer, plan.height, plan.width, std::ptrdiff_t{3} * plan.width, image.bgr};
@@ -127,6 +131,9 @@ Plan plan_of(const Manifest& manifest, const saccade_image* images, std::size_t 
         require(options.fit == SACCADE_FIT_SQUASH || options.fit == SACCADE_FIT_CROP,
                 "fit is unknown; give SACCADE_FIT_SQUASH, _CROP or _NATIVE");
         asked_size(manifest, options, plan);
+    }
+    for (std::size_t i = 0; options.fit == SACCADE_FIT_CROP && i < count; ++i) {
+        covering_size(images[i].height, images[i].width, plan);  // for its check
     }
     plan.grid = {plan.height / manifest.model.patch, plan.width / manifest.model.patch};
     if (plan.cells() > MAX_GRID_CELLS) {

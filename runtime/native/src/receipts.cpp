@@ -1,9 +1,12 @@
 #include "receipts.hpp"
 
+#include <dirent.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <filesystem>
+#include <memory>
+#include <new>
 #include <set>
 
 #include "failure.hpp"
@@ -24,13 +27,17 @@ std::map<std::string, std::string> texts(Fields fields) {
     return found;
 }
 
-// 16 hex digits over all conditions, as the store names an engine's folder.
+std::string quoted(const std::string& text) {
+    return nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+// 16 hex digits over all conditions as a JSON array of pairs, as the store names an engine's folder.
 std::string key_of(const Conditions& conditions) {
-    nlohmann::json pairs = nlohmann::json::array();
+    std::string text;
     for (const auto& [name, value] : conditions) {
-        pairs.push_back({name, value});
+        text += (text.empty() ? "[[" : ",[") + quoted(name) + "," + quoted(value) + "]";
     }
-    const std::string text = pairs.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    text += text.empty() ? "[]" : "]";
     return sha256(text.data(), text.size()).substr(0, KEY_DIGITS);
 }
 
@@ -57,14 +64,34 @@ bool is_consistent(const Receipt& receipt) {
     return files == hashed && says("engine", receipt.engine) && says("precision", receipt.precision);
 }
 
+// What lies in a folder, sorted, without what is hidden (an interrupted build); a folder that cannot be read has nothing.
+// Not by std::filesystem, whose iterator ends the process where no memory is left.
+std::vector<std::string> names_in(const std::string& path) {
+    struct Close {
+        void operator()(DIR* folder) const { closedir(folder); }
+    };
+    const std::unique_ptr<DIR, Close> folder(opendir(path.c_str()));
+    if (folder == nullptr) {
+        return errno == ENOMEM ? throw std::bad_alloc() : std::vector<std::string>();
+    }
+    std::vector<std::string> names;
+    while (const dirent* each = readdir(folder.get())) {
+        if (each->d_name[0] != '.') {
+            names.emplace_back(each->d_name);
+        }
+    }
+    std::sort(names.begin(), names.end());
+    return names;
+}
+
 std::string shortened(const std::string& value) { return value.size() <= 40 ? value : value.substr(0, 12) + "..."; }
 
 }  // namespace
 
 Receipt receipt_from_json(const std::string& text, const std::string& folder) {
     const std::string where = folder + "/receipt.json";
-    const nlohmann::json parsed = parse_json(text, where, BUILD_AGAIN);
-    Fields fields(parsed, where, BUILD_AGAIN);
+    const Document parsed = parse_json(text, where, BUILD_AGAIN);
+    Fields fields(*parsed, where, BUILD_AGAIN);
     Receipt receipt{};
     receipt.folder = folder;
     receipt.name = folder.substr(folder.rfind('/') + 1);
@@ -95,20 +122,15 @@ Receipt receipt_from_json(const std::string& text, const std::string& folder) {
 }
 
 std::vector<Receipt> receipts_of(const Bundle& bundle) {
+    const std::string engines = bundle.path_of("engines");
     std::vector<Receipt> found;
-    std::error_code error;
-    for (std::filesystem::directory_iterator each(bundle.path_of("engines"), error), end; !error && each != end;
-         each.increment(error)) {
-        const std::string folder = each->path().string();
-        if (each->path().filename().string()[0] == '.') {  // an interrupted build
-            continue;
-        }
+    for (const std::string& name : names_in(engines)) {
+        const std::string folder = engines + "/" + name;
         try {
             found.push_back(receipt_from_json(read_file(folder + "/receipt.json", MAX_RECEIPT_BYTES, BUILD_AGAIN), folder));
         } catch (const Failure&) {  // somebody else's, or damaged: not an engine
         }
     }
-    std::sort(found.begin(), found.end(), [](const Receipt& one, const Receipt& other) { return one.name < other.name; });
     return found;
 }
 
