@@ -3,7 +3,6 @@
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <initializer_list>
 #include <set>
 
 #include "failure.hpp"
@@ -45,7 +44,7 @@ void expect(Fields& fields, const char* name, const char* only) {
 
 Model read_model(Fields fields) {
     if (const std::string& family = fields.text("family"); family != "lookwhere") {
-        fail(SACCADE_UNSUPPORTED, fields.where() + ": family \"" + family + "\" is not one this library runs; use Python's saccade");
+        fail(SACCADE_UNSUPPORTED, fields.where() + ": family \"" + shown(family) + "\" is not one this library runs; use Python's saccade");
     }
     Model model{};
     model.dim = extent(fields, "dim");
@@ -114,57 +113,49 @@ void read_image(Fields fields, Manifest& manifest) {
     fields.finish();
 }
 
-// One tensor as text, "name(batch, k, 588)", to compare sets of them.
-std::string tensor_text(const std::string& name, std::initializer_list<std::string> extents) {
-    std::string text = name + "(batch";
-    for (const std::string& each : extents) {
-        text += ", " + each;
-    }
-    return text + ")";
-}
-
-using Tensors = std::set<std::string>;
+// The tensors of a graph, each as ["input", name, extents...]; an extent is a number, or a name where it is dynamic.
+using Tensors = std::set<nlohmann::json>;
 
 Tensors selector_tensors(const Model& model) {
-    const std::string size = std::to_string(model.selector_size), map = std::to_string(model.map_size);
-    return {tensor_text("lowres", {"3", size, size}), "-> " + tensor_text("score_map", {map, map}),
-            "-> " + tensor_text("prefix", {std::to_string(model.prefix), std::to_string(model.dim)})};
+    const int size = model.selector_size, map = model.map_size;
+    return {{"input", "lowres", "batch", 3, size, size},
+            {"output", "score_map", "batch", map, map},
+            {"output", "prefix", "batch", model.prefix, model.dim}};
 }
 
 Tensors extractor_tensors(const Manifest& manifest) {
     const Model& model = manifest.model;
-    const std::string dim = std::to_string(model.dim), classes = std::to_string(model.classes);
-    Tensors tensors{tensor_text("patches", {"k", std::to_string(model.patch_pixels())}), tensor_text("positions", {"k", dim}),
-                    tensor_text("prefix", {std::to_string(model.prefix), dim}),
-                    "-> " + tensor_text("tokens", {"k", std::to_string(manifest.token_channels())})};
+    Tensors tensors{{"input", "patches", "batch", "k", model.patch_pixels()},
+                    {"input", "positions", "batch", "k", model.dim},
+                    {"input", "prefix", "batch", model.prefix, model.dim},
+                    {"output", "tokens", "batch", "k", manifest.token_channels()}};
     if (manifest.task == Task::features) {
-        tensors.insert("-> " + tensor_text("cls", {dim}));
+        tensors.insert(nlohmann::json{"output", "cls", "batch", model.dim});
     } else if (manifest.task == Task::classify) {
-        tensors.insert("-> " + tensor_text("logits", {classes}));
+        tensors.insert(nlohmann::json{"output", "logits", "batch", model.classes});
     }
     return tensors;
 }
 
-// Reads a list of tensors into `out`, outputs marked; returns whether all are float32.
-bool read_tensors(Fields& graph, const char* name, const char* mark, Tensors& out) {
+// Reads a list of tensors into `out`; returns whether all are float32.
+bool read_tensors(Fields& graph, const char* list, const char* kind, Tensors& out) {
     bool is_float32 = true;
-    for (const nlohmann::json& each : graph.array(name)) {
-        Fields tensor(each, graph.where() + ": " + name, EXPORT_AGAIN);
+    for (const nlohmann::json& each : graph.array(list)) {
+        Fields tensor(each, graph.where() + ": " + list, EXPORT_AGAIN);
         const std::string& dtype = tensor.text("dtype");
         if (dtype != "float32" && dtype != "float16") {
             tensor.refuse("'dtype' must be \"float32\" or \"float16\"");
         }
         is_float32 = is_float32 && dtype == "float32";
-        std::string text = mark + tensor.text("name") + "(";
+        nlohmann::json found{kind, tensor.text("name")};
         for (const nlohmann::json& extent : tensor.array("shape")) {
             if (!extent.is_string() && !(extent.is_number_unsigned() && extent <= MAX_EXTENT && extent >= 1)) {
                 tensor.refuse("'shape' must hold names and whole numbers, 1 to " + std::to_string(MAX_EXTENT));
             }
-            text += (text.back() == '(' ? "" : ", ") +
-                    (extent.is_string() ? extent.get<std::string>() : std::to_string(extent.get<int>()));
+            found.push_back(extent);
         }
         tensor.finish();
-        out.insert(text + ")");
+        out.insert(std::move(found));
     }
     return is_float32;
 }
@@ -174,13 +165,13 @@ std::map<std::string, GraphFile> read_variants(Fields variants, const Tensors& e
     std::map<std::string, GraphFile> files;
     for (const auto& [variant, unused] : variants.json().items()) {
         if (KNOWN.count(variant) == 0) {
-            variants.refuse("unknown variant '" + variant + "'");
+            variants.refuse("unknown variant '" + shown(variant) + "'");
         }
         Fields graph = variants.object(variant.c_str());
         GraphFile file{graph.file_name("file"), graph.sha256("sha256"), true};
         Tensors tensors;
-        file.is_float32 = read_tensors(graph, "inputs", "", tensors);
-        file.is_float32 = read_tensors(graph, "outputs", "-> ", tensors) && file.is_float32;
+        file.is_float32 = read_tensors(graph, "inputs", "input", tensors);
+        file.is_float32 = read_tensors(graph, "outputs", "output", tensors) && file.is_float32;
         graph.finish();
         if (tensors != expected) {
             graph.refuse("its tensors do not fit the model's sizes");

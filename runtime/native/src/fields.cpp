@@ -9,6 +9,8 @@ namespace saccade {
 namespace {
 
 constexpr std::size_t MAX_FILE_NAME = 128;
+constexpr char HEX_DIGITS[] = "0123456789abcdef";
+constexpr char BYTE_ORDER_MARK[] = "\xEF\xBB\xBF";  // the parser would pass over it, but JSON has none
 
 bool is_alphanumeric(char c) { return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z'); }
 
@@ -18,10 +20,23 @@ bool is_hex_digit(char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= '
 
 nlohmann::json parse_json(const std::string& text, const std::string& where, const char* remedy) {
     nlohmann::json parsed = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-    if (!parsed.is_object()) {
+    if (!parsed.is_object() || text.rfind(BYTE_ORDER_MARK, 0) == 0) {
         fail(SACCADE_INVALID_BUNDLE, where + ": not a JSON object; " + remedy);
     }
     return parsed;
+}
+
+std::string shown(const std::string& text, std::size_t limit) {
+    std::string line;
+    for (const char c : text.substr(0, limit)) {
+        if (c >= ' ' && c <= '~') {
+            line += c;
+        } else {
+            const auto byte = static_cast<unsigned char>(c);
+            line += {'\\', 'x', HEX_DIGITS[byte >> 4], HEX_DIGITS[byte & 15]};
+        }
+    }
+    return text.size() <= limit ? line : line + "\u2026";
 }
 
 bool is_file_name(const std::string& text) {
@@ -141,7 +156,7 @@ const nlohmann::json& Fields::array(const char* name, std::size_t count) {
 void Fields::finish() const {
     for (const auto& [name, unused] : object_.items()) {
         if (seen_.count(name) == 0) {
-            refuse("unknown field '" + name + "'");
+            refuse("unknown field '" + shown(name) + "'");
         }
     }
 }
