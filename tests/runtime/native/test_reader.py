@@ -1,0 +1,586 @@
+"""The C library reads bundles as Python does: it takes and refuses the same, in one line that names the file.
+
+Where it differs, it does so on purpose: `golden`, `provenance` and `parity` are not its business, an array is read only as
+NumPy writes it, and numbers have to fit into 64 bits. Each difference is a test below.
+"""
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from binding import Bundle, Library, Model, NativeError, Status
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+import saccade
+from saccade import SaccadeError, read_bundle
+from saccade.engines import store
+
+FUZZ = settings(max_examples=1500, suppress_health_check=list(HealthCheck))
+NOT_READ = ("golden", "provenance", "parity")
+PLACEHOLDER = "given twice: "  # marks a name that stands twice in its object
+
+
+@pytest.fixture(scope="module")
+def exported(small_bundle: Callable[[str], Path]) -> Path:
+    return small_bundle("dinov2")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, exported: Path) -> Path:
+    """A bundle without graphs and engines, which opening one does not look at."""
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    shutil.copy(exported / "positions.npy", folder)
+    shutil.copy(exported / "bundle.json", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def manifest(exported: Path) -> dict[str, Any]:
+    """The exported manifest as Python data. Copy it before changing it."""
+    found: dict[str, Any] = json.loads((exported / "bundle.json").read_text())
+    return found
+
+
+def python_refuses(folder: Path) -> str | None:
+    """Return the line with which Python refuses a bundle and its position table, or None."""
+    try:
+        read_bundle(folder).positions()
+    except SaccadeError as error:
+        return str(error)
+    return None
+
+
+def c_refuses(library: Library, folder: Path) -> NativeError | None:
+    """Return what the C library refuses it with, or None; its line must be one that a user can act on."""
+    try:
+        with Bundle(library, folder):
+            return None
+    except NativeError as error:
+        line = str(error)
+        assert line.isprintable()
+        assert str(folder) in line
+        assert line.endswith(("export the bundle again", "upgrade libsaccade", "use Python's saccade", "-o FOLDER'")), line
+        return error
+
+
+def write(folder: Path, data: object) -> None:
+    """Write data as bundle.json; bytes as they are."""
+    (folder / "bundle.json").write_bytes(data if isinstance(data, bytes) else json.dumps(data).encode())
+
+
+# ---- bundle.json, changed at random
+
+
+def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path of every value below a node, what the C library does not read left out."""
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, child in children:
+        if path or name not in NOT_READ:
+            yield (*path, name)
+            yield from places(child, (*path, name))
+
+
+def at(node: Any, path: tuple[Any, ...]) -> Any:
+    for name in path:
+        node = node[name]
+    return node
+
+
+STRANGE_TEXTS = st.sampled_from(
+    ["", "..", "../x", "/etc/passwd", "a/b", "a\\b", ".hidden", "-", "x\0y", "x\n", "x\x7f\x1b[2J", "\u202ereversed",
+     "\u2028", "ü", "\U0001f600", "x" * 128, "x" * 129, "y" * 5000, "fp32", "float32", "float16", "k", "batch", "lookwhere",
+     "segment", "0" * 64, "A" * 64, "selector", "-> prefix", "lowres(batch"]
+)  # fmt: skip
+STRANGE_NUMBERS = st.sampled_from(
+    [-(10**30), -(2**63), -1, 0, 1, 2, 64, 65536, 65537, 2**31, 2**63 - 1, 2**64, 10**30, 1 << 1100,
+     0.5, 1.0, -0.0, 1e-4, 1e300]
+)  # fmt: skip
+STRANGE = (
+    STRANGE_TEXTS
+    | STRANGE_NUMBERS
+    | st.sampled_from([None, True, False, float("nan"), float("inf"), [], {}, [[]], [None], {"": 0}, "nested", "nested too"])
+    | st.text(max_size=8)
+    | st.integers(-3, 1200)
+    | st.floats(-2, 2)
+)
+
+
+def nested(value: Any) -> Any:
+    """Put 300 brackets where a value says so."""
+    for name, step in (("nested", lambda inner: [inner]), ("nested too", lambda inner: {"a": inner})):
+        if value == name:
+            for _ in range(300):
+                value = step(value)
+    return value
+
+
+def mutated(data: st.DataObject, document: Any) -> None:
+    """Change one thing in a document."""
+    path = data.draw(st.sampled_from(list(places(document))))
+    parent, name = at(document, path[:-1]), path[-1]
+    change = data.draw(st.sampled_from(["set", "set", "drop", "rename", "add", "copy", "twice"]))
+    if change == "set":
+        parent[name] = nested(data.draw(STRANGE))
+    elif change == "copy":
+        parent[name] = copy.deepcopy(at(document, data.draw(st.sampled_from(list(places(document))))))
+    elif change == "drop":
+        del parent[name]
+    elif isinstance(parent, list):
+        parent.insert(name, copy.deepcopy(parent[name]) if change == "twice" else data.draw(STRANGE))
+    elif change == "rename":
+        parent[data.draw(STRANGE_TEXTS)] = parent.pop(name)
+    elif change == "add":
+        parent[data.draw(STRANGE_TEXTS)] = data.draw(STRANGE)
+    else:
+        parent[f"{PLACEHOLDER}{name}"] = copy.deepcopy(parent[name])
+
+
+def has_deliberate_difference(document: Any) -> bool:
+    """Tell what Python alone accepts, see the tests of both below."""
+    k = document.get("defaults", {}).get("k") if isinstance(document.get("defaults"), dict) else None
+    return isinstance(k, int) and k >= 2**63
+
+
+@FUZZ
+@given(data=st.data())
+def test_a_changed_manifest_is_taken_or_refused_by_both(
+    library: Library, folder: Path, manifest: dict[str, Any], data: st.DataObject
+) -> None:
+    document = copy.deepcopy(manifest)
+    for _ in range(data.draw(st.integers(1, 2))):
+        mutated(data, document)
+    assume(not has_deliberate_difference(document))
+    text = json.dumps(document, ensure_ascii=data.draw(st.booleans())).replace(PLACEHOLDER, "")
+    write(folder, text.encode(errors="surrogatepass"))
+    python, c = python_refuses(folder), c_refuses(library, folder)
+    assert (python is None) == (c is None), (python, c)
+    if c is not None and c.status != Status.NOT_FOUND:
+        assert c.status in (Status.INVALID_BUNDLE, Status.UNSUPPORTED)
+
+
+@settings(max_examples=600, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_bytes_changed_anywhere_are_taken_or_refused_by_both(
+    library: Library, folder: Path, manifest: dict[str, Any], data: st.DataObject
+) -> None:
+    content = bytearray(json.dumps({name: value for name, value in manifest.items() if name not in NOT_READ}).encode())
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        width = data.draw(st.integers(0, 3))
+        telling = st.sampled_from([b'"', b"{", b",", b"\\u", b"e9"])
+        content[place : place + width] = data.draw(st.binary(max_size=3) | telling)
+    write(folder, bytes(content))
+    python, c = python_refuses(folder), c_refuses(library, folder)
+    assert (python is None) == (c is None), (python, c)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0" * 100, b"null", b"[]", b"{}", b'{"format": 1', b'{"format": 1e999}', b'{"format": NaN}',
+     b'{"format": 1} more', b'{"format": 1, "task": "\xff\xfe"}', b'{"format": 1, "\xff": 1}',
+     '{"format": 1}'.encode("utf-16"),
+     b'{"format": 1, "task": ' + b"[" * 200_000, b'{"format": 1, "model": ' + b'{"a":' * 100_000,
+     b'{"format": 1, "model": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", b'{"format": "1"}', b'{"format": 1.0}',
+     b'{"format": 2, "news": []}', b'{"format": 0}', b'{"format": 1000000000000000000000000000000}',
+     b'{"format": -9999999999999999999}',
+     b'{"format": 1, "task": "\\ud800"}', b'{"format": 1,}', b'{"format": 01}', b"{'format': 1}", b"/**/{}"],
+)  # fmt: skip
+def test_what_is_no_manifest_is_refused_by_both(library: Library, folder: Path, content: bytes) -> None:
+    write(folder, content)
+    assert python_refuses(folder) is not None
+    assert c_refuses(library, folder) is not None
+
+
+def test_a_mark_of_byte_order_is_refused_by_both(library: Library, folder: Path, manifest: dict[str, Any]) -> None:
+    write(folder, b"\xef\xbb\xbf" + json.dumps(manifest).encode())
+    assert python_refuses(folder) is not None
+    assert c_refuses(library, folder) is not None
+
+
+@pytest.mark.parametrize(("version", "remedy"), [(2, "upgrade libsaccade"), (0, "export the bundle again")])
+def test_another_format_is_named_before_its_fields(library: Library, folder: Path, version: int, remedy: str) -> None:
+    write(folder, {"format": version, "shape_of_things_to_come": []})
+    refused = c_refuses(library, folder)
+    assert refused is not None
+    assert refused.status == Status.UNSUPPORTED
+    assert str(refused) == f"{folder}/bundle.json: bundle format {version}, but this library reads format 1; {remedy}"
+
+
+@pytest.mark.parametrize(("field", "value", "words"), [
+    ("family", "mo\nre\0", r'family "mo\x0are\x00" is not one this library runs; use'),
+    ("family", "ü" * 5000, r'family "' + r"\xc3\xbc" * 20),
+    ("a\u2028b", 1, r"unknown field 'a\xe2\x80\xa8b'; export the bundle again"),
+])  # fmt: skip
+def test_what_is_quoted_from_a_file_is_printable_and_short(
+    library: Library, folder: Path, manifest: dict[str, Any], field: str, value: object, words: str
+) -> None:
+    write(folder, manifest | {"model": manifest["model"] | {field: value}})
+    refused = c_refuses(library, folder)
+    assert words in str(refused)
+
+
+# ---- where both differ on purpose
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("golden", {"file": "../golden.npz", "sha256": ""}), ("golden", 1), ("provenance", []), ("parity", {}), ("parity", [1]),
+])  # fmt: skip
+def test_what_a_run_does_not_need_is_not_read_by_c(
+    library: Library, folder: Path, manifest: dict[str, Any], field: str, value: object
+) -> None:
+    write(folder, manifest | {field: value})
+    assert python_refuses(folder) is not None
+    assert c_refuses(library, folder) is None
+
+
+def test_brackets_too_deep_for_python_do_no_harm_in_c(library: Library, folder: Path, manifest: dict[str, Any]) -> None:
+    deep = "[" * 100_000 + "]" * 100_000
+    write(folder, json.dumps(manifest | {"provenance": {"deep": 0}}).replace('"deep": 0', f'"deep": {deep}').encode())
+    assert "recursion" in str(python_refuses(folder))
+    assert c_refuses(library, folder) is None
+
+
+def test_k_has_64_bits_in_c(library: Library, folder: Path, manifest: dict[str, Any]) -> None:
+    write(folder, manifest | {"defaults": {"size": manifest["defaults"]["size"], "k": 2**63}})
+    assert python_refuses(folder) is None
+    assert "'k' must be a whole number" in str(c_refuses(library, folder))
+
+
+def test_of_a_field_given_twice_c_checks_the_last(library: Library, folder: Path, manifest: dict[str, Any]) -> None:
+    text = json.dumps(manifest)
+    write(folder, text.replace('"task":', '"task": 1, "task":').encode())
+    assert python_refuses(folder) is not None
+    assert c_refuses(library, folder) is None
+    write(folder, text.replace('"task":', '"task": "features", "task":').encode())
+    assert python_refuses(folder) is None
+    assert c_refuses(library, folder) is None
+
+
+# ---- positions.npy
+
+
+def npy(array: np.ndarray, version: tuple[int, int] | None = None) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array(file, array, version=version)
+    return file.getvalue()
+
+
+def with_header(text: str, array: np.ndarray) -> bytes:
+    header = text.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + array.tobytes()
+
+
+def give_positions(folder: Path, content: bytes) -> None:
+    """Write the position table, and its hash where bundle.json has it, so that it is read at all."""
+    (folder / "positions.npy").write_bytes(content)
+    manifest = json.loads((folder / "bundle.json").read_text())
+    manifest["positions"]["sha256"] = hashlib.sha256(content).hexdigest()
+    write(folder, manifest)
+
+
+PLAIN = "{'descr': '<f4', 'fortran_order': False, 'shape': (9, 9, 128), }"
+TABLE = np.arange(9 * 9 * 128, dtype=np.float32).reshape(9, 9, 128)
+POSITIONS = {
+    "as exported": (npy(TABLE), True, True),
+    "version 2": (npy(TABLE, (2, 0)), True, True),
+    "version 3": (npy(TABLE, (3, 0)), True, True),
+    "a header by hand": (with_header(PLAIN, TABLE), True, True),
+    "cut short": (npy(TABLE)[:-1], False, False),
+    "a header alone": (npy(TABLE)[:128], False, False),
+    "half a header": (npy(TABLE)[:64], False, False),
+    "nothing": (b"", False, False),
+    "another type": (npy(TABLE.astype(np.float64)), False, False),
+    "half as wide": (npy(TABLE.astype(np.float16)), False, False),
+    "big-endian": (npy(TABLE.astype(">f4")), False, False),
+    "integers": (npy(TABLE.astype(np.int32)), False, False),
+    "another shape": (npy(TABLE.reshape(81, 128)), False, False),
+    "another grid": (npy(TABLE.reshape(27, 3, 128)), False, False),
+    "one number": (npy(np.float32(1)), False, False),
+    "objects": (npy(np.array([{}, []], dtype=object)), False, False),
+    "a record": (npy(np.zeros(9, [("x", "<f4")])), False, False),
+    "an archive": (b"PK\x03\x04" + bytes(1000), False, False),
+    "a huge header": (b"\x93NUMPY\x02\x00\xff\xff\xff\xff" + bytes(1000), False, False),
+    "version 9": (npy(TABLE).replace(b"NUMPY\x01", b"NUMPY\x09"), False, False),
+    "version 1.1": (npy(TABLE).replace(b"NUMPY\x01\x00", b"NUMPY\x01\x01"), False, False),
+    "more cells than bytes": (npy(TABLE).replace(b"(9, 9, 128)", b"(9, 9, 129)"), False, False),
+    "fewer": (npy(TABLE).replace(b"(9, 9, 128)", b"(9, 9, 127)"), False, False),
+    "a shape that overflows": (with_header(PLAIN.replace("9, 9, 128", "4294967296, 4294967296, 4"), TABLE), False, False),
+    "a shape of 65 bits": (with_header(PLAIN.replace("9, 9,", "9, 36893488147419103241,"), TABLE), False, False),
+    "no extent": (with_header(PLAIN.replace("9, 9,", "9, 0,"), TABLE), False, False),
+    "no comma": (with_header(PLAIN.replace("9, 9,", "9 9,"), TABLE), False, False),
+    "leading zeros": (with_header(PLAIN.replace("9, 9,", "9, 09,"), TABLE), False, False),
+    "a negative extent": (with_header(PLAIN.replace("9, 9,", "-9, -9,"), TABLE), False, False),
+    "code": (with_header("__import__('os').abort()", TABLE), False, False),
+    "1000 brackets": (with_header("(" * 1000, TABLE), False, False),
+    # C takes only what NumPy writes for a plain row-major array.
+    "column-major": (npy(np.asfortranarray(TABLE)), True, False),
+    "keys in another order": (
+        with_header("{'shape': (9, 9, 128), 'descr': '<f4', 'fortran_order': False}", TABLE), True, False
+    ),
+    "something behind it": (npy(TABLE) + b"more", True, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_a_position_table_is_taken_or_refused(library: Library, folder: Path, name: str) -> None:
+    content, python_takes, c_takes = POSITIONS[name]
+    give_positions(folder, content)
+    assert (python_refuses(folder) is None) == python_takes
+    refused = c_refuses(library, folder)
+    assert (refused is None) == c_takes, refused
+    if refused is not None:
+        assert refused.status == Status.INVALID_BUNDLE
+        assert str(refused).startswith(f"{folder}/positions.npy: ")
+
+
+@settings(max_examples=600, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_what_c_takes_as_a_position_table_python_takes_too(library: Library, folder: Path, data: st.DataObject) -> None:
+    content = bytearray(npy(TABLE))
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, 90) | st.integers(0, 127))
+        width = data.draw(st.integers(0, 2))
+        telling = st.sampled_from([b" ", b"1", b",", b"9", b"L", b"'"])
+        content[place : place + width] = data.draw(st.binary(max_size=2) | telling)
+    give_positions(folder, bytes(content))
+    if c_refuses(library, folder) is None:
+        assert python_refuses(folder) is None
+
+
+def test_a_table_whose_hash_is_another_is_refused_by_both(library: Library, folder: Path) -> None:
+    with (folder / "positions.npy").open("ab") as file:
+        file.write(b"\0")
+    assert "was changed or cut short: its SHA-256 is not the one in" in str(python_refuses(folder))
+    refused = c_refuses(library, folder)
+    assert f"{folder}/positions.npy was changed or cut short: its SHA-256 is not the one in bundle.json" in str(refused)
+
+
+# ---- files that are not what they should be
+
+
+def replaced(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    def replace(path: Path) -> None:
+        path.unlink()
+        make(path)
+
+    return replace
+
+
+DAMAGES = {
+    "missing": (Path.unlink, Status.NOT_FOUND, "is missing; "),
+    "a dangling link": (replaced(lambda path: path.symlink_to("nowhere")), Status.NOT_FOUND, "is missing; "),
+    "a link to itself": (replaced(lambda path: path.symlink_to(path.name)), Status.IO_ERROR, "cannot read"),
+    "a folder": (replaced(Path.mkdir), Status.INVALID_BUNDLE, "is not a regular file; "),
+    "a pipe": (replaced(os.mkfifo), Status.INVALID_BUNDLE, "is not a regular file; "),
+    "a device": (replaced(lambda path: path.symlink_to("/dev/zero")), Status.INVALID_BUNDLE, "is not a regular file; "),
+    "empty": (lambda path: os.truncate(path, 0), Status.INVALID_BUNDLE, ""),
+    "sparse and huge": (lambda path: os.truncate(path, 1 << 33), Status.INVALID_BUNDLE, ": larger than "),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["bundle.json", "positions.npy"])
+def test_a_file_that_is_none_is_refused_by_both(library: Library, folder: Path, name: str, damage: str) -> None:
+    do, status, words = DAMAGES[damage]
+    do(folder / name)
+    refused = c_refuses(library, folder)
+    assert refused is not None
+    assert refused.status == status
+    assert f"{folder / name}" in str(refused)
+    assert words in str(refused)
+    if damage != "sparse and huge" or name == "bundle.json":  # Python hashes a table of 8 GiB before it is refused
+        assert python_refuses(folder) is not None
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads what nobody may")
+@pytest.mark.parametrize("name", ["bundle.json", "positions.npy"])
+def test_a_file_that_may_not_be_read_is_refused_by_both(library: Library, folder: Path, name: str) -> None:
+    (folder / name).chmod(0)
+    refused = c_refuses(library, folder)
+    assert refused is not None
+    assert refused.status == Status.IO_ERROR
+    assert f"cannot read {folder / name}: Permission denied; " in str(refused)
+    assert python_refuses(folder) is not None
+
+
+@pytest.mark.parametrize("name", ["nowhere", "bundle.json", "bundle.json/inside"])
+def test_a_path_that_is_no_folder_is_no_bundle(library: Library, folder: Path, name: str) -> None:
+    refused = c_refuses(library, folder / name)
+    assert refused is not None
+    assert refused.status == Status.NOT_FOUND
+    assert "is not a bundle folder; make one with 'saccade export CHECKPOINT -o FOLDER'" in str(refused)
+    assert "is not a bundle folder" in str(python_refuses(folder / name))
+
+
+def test_links_to_files_and_folders_are_followed_by_both(library: Library, folder: Path, tmp_path: Path) -> None:
+    shutil.move(folder / "positions.npy", tmp_path / "elsewhere")
+    (folder / "positions.npy").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "lïnk").symlink_to(folder)
+    for path in (folder, tmp_path / "lïnk"):
+        assert python_refuses(path) is None
+        assert c_refuses(library, path) is None
+
+
+# ---- receipts
+
+
+def receipt_of(conditions: dict[str, str]) -> dict[str, Any]:
+    """Return the receipt of an engine, as the store writes them."""
+    files = {"selector": "selector.blob", "extractor": "extractor.blob"}
+    return {
+        "key": store.key_of(conditions), "engine": conditions["engine"], "precision": conditions["precision"],
+        "conditions": conditions, "files": files, "sha256": dict.fromkeys(files.values(), "0" * 64),
+        "realised": "as asked", "audit": None, "seconds": 1.5, "saccade": "0.1.0",
+    }  # fmt: skip
+
+
+def place_receipt(folder: Path, receipt: dict[str, Any], key: str) -> None:
+    """Make it the only engine of a bundle."""
+    shutil.rmtree(folder / "engines", ignore_errors=True)
+    engine = folder / "engines" / f"openvino-fp32-{key}"
+    engine.mkdir(parents=True)
+    (engine / "receipt.json").write_text(json.dumps(receipt).replace(PLACEHOLDER, ""))
+
+
+def found_by_both(library: Library, folder: Path) -> tuple[list[str], list[str]]:
+    """Return the names of the engines that Python and C see, of those engines that C knows."""
+    known = ("openvino", "tensorrt", "tensorrt-rtx")
+    python = [path.name for path, receipt in store.receipts(read_bundle(folder)) if receipt.engine in known]
+    with Bundle(library, folder) as bundle:
+        return python, [engine.folder.decode() for engine in bundle.engines()]
+
+
+NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=9)  # C reads a name up to its \0
+
+
+@settings(max_examples=400, suppress_health_check=list(HealthCheck))
+@given(conditions=st.dictionaries(NAMES, st.text(st.characters(exclude_categories=["Cs"]), max_size=60), max_size=5))
+def test_a_key_is_made_of_any_conditions_alike(library: Library, folder: Path, conditions: dict[str, str]) -> None:
+    receipt = receipt_of(conditions | {"engine": "openvino", "precision": "fp32"})
+    place_receipt(folder, receipt, receipt["key"])
+    python, c = found_by_both(library, folder)
+    assert python == c == [f"openvino-fp32-{receipt['key']}"]
+
+
+@FUZZ
+@given(data=st.data())
+def test_a_changed_receipt_is_taken_or_passed_over_by_both(library: Library, folder: Path, data: st.DataObject) -> None:
+    receipt = receipt_of({"engine": "openvino", "precision": "fp32", "version": "1", "cpu": "one"})
+    key = receipt["key"]
+    read = {name: value for name, value in receipt.items() if name not in ("audit", "seconds", "saccade")}
+    mutated(data, read)
+    unread = {name: receipt[name] for name in ("audit", "seconds", "saccade")}
+    place_receipt(folder, unread | read, key)
+    python, c = found_by_both(library, folder)
+    assert python == c
+
+
+@pytest.mark.parametrize(("field", "value"), [("audit", {"selector": 1}), ("seconds", "long"), ("saccade", None)])
+def test_how_an_engine_was_built_is_not_read_by_c(library: Library, folder: Path, field: str, value: object) -> None:
+    receipt = receipt_of({"engine": "openvino", "precision": "fp32"}) | {field: value}
+    place_receipt(folder, receipt, receipt["key"])
+    assert found_by_both(library, folder) == ([], [f"openvino-fp32-{receipt['key']}"])
+
+
+@pytest.mark.parametrize("name", ["a file", ".hidden-0123456789abcdef", "no-receipt", "a-link"])
+def test_what_else_lies_among_engines_is_passed_over_by_both(library: Library, folder: Path, name: str) -> None:
+    receipt = receipt_of({"engine": "openvino", "precision": "fp32"})
+    place_receipt(folder, receipt, receipt["key"])
+    engines = folder / "engines"
+    if name == "a file":
+        (engines / "a-file").write_text("x")
+    elif name == "a-link":
+        (engines / "a-link").symlink_to("nowhere")
+    else:
+        (engines / name).mkdir()
+    python, c = found_by_both(library, folder)
+    assert python == c == [f"openvino-fp32-{receipt['key']}"]
+
+
+# ---- which engine serves
+
+
+@pytest.fixture
+def built(small_bundle: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A copy of a bundle with its fp32 engine."""
+    saccade.load(small_bundle("dinov2"), note=lambda line: None).close()
+    return Path(shutil.copytree(small_bundle("dinov2"), tmp_path / "built"))
+
+
+def rewrite_conditions(bundle: Path, **changes: str) -> None:
+    """Let the fp32 engine be one that was built under other conditions."""
+    (folder,) = (bundle / "engines").glob("openvino-fp32-*")
+    receipt = store.read_receipt(folder)
+    conditions = receipt.conditions | changes
+    changed = msgspec.structs.replace(receipt, conditions=conditions, key=store.key_of(conditions))
+    (folder / "receipt.json").write_bytes(msgspec.json.encode(changed))
+    folder.rename(folder.with_name(f"openvino-fp32-{changed.key}"))
+
+
+@pytest.mark.parametrize("changes", [
+    {"version": "2025.0.0-1-releases/2025/0"}, {"cpu": "another CPU"}, {"selector_sha256": "0" * 64},
+    {"version": "2030.1.0", "cpu": "another CPU of a name that is longer than forty letters"},
+])  # fmt: skip
+def test_an_engine_for_other_conditions_is_refused_with_pythons_reason(
+    library: Library, openvino_library: Path, built: Path, changes: dict[str, str]
+) -> None:
+    rewrite_conditions(built, **changes)
+    with pytest.raises(SaccadeError) as stale:
+        saccade.load(built, build=False)
+    reason = str(stale.value).rpartition("; '")[0]
+    assert "the built openvino fp32 engine is for other conditions (" in reason
+    with Bundle(library, built) as bundle, pytest.raises(NativeError) as refused:
+        Model(bundle, "fp32", openvino_library)
+    assert refused.value.status == Status.NOT_FOUND
+    assert str(refused.value).startswith(f"{reason}; build it with 'saccade build {built} ")
+
+
+@pytest.mark.parametrize("name", ["selector.blob", "extractor.blob"])
+def test_a_damaged_engine_file_is_refused_by_both(library: Library, openvino_library: Path, built: Path, name: str) -> None:
+    (blob,) = (built / "engines").glob(f"openvino-fp32-*/{name}")
+    content = bytearray(blob.read_bytes())
+    content[len(content) // 2] ^= 1
+    blob.write_bytes(content)
+    with pytest.raises(SaccadeError, match=f"{name} was changed or cut short"):
+        saccade.load(built, build=False)
+    with Bundle(library, built) as bundle, pytest.raises(NativeError, match=f"{name} was changed or cut short") as refused:
+        Model(bundle, "fp32", openvino_library)
+    assert refused.value.status == Status.INVALID_BUNDLE
+
+
+def test_c_runs_a_built_engine_whose_graph_files_are_gone(library: Library, openvino_library: Path, built: Path) -> None:
+    for role in ("selector", "extractor"):
+        (built / f"{role}.onnx").unlink()
+    with pytest.raises(SaccadeError, match=r"selector\.onnx is missing"):
+        saccade.load(built, build=False)
+    with Bundle(library, built) as bundle, Model(bundle, "fp32", openvino_library) as model:
+        assert "openvino-fp32-" in model.notes[0][1]
+
+
+def test_c_refuses_to_compile_a_graph_that_was_changed(library: Library, openvino_library: Path, built: Path) -> None:
+    shutil.rmtree(built / "engines")
+    with (built / "extractor.onnx").open("ab") as file:
+        file.write(b"\0")
+    with Bundle(library, built) as bundle, pytest.raises(NativeError, match=r"extractor\.onnx was changed") as refused:
+        Model(bundle, "fp32", openvino_library, compile=1)
+    assert refused.value.status == Status.INVALID_BUNDLE
+
+
+def test_a_precision_without_graphs_is_refused_by_both(library: Library, openvino_library: Path, built: Path) -> None:
+    with pytest.raises(SaccadeError, match="no int8 graphs"):
+        saccade.load(built, precision="int8", build=False)
+    with Bundle(library, built) as bundle, pytest.raises(NativeError, match="no int8 graphs; make them with") as refused:
+        Model(bundle, "int8", openvino_library)
+    assert refused.value.status == Status.NOT_FOUND
