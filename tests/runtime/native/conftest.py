@@ -1,13 +1,15 @@
-"""The built C library and the engine library that it opens."""
+"""The built C library, the engine library that it opens, and a bundle to change."""
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `binding`, which lies beside the tests
+sys.path.insert(0, str(Path(__file__).parent))  # for the modules beside the tests
 
 from binding import Library
 
@@ -30,3 +32,18 @@ def openvino_library() -> Path:
     assert package.submodule_search_locations
     (path,) = Path(package.submodule_search_locations[0]).glob("libs/libopenvino_c.so.*")
     return path
+
+
+@pytest.fixture(scope="session")
+def exported(small_bundle: Callable[[str], Path]) -> Path:
+    return small_bundle("dinov2")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, exported: Path) -> Path:
+    """A bundle without graphs and engines, which opening one does not look at."""
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    shutil.copy(exported / "positions.npy", folder)
+    shutil.copy(exported / "bundle.json", folder)
+    return folder

@@ -11,38 +11,20 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
-from binding import Bundle, Library, Model, NativeError, Status
+from binding import Bundle, Library, NativeError, Status
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from mutations import NOT_READ, mutated
 
-import saccade
 from saccade import SaccadeError, read_bundle
-from saccade.engines import store
 
 FUZZ = settings(max_examples=1500, suppress_health_check=list(HealthCheck))
-NOT_READ = ("golden", "provenance", "parity")
-
-
-@pytest.fixture(scope="module")
-def exported(small_bundle: Callable[[str], Path]) -> Path:
-    return small_bundle("dinov2")
-
-
-@pytest.fixture
-def folder(tmp_path: Path, exported: Path) -> Path:
-    """A bundle without graphs and engines, which opening one does not look at."""
-    folder = tmp_path / "bundle"
-    folder.mkdir()
-    shutil.copy(exported / "positions.npy", folder)
-    shutil.copy(exported / "bundle.json", folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -82,75 +64,15 @@ def write(folder: Path, data: object) -> None:
 # ---- bundle.json, changed at random
 
 
-def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the path of every value below a node, what the C library does not read left out."""
-    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for name, child in children:
-        if path or name not in NOT_READ:
-            yield (*path, name)
-            yield from places(child, (*path, name))
-
-
-def at(node: Any, path: tuple[Any, ...]) -> Any:
-    for name in path:
-        node = node[name]
-    return node
-
-
-STRANGE_TEXTS = st.sampled_from(
-    ["", "..", "../x", "/etc/passwd", "a/b", "a\\b", ".hidden", "-", "x\0y", "x\n", "x\x7f\x1b[2J", "\u202ereversed",
-     "\u2028", "ü", "\U0001f600", "x" * 128, "x" * 129, "y" * 5000, "fp32", "float32", "float16", "k", "batch", "lookwhere",
-     "segment", "0" * 64, "A" * 64, "selector", "-> prefix", "lowres(batch"]
-)  # fmt: skip
-STRANGE_NUMBERS = st.sampled_from(
-    [-(10**30), -(2**63), -1, 0, 1, 2, 64, 65536, 65537, 2**31, 2**63 - 1, 2**64, 10**30, 1 << 1100,
-     0.5, 1.0, -0.0, 1e-4, 1e300]
-)  # fmt: skip
-STRANGE = (
-    STRANGE_TEXTS
-    | STRANGE_NUMBERS
-    | st.sampled_from([None, True, False, float("nan"), float("inf"), [], {}, [[]], [None], {"": 0}, "nested", "nested too"])
-    | st.text(max_size=8)
-    | st.integers(-3, 1200)
-    | st.floats(-2, 2)
-)
-
-
-def nested(value: Any) -> Any:
-    """Put 300 brackets where a value says so."""
-    for name, step in (("nested", lambda inner: [inner]), ("nested too", lambda inner: {"a": inner})):
-        if value == name:
-            for _ in range(300):
-                value = step(value)
-    return value
-
-
-def mutated(data: st.DataObject, document: Any) -> None:
-    """Change one thing in a document."""
-    path = data.draw(st.sampled_from(list(places(document))))
-    parent, name = at(document, path[:-1]), path[-1]
-    own = "rename" if isinstance(parent, dict) else "twice"
-    change = data.draw(st.sampled_from(["set", "set", "drop", "copy", "add", own]))
-    if change == "set":
-        parent[name] = nested(data.draw(STRANGE))
-    elif change == "copy":
-        parent[name] = copy.deepcopy(at(document, data.draw(st.sampled_from(list(places(document))))))
-    elif change == "drop":
-        del parent[name]
-    elif change == "rename":
-        parent[data.draw(STRANGE_TEXTS)] = parent.pop(name)
-    elif change == "twice":
-        parent.insert(name, copy.deepcopy(parent[name]))
-    elif isinstance(parent, list):
-        parent.insert(name, data.draw(STRANGE))
-    else:
-        parent[data.draw(STRANGE_TEXTS)] = data.draw(STRANGE)
-
-
-def has_deliberate_difference(document: Any) -> bool:
-    """Tell what Python alone accepts, see the tests of both below."""
-    k = document.get("defaults", {}).get("k") if isinstance(document.get("defaults"), dict) else None
-    return isinstance(k, int) and k >= 2**63
+def has_deliberate_difference(node: Any) -> bool:
+    """Tell whether Python alone takes something below: k beyond 64 bits, a tensor named twice. Both have tests below."""
+    if isinstance(node, dict):
+        k = node.get("k")
+        return (isinstance(k, int) and k >= 2**63) or any(map(has_deliberate_difference, node.values()))
+    if isinstance(node, list):
+        names = [each["name"] for each in node if isinstance(each, dict) and isinstance(each.get("name"), str)]
+        return len(names) != len(set(names)) or any(map(has_deliberate_difference, node))
+    return False
 
 
 @FUZZ
@@ -255,6 +177,15 @@ def test_k_has_64_bits_in_c(library: Library, folder: Path, manifest: dict[str, 
     write(folder, manifest | {"defaults": {"size": manifest["defaults"]["size"], "k": 2**63}})
     assert python_refuses(folder) is None
     assert "'k' must be a whole number" in str(c_refuses(library, folder))
+
+
+def test_a_tensor_named_twice_has_to_be_the_same_in_c(library: Library, folder: Path, manifest: dict[str, Any]) -> None:
+    document = copy.deepcopy(manifest)
+    inputs = document["graphs"]["selector"]["fp32"]["inputs"]
+    inputs.insert(0, inputs[0] | {"shape": ["batch", 3, 7, 7]})
+    write(folder, document)
+    assert python_refuses(folder) is None
+    assert "its tensors do not fit the model's sizes" in str(c_refuses(library, folder))
 
 
 def test_of_a_field_given_twice_c_checks_the_last(library: Library, folder: Path, manifest: dict[str, Any]) -> None:
@@ -430,156 +361,3 @@ def test_links_to_files_and_folders_are_followed_by_both(library: Library, folde
     for path in (folder, tmp_path / "lïnk"):
         assert python_refuses(path) is None
         assert c_refuses(library, path) is None
-
-
-# ---- receipts
-
-
-def receipt_of(conditions: dict[str, str]) -> dict[str, Any]:
-    """Return the receipt of an engine, as the store writes them."""
-    files = {"selector": "selector.blob", "extractor": "extractor.blob"}
-    return {
-        "key": store.key_of(conditions), "engine": conditions["engine"], "precision": conditions["precision"],
-        "conditions": conditions, "files": files, "sha256": dict.fromkeys(files.values(), "0" * 64),
-        "realised": "as asked", "audit": None, "seconds": 1.5, "saccade": "0.1.0",
-    }  # fmt: skip
-
-
-def place_receipt(folder: Path, receipt: dict[str, Any], key: str) -> None:
-    """Make it the only engine of a bundle."""
-    shutil.rmtree(folder / "engines", ignore_errors=True)
-    engine = folder / "engines" / f"openvino-fp32-{key}"
-    engine.mkdir(parents=True)
-    (engine / "receipt.json").write_text(json.dumps(receipt))
-
-
-def found_by_both(library: Library, folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names of the engines that Python and C see, of those engines that C knows."""
-    known = ("openvino", "tensorrt", "tensorrt-rtx")
-    python = [path.name for path, receipt in store.receipts(read_bundle(folder)) if receipt.engine in known]
-    with Bundle(library, folder) as bundle:
-        return python, [engine.folder.decode() for engine in bundle.engines()]
-
-
-NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=9)  # C reads a name up to its \0
-
-
-@settings(max_examples=400, suppress_health_check=list(HealthCheck))
-@given(conditions=st.dictionaries(NAMES, st.text(st.characters(exclude_categories=["Cs"]), max_size=60), max_size=5))
-def test_a_key_is_made_of_any_conditions_alike(library: Library, folder: Path, conditions: dict[str, str]) -> None:
-    receipt = receipt_of(conditions | {"engine": "openvino", "precision": "fp32"})
-    place_receipt(folder, receipt, receipt["key"])
-    python, c = found_by_both(library, folder)
-    assert python == c == [f"openvino-fp32-{receipt['key']}"]
-
-
-@FUZZ
-@given(data=st.data())
-def test_a_changed_receipt_is_taken_or_passed_over_by_both(library: Library, folder: Path, data: st.DataObject) -> None:
-    receipt = receipt_of({"engine": "openvino", "precision": "fp32", "version": "1", "cpu": "one"})
-    key = receipt["key"]
-    read = {name: value for name, value in receipt.items() if name not in ("audit", "seconds", "saccade")}
-    mutated(data, read)
-    unread = {name: receipt[name] for name in ("audit", "seconds", "saccade")}
-    place_receipt(folder, unread | read, key)
-    python, c = found_by_both(library, folder)
-    assert python == c
-
-
-@pytest.mark.parametrize(("field", "value"), [("audit", {"selector": 1}), ("seconds", "long"), ("saccade", None)])
-def test_how_an_engine_was_built_is_not_read_by_c(library: Library, folder: Path, field: str, value: object) -> None:
-    receipt = receipt_of({"engine": "openvino", "precision": "fp32"}) | {field: value}
-    place_receipt(folder, receipt, receipt["key"])
-    assert found_by_both(library, folder) == ([], [f"openvino-fp32-{receipt['key']}"])
-
-
-@pytest.mark.parametrize("name", ["a file", ".hidden-0123456789abcdef", "no-receipt", "a-link"])
-def test_what_else_lies_among_engines_is_passed_over_by_both(library: Library, folder: Path, name: str) -> None:
-    receipt = receipt_of({"engine": "openvino", "precision": "fp32"})
-    place_receipt(folder, receipt, receipt["key"])
-    engines = folder / "engines"
-    if name == "a file":
-        (engines / "a-file").write_text("x")
-    elif name == "a-link":
-        (engines / "a-link").symlink_to("nowhere")
-    else:
-        (engines / name).mkdir()
-    python, c = found_by_both(library, folder)
-    assert python == c == [f"openvino-fp32-{receipt['key']}"]
-
-
-# ---- which engine serves
-
-
-@pytest.fixture
-def built(small_bundle: Callable[[str], Path], tmp_path: Path) -> Path:
-    """A copy of a bundle with its fp32 engine."""
-    saccade.load(small_bundle("dinov2"), note=lambda line: None).close()
-    return Path(shutil.copytree(small_bundle("dinov2"), tmp_path / "built"))
-
-
-def rewrite_conditions(bundle: Path, **changes: str) -> None:
-    """Let the fp32 engine be one that was built under other conditions."""
-    (folder,) = (bundle / "engines").glob("openvino-fp32-*")
-    receipt = store.read_receipt(folder)
-    conditions = receipt.conditions | changes
-    changed = msgspec.structs.replace(receipt, conditions=conditions, key=store.key_of(conditions))
-    (folder / "receipt.json").write_bytes(msgspec.json.encode(changed))
-    folder.rename(folder.with_name(f"openvino-fp32-{changed.key}"))
-
-
-@pytest.mark.parametrize("changes", [
-    {"version": "2025.0.0-1-releases/2025/0"}, {"cpu": "another CPU"}, {"selector_sha256": "0" * 64},
-    {"version": "2030.1.0", "cpu": "another CPU of a name that is longer than forty letters"},
-])  # fmt: skip
-def test_an_engine_for_other_conditions_is_refused_with_pythons_reason(
-    library: Library, openvino_library: Path, built: Path, changes: dict[str, str]
-) -> None:
-    rewrite_conditions(built, **changes)
-    with pytest.raises(SaccadeError) as stale:
-        saccade.load(built, build=False)
-    reason = str(stale.value).rpartition("; '")[0]
-    assert "the built openvino fp32 engine is for other conditions (" in reason
-    with Bundle(library, built) as bundle, pytest.raises(NativeError) as refused:
-        Model(bundle, "fp32", openvino_library)
-    assert refused.value.status == Status.NOT_FOUND
-    assert str(refused.value).startswith(f"{reason}; build it with 'saccade build {built} ")
-
-
-@pytest.mark.parametrize("name", ["selector.blob", "extractor.blob"])
-def test_a_damaged_engine_file_is_refused_by_both(library: Library, openvino_library: Path, built: Path, name: str) -> None:
-    (blob,) = (built / "engines").glob(f"openvino-fp32-*/{name}")
-    content = bytearray(blob.read_bytes())
-    content[len(content) // 2] ^= 1
-    blob.write_bytes(content)
-    with pytest.raises(SaccadeError, match=f"{name} was changed or cut short"):
-        saccade.load(built, build=False)
-    with Bundle(library, built) as bundle, pytest.raises(NativeError, match=f"{name} was changed or cut short") as refused:
-        Model(bundle, "fp32", openvino_library)
-    assert refused.value.status == Status.INVALID_BUNDLE
-
-
-def test_c_runs_a_built_engine_whose_graph_files_are_gone(library: Library, openvino_library: Path, built: Path) -> None:
-    for role in ("selector", "extractor"):
-        (built / f"{role}.onnx").unlink()
-    with pytest.raises(SaccadeError, match=r"selector\.onnx is missing"):
-        saccade.load(built, build=False)
-    with Bundle(library, built) as bundle, Model(bundle, "fp32", openvino_library) as model:
-        assert "openvino-fp32-" in model.notes[0][1]
-
-
-def test_c_refuses_to_compile_a_graph_that_was_changed(library: Library, openvino_library: Path, built: Path) -> None:
-    shutil.rmtree(built / "engines")
-    with (built / "extractor.onnx").open("ab") as file:
-        file.write(b"\0")
-    with Bundle(library, built) as bundle, pytest.raises(NativeError, match=r"extractor\.onnx was changed") as refused:
-        Model(bundle, "fp32", openvino_library, compile=1)
-    assert refused.value.status == Status.INVALID_BUNDLE
-
-
-def test_a_precision_without_graphs_is_refused_by_both(library: Library, openvino_library: Path, built: Path) -> None:
-    with pytest.raises(SaccadeError, match="no int8 graphs"):
-        saccade.load(built, precision="int8", build=False)
-    with Bundle(library, built) as bundle, pytest.raises(NativeError, match="no int8 graphs; make them with") as refused:
-        Model(bundle, "int8", openvino_library)
-    assert refused.value.status == Status.NOT_FOUND
