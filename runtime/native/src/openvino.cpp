@@ -104,6 +104,9 @@ public:
         const std::vector<Receipt> receipts = receipts_of(bundle);
         const auto serves = [&](const Receipt& each) { return each.conditions == wanted; };
         const auto built = std::find_if(receipts.begin(), receipts.end(), serves);
+        if (built == receipts.end()) {
+            check_wanted_folder(bundle, wanted);
+        }
         for (const Role role : {Role::selector, Role::extractor}) {
             compiled_.push_back(built != receipts.end() ? imported(*built, role, request)
                                                         : compiled(bundle, role, request, why_none_serves(receipts, wanted)));

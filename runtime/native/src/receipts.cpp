@@ -112,6 +112,15 @@ std::vector<Receipt> receipts_of(const Bundle& bundle) {
     return found;
 }
 
+void check_wanted_folder(const Bundle& bundle, const Conditions& wanted) {
+    const std::string name = wanted.at("engine") + "-" + wanted.at("precision") + "-" + key_of(wanted);
+    const std::string folder = bundle.path_of("engines") + "/" + name;
+    std::error_code error;
+    if (std::filesystem::exists(std::filesystem::symlink_status(folder, error))) {
+        receipt_from_json(read_file(folder + "/receipt.json", MAX_RECEIPT_BYTES, BUILD_AGAIN), folder);
+    }
+}
+
 std::string why_none_serves(const std::vector<Receipt>& receipts, const Conditions& wanted) {
     const std::string kind = wanted.at("engine") + " " + wanted.at("precision");
     const auto value_in = [](const Conditions& conditions, const std::string& name) {

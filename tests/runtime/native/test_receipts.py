@@ -6,6 +6,7 @@ came from; each such difference is a test below.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +133,35 @@ def test_an_engine_for_other_conditions_is_refused_with_pythons_reason(
         Model(bundle, "fp32", openvino_library)
     assert refused.value.status == Status.NOT_FOUND
     assert str(refused.value).startswith(f"{reason}; build it with 'saccade build {built} ")
+
+
+def drop_field(receipt: Path) -> None:
+    content = json.loads(receipt.read_text())
+    del content["realised"]
+    receipt.write_text(json.dumps(content))
+
+
+def edit_engine(receipt: Path) -> None:
+    receipt.write_text(receipt.read_text().replace('"engine": "openvino",\n  "prec', '"engine": "tensorrt",\n  "prec'))
+
+
+@pytest.mark.parametrize(("damage", "words"), [
+    (Path.unlink, "receipt.json is missing; "), (lambda path: path.write_text("{"), "receipt.json: not a JSON object; "),
+    (drop_field, "receipt.json: field 'realised' is missing; "), (edit_engine, "receipt.json: it contradicts itself, "),
+    (lambda path: (path.unlink(), path.mkdir()), "receipt.json is not a regular file; "),
+])  # fmt: skip
+def test_a_damaged_receipt_is_refused_by_both_and_not_taken_for_none(
+    library: Library, openvino_library: Path, built: Path, damage: Callable[[Path], object], words: str
+) -> None:
+    (receipt,) = (built / "engines").glob("openvino-fp32-*/receipt.json")
+    damage(receipt)
+    with pytest.raises(SaccadeError, match=re.escape(str(receipt))):
+        saccade.load(built)
+    for compiles in (0, 1):
+        with Bundle(library, built) as bundle, pytest.raises(NativeError) as refused:
+            Model(bundle, "fp32", openvino_library, compile=compiles)
+        assert str(refused.value).startswith(f"{receipt.parent}/{words}")
+        assert str(refused.value).endswith("delete its folder and build again")
 
 
 @pytest.mark.parametrize("name", ["selector.blob", "extractor.blob"])
