@@ -38,15 +38,35 @@ constexpr int MAX_STREAMS = 64;
 // This thread's last error: an array, so that it can be written where no memory is left.
 thread_local char last_error[1024] = "no call has failed in this thread";
 
-// Keeps the line, with what is not printable (a file's content may be quoted) made visible.
+// How many bytes the UTF-8 character at `text` has; 0 where there is none, or one that would break the line.
+std::size_t character_size(const char* text) noexcept {
+    const auto first = static_cast<unsigned char>(*text);
+    const std::size_t size = first < 0x80   ? 1
+                             : first < 0xC2 ? 0
+                             : first < 0xE0 ? 2
+                             : first < 0xF0 ? 3
+                             : first < 0xF5 ? 4
+                                            : 0;
+    for (std::size_t i = 1; i < size; ++i) {
+        if ((static_cast<unsigned char>(text[i]) & 0xC0) != 0x80) {  // the end of the text, too
+            return 0;
+        }
+    }
+    return first < 0x20 || first == 0x7F ? 0 : size;
+}
+
+// Keeps the line, with what is not printable (a path or an engine's own words may be quoted) made visible.
 saccade_status remember(saccade_status status, const char* line) noexcept {
     std::size_t used = 0;
-    for (; *line != '\0' && used + 5 < sizeof last_error; ++line) {
-        const auto byte = static_cast<unsigned char>(*line);
-        if (byte < 0x20 || byte == 0x7F) {
+    while (*line != '\0' && used + 5 < sizeof last_error) {
+        const std::size_t size = character_size(line);
+        if (size == 0) {
+            const auto byte = static_cast<unsigned char>(*line++);
             used += static_cast<std::size_t>(std::snprintf(last_error + used, 5, "\\x%02x", byte));
         } else {
-            last_error[used++] = *line;
+            std::memcpy(last_error + used, line, size);
+            used += size;
+            line += size;
         }
     }
     last_error[used] = '\0';

@@ -44,7 +44,7 @@ void expect(Fields& fields, const char* name, const char* only) {
 
 Model read_model(Fields fields) {
     if (const std::string& family = fields.text("family"); family != "lookwhere") {
-        fail(SACCADE_UNSUPPORTED, fields.where() + ": family \"" + family + "\" is not one this library runs; use Python's saccade");
+        fail(SACCADE_UNSUPPORTED, fields.where() + ": family \"" + shown(family) + "\" is not one this library runs; use Python's saccade");
     }
     Model model{};
     model.dim = extent(fields, "dim");
@@ -124,11 +124,11 @@ std::int64_t tensor_extent(const nlohmann::json& extent, const Fields& tensor) {
     return extent.get<std::int64_t>();
 }
 
-// Reads a list of tensors into `out`, outputs marked; returns whether all are float32.
-bool read_tensors(Fields& graph, const char* name, const char* mark, Tensors& out) {
+// Reads a list of tensors into `out`; returns whether all are float32.
+bool read_tensors(Fields& graph, const char* list, std::map<std::string, std::vector<std::int64_t>>& out) {
     bool is_float32 = true;
-    for (const nlohmann::json& each : graph.array(name)) {
-        Fields tensor(each, graph.where() + ": " + name, EXPORT_AGAIN);
+    for (const nlohmann::json& each : graph.array(list)) {
+        Fields tensor(each, graph.where() + ": " + list, EXPORT_AGAIN);
         const std::string& dtype = tensor.text("dtype");
         if (dtype != "float32" && dtype != "float16") {
             tensor.refuse("'dtype' must be \"float32\" or \"float16\"");
@@ -138,7 +138,7 @@ bool read_tensors(Fields& graph, const char* name, const char* mark, Tensors& ou
         for (const nlohmann::json& extent : tensor.array("shape")) {
             extents.push_back(tensor_extent(extent, tensor));
         }
-        out[mark + tensor.text("name")] = std::move(extents);
+        out[tensor.text("name")] = std::move(extents);
         tensor.finish();
     }
     return is_float32;
@@ -149,13 +149,13 @@ std::map<std::string, GraphFile> read_variants(Fields variants, const Tensors& e
     std::map<std::string, GraphFile> files;
     for (const auto& [variant, unused] : variants.json().items()) {
         if (KNOWN.count(variant) == 0) {
-            variants.refuse("unknown variant '" + variant + "'");
+            variants.refuse("unknown variant '" + shown(variant) + "'");
         }
         Fields graph = variants.object(variant.c_str());
         GraphFile file{graph.file_name("file"), graph.sha256("sha256"), true};
         Tensors tensors;
-        file.is_float32 = read_tensors(graph, "inputs", "", tensors);
-        file.is_float32 = read_tensors(graph, "outputs", "-> ", tensors) && file.is_float32;
+        file.is_float32 = read_tensors(graph, "inputs", tensors.inputs);
+        file.is_float32 = read_tensors(graph, "outputs", tensors.outputs) && file.is_float32;
         graph.finish();
         if (tensors != expected) {
             graph.refuse("its tensors do not fit the model's sizes");

@@ -10,6 +10,8 @@ namespace {
 
 constexpr std::size_t MAX_FILE_NAME = 128;
 constexpr std::size_t MAX_DEPTH = 32;  // of objects and arrays in each other
+constexpr char HEX_DIGITS[] = "0123456789abcdef";
+constexpr char BYTE_ORDER_MARK[] = "\xEF\xBB\xBF";  // the parser would pass over it, but JSON has none
 
 bool is_alphanumeric(char c) { return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z'); }
 
@@ -91,10 +93,24 @@ void EmptyTree::operator()(nlohmann::json* tree) const noexcept {
 Document parse_json(const std::string& text, const std::string& where, const char* remedy) {
     Document document(new nlohmann::json);
     TreeBuilder builder(*document);
-    if (!nlohmann::json::sax_parse(text, &builder) || !document->is_object()) {
+    const bool is_marked = text.rfind(BYTE_ORDER_MARK, 0) == 0;
+    if (is_marked || !nlohmann::json::sax_parse(text, &builder) || !document->is_object()) {
         fail(SACCADE_INVALID_BUNDLE, where + ": not a JSON object; " + remedy);
     }
     return document;
+}
+
+std::string shown(const std::string& text, std::size_t limit) {
+    std::string line;
+    for (const char c : text.substr(0, limit)) {
+        if (c >= ' ' && c <= '~') {
+            line += c;
+        } else {
+            const auto byte = static_cast<unsigned char>(c);
+            line += {'\\', 'x', HEX_DIGITS[byte >> 4], HEX_DIGITS[byte & 15]};
+        }
+    }
+    return text.size() <= limit ? line : line + "\u2026";
 }
 
 bool is_file_name(const std::string& text) {
@@ -214,7 +230,7 @@ const nlohmann::json& Fields::array(const char* name, std::size_t count) {
 void Fields::finish() const {
     for (const auto& [name, unused] : object_.items()) {
         if (seen_.count(name) == 0) {
-            refuse("unknown field '" + name + "'");
+            refuse("unknown field '" + shown(name) + "'");
         }
     }
 }

@@ -21,6 +21,9 @@ using Document = std::unique_ptr<nlohmann::json, EmptyTree>;
 // Parses `text`; `where` and `remedy` frame the line of what goes wrong.
 Document parse_json(const std::string& text, const std::string& where, const char* remedy);
 
+// What a file says, fit to stand in a line: anything but printable ASCII made visible, and cut to `limit` bytes.
+std::string shown(const std::string& text, std::size_t limit = 40);
+
 // Whether a text is a name of one file: nothing hidden, no separator, so that no path leads out of the folder.
 bool is_file_name(const std::string& text);
 

@@ -19,8 +19,8 @@ bool header_extent(const std::string& content, std::size_t& begin, std::size_t& 
         return false;
     }
     const auto byte = [&](std::size_t at) { return static_cast<std::size_t>(static_cast<unsigned char>(content[at])); };
-    const std::size_t version = byte(6);
-    if (version < 1 || version > 3) {
+    const std::size_t version = byte(6), minor = byte(7);
+    if (version < 1 || version > 3 || minor != 0) {
         return false;
     }
     const std::size_t width = version == 1 ? 2 : 4;
@@ -40,7 +40,8 @@ FloatArray array_from_npy(const std::string& content, const std::string& where, 
     if (!header_extent(content, begin, size)) {
         refuse("not a .npy file");
     }
-    static const std::regex HEADER(R"(\{'descr': '<f4', 'fortran_order': False, 'shape': \(([0-9, ]*)\), \}\s*)");
+    static const std::regex HEADER(R"(\{'descr': '<f4', 'fortran_order': False, 'shape': )"
+                                   R"(\(((?:(?:0|[1-9][0-9]{0,8}), ?)*(?:0|[1-9][0-9]{0,8})?)\), \}\s*)");
     const std::string header = content.substr(begin, size);
     std::smatch match;
     if (!std::regex_match(header, match, HEADER)) {

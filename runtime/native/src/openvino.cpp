@@ -6,6 +6,7 @@
 
 #include "engine.hpp"
 #include "failure.hpp"
+#include "fields.hpp"
 #include "names.hpp"
 #include "openvino_library.hpp"
 #include "openvino_network.hpp"
@@ -15,6 +16,7 @@ namespace saccade {
 namespace {
 
 constexpr char BUILD_AGAIN[] = "delete its folder and build again";
+constexpr std::size_t MAX_REALISED = 1000;  // of what a receipt says was built, about 150
 
 // What a precision means here: the graph file, the hint, and the word for it among the CPU's capabilities. bf16 and fp16
 // are hints on the fp32 graph; what int8 leaves in floating point runs in bf16 where the CPU has it.
@@ -87,13 +89,16 @@ public:
         const std::vector<Receipt> receipts = receipts_of(bundle);
         const auto serves = [&](const Receipt& each) { return each.conditions == wanted; };
         const auto built = std::find_if(receipts.begin(), receipts.end(), serves);
+        if (built == receipts.end()) {
+            check_wanted_folder(bundle, wanted);
+        }
         for (const Role role : ROLES) {
             compiled_.push_back(built != receipts.end() ? imported(*built, role, request)
                                                         : compiled(bundle, role, request, why_none_serves(receipts, wanted)));
             check_ports(bundle, role);
         }
         description_ = "openvino " + core_->api.version() + " on " + wanted.at("cpu") + ", " + precision_name(request.precision) +
-                       ", " + (built != receipts.end() ? built->realised : std::string("compiled in memory with INFERENCE_PRECISION_HINT ") + hint_);
+                       ", " + (built != receipts.end() ? shown(built->realised, MAX_REALISED) : std::string("compiled in memory with INFERENCE_PRECISION_HINT ") + hint_);
     }
 
     std::unique_ptr<Network> network(Role role) const override {
@@ -137,7 +142,7 @@ private:
     }
 
     Compiled imported(const Receipt& receipt, Role role, const EngineRequest& request) const {
-        request.note(SACCADE_LOG_INFO, "load " + receipt.name + ", " + name_of(role));
+        request.note(SACCADE_LOG_INFO, "load " + shown(receipt.name, receipt.name.size()) + ", " + name_of(role));
         auto file = map_engine_file(receipt, role);
         ov_compiled_model_t* model = nullptr;
         core_->api.check(core_->api.ov_core_import_model(core_->get(), file->data(), file->size(), OPENVINO_DEVICE, &model),
@@ -200,7 +205,7 @@ private:
                 const ov_dimension_t& extent = shape.dims[axis];
                 extents.push_back(extent.min == extent.max ? extent.min : ANY);
             }
-            ports[(i < inputs ? "" : "-> ") + std::string(name)] = std::move(extents);
+            (i < inputs ? ports.inputs : ports.outputs)[name] = std::move(extents);
         }
         return ports;
     }

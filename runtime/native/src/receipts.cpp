@@ -84,7 +84,7 @@ std::vector<std::string> names_in(const std::string& path) {
     return names;
 }
 
-std::string shortened(const std::string& value) { return value.size() <= 40 ? value : value.substr(0, 12) + "..."; }
+std::string shortened(const std::string& value) { return shown(value, value.size() <= 40 ? 40 : 12); }
 
 }  // namespace
 
@@ -134,22 +134,39 @@ std::vector<Receipt> receipts_of(const Bundle& bundle) {
     return found;
 }
 
+void check_wanted_folder(const Bundle& bundle, const Conditions& wanted) {
+    const std::string name = wanted.at("engine") + "-" + wanted.at("precision") + "-" + key_of(wanted);
+    const std::string folder = bundle.path_of("engines") + "/" + name;
+    std::error_code error;
+    if (std::filesystem::exists(std::filesystem::symlink_status(folder, error))) {
+        receipt_from_json(read_file(folder + "/receipt.json", MAX_RECEIPT_BYTES, BUILD_AGAIN), folder);
+    }
+}
+
 std::string why_none_serves(const std::vector<Receipt>& receipts, const Conditions& wanted) {
     const std::string kind = wanted.at("engine") + " " + wanted.at("precision");
+    const auto value_in = [](const Conditions& conditions, const std::string& name) {
+        const auto found = conditions.find(name);
+        return found == conditions.end() ? "none" : found->second;
+    };
     std::string nearest;
+    std::size_t fewest = SIZE_MAX;
     for (const Receipt& receipt : receipts) {
         if (receipt.engine != wanted.at("engine") || receipt.precision != wanted.at("precision")) {
             continue;
         }
+        Conditions either = wanted;
+        either.insert(receipt.conditions.begin(), receipt.conditions.end());
         std::string changes;
-        for (const auto& [name, value] : wanted) {
-            const auto built = receipt.conditions.find(name);
-            const std::string old = built == receipt.conditions.end() ? "none" : shortened(built->second);
-            if (built == receipt.conditions.end() || built->second != value) {
-                changes += (changes.empty() ? "" : ", ") + name + " " + old + " -> " + shortened(value);
+        std::size_t count = 0;
+        for (const auto& [name, unused] : either) {
+            const std::string old = value_in(receipt.conditions, name), now = value_in(wanted, name);
+            if (old != now) {
+                changes += (count++ == 0 ? "" : "; ") + shown(name) + " " + shortened(old) + " -> " + shortened(now);
             }
         }
-        if (!changes.empty() && (nearest.empty() || changes.size() < nearest.size())) {
+        if (count < fewest) {
+            fewest = count;
             nearest = changes;
         }
     }

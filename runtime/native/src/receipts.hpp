@@ -30,6 +30,9 @@ Receipt receipt_from_json(const std::string& text, const std::string& folder);
 // All receipts of a bundle that can be read, in the order of their folders; a bundle without engines has none.
 std::vector<Receipt> receipts_of(const Bundle& bundle);
 
+// Fails where the folder of the very engine that is wanted is there, but cannot be used: missing would be the wrong word.
+void check_wanted_folder(const Bundle& bundle, const Conditions& wanted);
+
 // Says what differs between the conditions here and those of the nearest engine of the same kind, or that there is none.
 std::string why_none_serves(const std::vector<Receipt>& receipts, const Conditions& wanted);
 

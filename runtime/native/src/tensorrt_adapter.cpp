@@ -77,7 +77,7 @@ public:
                 return {};
             }
             const bool is_input = engine_->getTensorIOMode(name) == nvinfer1::TensorIOMode::kINPUT;
-            found[(is_input ? "" : "-> ") + std::string(name)] = extents_of(engine_->getTensorShape(name));
+            (is_input ? found.inputs : found.outputs)[name] = extents_of(engine_->getTensorShape(name));
         }
         return found;
     }

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,12 @@ import pytest
 
 from saccade.cli.main import main
 
-BUILDS = Path(__file__).parents[3] / "build" / "native"
+sys.path.insert(0, str(Path(__file__).parent))  # for the modules beside the tests
+
+from binding import Library
+
+ROOT = Path(__file__).parents[3]
+BUILDS = ROOT / "build" / "native"
 TIME_LIMIT_S = 300
 ENVIRONMENTS = {
     "release": {},
@@ -31,7 +37,16 @@ ENVIRONMENTS = {
 Run = Callable[..., str]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def library() -> Library:
+    """Return the release build, as `make lib` leaves it."""
+    path = ROOT / "build" / "lib" / "libsaccade.so"
+    if not path.exists():
+        pytest.fail(f"{path} is not built; run 'make lib-test'", pytrace=False)
+    return Library(path)
+
+
+@pytest.fixture(scope="session")
 def engine_library() -> Path:
     """Return the path of OpenVINO's C library in its wheel."""
     spec = importlib.util.find_spec("openvino")
@@ -69,3 +84,18 @@ def run(built_bundle: Callable[[str], Path], engine_library: Path) -> Run:
         return done.stdout
 
     return run_program
+
+
+@pytest.fixture(scope="session")
+def exported(small_bundle: Callable[[str], Path]) -> Path:
+    return small_bundle("dinov2")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, exported: Path) -> Path:
+    """Return a bundle without graphs and engines, which opening one does not look at."""
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    shutil.copy(exported / "positions.npy", folder)
+    shutil.copy(exported / "bundle.json", folder)
+    return folder
