@@ -115,10 +115,13 @@ void read_image(Fields fields, Manifest& manifest) {
 
 // One extent of a tensor: a whole number, or the name of what differs from run to run.
 std::int64_t tensor_extent(const nlohmann::json& extent, const Fields& tensor) {
-    if (extent == "batch" || extent == "k") {
-        return extent == "batch" ? BATCH : K;
+    if (extent.is_string()) {  // nlohmann's own comparison with a text allocates where nothing may be thrown
+        const auto& name = extent.get_ref<const std::string&>();
+        if (name == "batch" || name == "k") {
+            return name == "batch" ? BATCH : K;
+        }
     }
-    if (!extent.is_number_unsigned() || extent < 1 || extent > MAX_EXTENT) {
+    if (!extent.is_number_unsigned() || extent.get<std::uint64_t>() < 1 || extent.get<std::uint64_t>() > MAX_EXTENT) {
         tensor.refuse("'shape' must hold \"batch\", \"k\" and whole numbers, 1 to " + std::to_string(MAX_EXTENT));
     }
     return extent.get<std::int64_t>();

@@ -6,7 +6,7 @@ endif()
 
 if(SACCADE_BUILD_FUZZERS OR SACCADE_SANITIZE MATCHES address)
   # What the library does without an engine, built once more: the library itself shows nothing but saccade.h.
-  set(parts bicubic bundle fields files fill gather npy plan positions receipts resize select)
+  set(parts bicubic bundle contract fields files fill gather npy plan positions receipts resize select)
   list(TRANSFORM parts PREPEND ${PROJECT_SOURCE_DIR}/src/)
   list(TRANSFORM parts APPEND .cpp)
   add_library(fuzzed STATIC ${parts})

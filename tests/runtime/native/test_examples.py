@@ -4,7 +4,6 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -34,14 +33,6 @@ pytestmark = pytest.mark.skipif(
     not (BUILDS / "asan" / "examples" / "features").exists(),
     reason="the examples are not built; `make lib-test` builds them",
 )
-
-
-@pytest.fixture(scope="session")
-def openvino_library() -> Path:
-    """Return OpenVINO's C library, of the wheel that Python's saccade imports."""
-    (package,) = find_spec("openvino").submodule_search_locations  # type: ignore[union-attr, misc]
-    (path,) = Path(package).glob("libs/libopenvino_c.so.*")
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -83,12 +74,12 @@ def save_accepted(folder: Path) -> None:
     PHOTO.convert("LA").save(folder / "grey_alpha.png")
 
 
-def test_features_are_pythons_in_the_order_of_names(tmp_path: Path, bundle: Path, openvino_library: Path) -> None:
+def test_features_are_pythons_in_the_order_of_names(tmp_path: Path, bundle: Path, engine_library: Path) -> None:
     png_only()
     (tmp_path / "images").mkdir()
     save_accepted(tmp_path / "images")
     (tmp_path / "images" / "notes.txt").touch()
-    done = run("features", bundle, tmp_path / "images", tmp_path / "out.npy", openvino_library, build="release")
+    done = run("features", bundle, tmp_path / "images", tmp_path / "out.npy", engine_library, build="release")
     assert done.returncode == 0, done.stderr
     assert "left out what is neither .ppm nor .png: 1 files" in done.stderr
     assert "9 of 9: palette.png" in done.stderr
@@ -141,7 +132,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_features_ends_with_one_line_about_what_python_refuses_too(
-    tmp_path: Path, bundle: Path, openvino_library: Path, name: str
+    tmp_path: Path, bundle: Path, engine_library: Path, name: str
 ) -> None:
     if name.endswith(".png"):
         png_only()
@@ -151,19 +142,19 @@ def test_features_ends_with_one_line_about_what_python_refuses_too(
     save(path)
     with pytest.raises(SaccadeError):
         read_rgb(path)
-    done = run("features", bundle, path.parent, tmp_path / "out.npy", openvino_library)
+    done = run("features", bundle, path.parent, tmp_path / "out.npy", engine_library)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(f"features: {path}: {reason}")
     assert not (tmp_path / "out.npy").exists()
 
 
-def test_features_refuses_a_rotation_that_python_applies(tmp_path: Path, bundle: Path, openvino_library: Path) -> None:
+def test_features_refuses_a_rotation_that_python_applies(tmp_path: Path, bundle: Path, engine_library: Path) -> None:
     png_only()
     (tmp_path / "images").mkdir()
     exif = Image.Exif()
     exif[0x0112] = 6
     PHOTO.save(tmp_path / "images" / "turned.png", exif=exif)
-    done = run("features", bundle, tmp_path / "images", tmp_path / "out.npy", openvino_library)
+    done = run("features", bundle, tmp_path / "images", tmp_path / "out.npy", engine_library)
     assert done.returncode == 1
     assert "turned.png: it has EXIF data, which may rotate it; save it upright and without" in done.stderr
 
@@ -193,11 +184,11 @@ def test_features_wants_a_bundle_without_a_head(tmp_path: Path, small_bundle: Ca
 
 
 @pytest.mark.parametrize("build", ["release", "asan", "tsan"])
-def test_two_threads_come_to_one_threads_results(tmp_path: Path, bundle: Path, openvino_library: Path, build: str) -> None:
+def test_two_threads_come_to_one_threads_results(tmp_path: Path, bundle: Path, engine_library: Path, build: str) -> None:
     names = [tmp_path / f"{index}.ppm" for index in range(3)]
     for index, name in enumerate(names):
         PHOTO.rotate(90 * index).save(name)
-    done = run("threads", bundle, openvino_library, *names, build=build)
+    done = run("threads", bundle, engine_library, *names, build=build)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "2 threads, 3 images each: equal to one thread's results\n"
 
@@ -210,10 +201,10 @@ def test_an_example_without_arguments_says_how_to_call_it(program: str) -> None:
 
 
 def test_classify_wants_classes_and_a_precision_that_there_is(
-    tmp_path: Path, bundle: Path, openvino_library: Path
+    tmp_path: Path, bundle: Path, engine_library: Path
 ) -> None:
     PHOTO.save(tmp_path / "a.ppm")
-    done = run("classify", bundle, tmp_path / "a.ppm", "fp32", openvino_library)
+    done = run("classify", bundle, tmp_path / "a.ppm", "fp32", engine_library)
     assert done.stderr == f"classify: {bundle} has no classes; export it with --task classify\n"
-    done = run("classify", bundle, tmp_path / "a.ppm", "fp23", openvino_library)
+    done = run("classify", bundle, tmp_path / "a.ppm", "fp23", engine_library)
     assert done.stderr == "classify: precision fp23 is unknown; give fp32, bf16, fp16 or int8\n"

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +42,6 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prefix = tmp_path_factory.mktemp("prefix")
     output_of("cmake", "--install", BUILD, "--prefix", prefix)
     return prefix
-
-
-@pytest.fixture(scope="session")
-def openvino_library() -> Path:
-    """Return OpenVINO's C library, of the wheel that Python's saccade imports."""
-    (package,) = find_spec("openvino").submodule_search_locations  # type: ignore[union-attr, misc]
-    (path,) = Path(package).glob("libs/libopenvino_c.so.*")
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -162,26 +153,26 @@ def kept_of_disc(bundle: Path) -> list[str]:
 
 
 def test_a_project_finds_the_library_by_cmake(
-    tmp_path: Path, installed: Path, built_bundle: Callable[[str], Path], openvino_library: Path
+    tmp_path: Path, installed: Path, built_bundle: Callable[[str], Path], engine_library: Path
 ) -> None:
     project = shutil.copytree(EXAMPLES / "embed", tmp_path / "embed")
     output_of("cmake", "-S", project, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={installed}")
     output_of("cmake", "--build", tmp_path / "build")
     bundle = built_bundle("dinov2")
-    printed = output_of(tmp_path / "build" / "embed", bundle, openvino_library).splitlines()
+    printed = output_of(tmp_path / "build" / "embed", bundle, engine_library).splitlines()
     assert printed[0] == "128 channels, patches of 14 px, 126 x 126 px by default"
     assert printed[1:] == kept_of_disc(bundle)
 
 
 def test_a_program_finds_the_library_by_pkg_config(
-    tmp_path: Path, installed: Path, built_bundle: Callable[[str], Path], openvino_library: Path
+    tmp_path: Path, installed: Path, built_bundle: Callable[[str], Path], engine_library: Path
 ) -> None:
     sources = [EXAMPLES / "classify.c", EXAMPLES / "ppm.c"]
     program = tmp_path / "classify"
     output_of("cc", "-std=c99", *STRICT, *sources, *pkg_config(installed, "--cflags", "--libs"), "-o", program)
     bundle = built_bundle("classify")
     Image.open(PHOTO).save(tmp_path / "photo.ppm")
-    arguments = (bundle, tmp_path / "photo.ppm", "fp32", openvino_library)
+    arguments = (bundle, tmp_path / "photo.ppm", "fp32", engine_library)
     printed = output_of(program, *arguments, LD_LIBRARY_PATH=str(installed / "lib"))
     with saccade.load(bundle) as pipe:
         logits = pipe(PHOTO).logits[0]
@@ -190,7 +181,7 @@ def test_a_program_finds_the_library_by_pkg_config(
 
 
 def test_the_c_of_the_readme_runs_as_written(
-    tmp_path: Path, installed: Path, built_bundle: Callable[[str], Path], openvino_library: Path
+    tmp_path: Path, installed: Path, built_bundle: Callable[[str], Path], engine_library: Path
 ) -> None:
     (code,) = re.findall(r"^```c\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
     assert len(code.splitlines()) <= 25
@@ -199,7 +190,7 @@ def test_the_c_of_the_readme_runs_as_written(
     output_of("cc", "-std=c99", *STRICT, tmp_path / "app.c", *flags, "-o", tmp_path / "app")
     bundle = built_bundle("dinov2")
     (tmp_path / "lookwhere").symlink_to(bundle)
-    search = f"{installed}/lib:{openvino_library.parent}"
+    search = f"{installed}/lib:{engine_library.parent}"
     printed = output_of("env", "-C", tmp_path, f"LD_LIBRARY_PATH={search}", "./app")
     with saccade.load(bundle) as pipe:
         out = pipe(np.zeros((480, 640, 3), np.uint8))

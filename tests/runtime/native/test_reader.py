@@ -166,11 +166,11 @@ def test_what_a_run_does_not_need_is_not_read_by_c(
     assert c_refuses(library, folder) is None
 
 
-def test_brackets_too_deep_for_python_do_no_harm_in_c(library: Library, folder: Path, manifest: dict[str, Any]) -> None:
+def test_brackets_too_deep_are_refused_by_both(library: Library, folder: Path, manifest: dict[str, Any]) -> None:
     deep = "[" * 100_000 + "]" * 100_000
     write(folder, json.dumps(manifest | {"provenance": {"deep": 0}}).replace('"deep": 0', f'"deep": {deep}').encode())
     assert "recursion" in str(python_refuses(folder))
-    assert c_refuses(library, folder) is None
+    assert "not a JSON object" in str(c_refuses(library, folder))
 
 
 def test_k_has_64_bits_in_c(library: Library, folder: Path, manifest: dict[str, Any]) -> None:
@@ -179,13 +179,13 @@ def test_k_has_64_bits_in_c(library: Library, folder: Path, manifest: dict[str, 
     assert "'k' must be a whole number" in str(c_refuses(library, folder))
 
 
-def test_a_tensor_named_twice_has_to_be_the_same_in_c(library: Library, folder: Path, manifest: dict[str, Any]) -> None:
+def test_of_a_tensor_named_twice_both_take_the_last(library: Library, folder: Path, manifest: dict[str, Any]) -> None:
     document = copy.deepcopy(manifest)
     inputs = document["graphs"]["selector"]["fp32"]["inputs"]
     inputs.insert(0, inputs[0] | {"shape": ["batch", 3, 7, 7]})
     write(folder, document)
     assert python_refuses(folder) is None
-    assert "its tensors do not fit the model's sizes" in str(c_refuses(library, folder))
+    assert c_refuses(library, folder) is None
 
 
 def test_of_a_field_given_twice_c_checks_the_last(library: Library, folder: Path, manifest: dict[str, Any]) -> None:
