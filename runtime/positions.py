@@ -14,14 +14,14 @@ antialias, is `reference.interpolate_positions`.
 from __future__ import annotations
 
 from functools import reduce
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from saccade.bundle import PositionRule
 from saccade.runtime.reference import Float32, Grid, cubic_inner, cubic_outer, weighted_sum
 
-PositionRule: TypeAlias = Literal["scale-factor", "size-antialias"]
 Taps: TypeAlias = tuple[NDArray[np.intp], Float32]  # source rows and their weights, both (taps, size_out)
 
 SCALE_OFFSET = 0.1  # DINO's and DINOv2's `interpolate_offset`, there so that a rounded factor cannot lose a row

@@ -29,6 +29,8 @@ Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 Variant: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8"]
 CALIBRATED = ("int8", "fp8")  # precisions whose activations need scales, measured on images
 Task: TypeAlias = Literal["features", "classify", "segment"]
+BackboneFamily: TypeAlias = Literal["neco", "dinov2", "dino", "timm"]
+PositionRule: TypeAlias = Literal["scale-factor", "size-antialias"]  # runtime/positions.py says what they mean
 
 
 class TensorSpec(Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,6 +86,27 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True):
     map_size: Extent
     base_grid: tuple[Extent, Extent]
     classes: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
+
+
+class BackboneModel(Struct, frozen=True, forbid_unknown_fields=True):
+    """The facts about a plain backbone; family and position rule are the user's word where a file cannot tell."""
+
+    family: BackboneFamily
+    position_rule: PositionRule
+    dim: Extent
+    heads: Extent
+    depth: Extent
+    ffn: Literal["gelu", "swiglu"]
+    hidden: Extent  # width inside the feed-forward network, after gating
+    layer_scale: bool
+    registers: Annotated[int, Meta(ge=0, le=63)]
+    patch: Annotated[int, Meta(ge=1, le=64)]
+    base_grid: tuple[Extent, Extent]
+
+    @property
+    def prefix(self) -> int:
+        """The number of tokens before the patches: cls and the registers."""
+        return 1 + self.registers
 
 
 class Defaults(Struct, frozen=True, forbid_unknown_fields=True):

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from saccade.runtime.positions import PositionRule, positions_on, resize_table
+from saccade.bundle import PositionRule
+from saccade.runtime.positions import positions_on, resize_table
 from saccade.runtime.reference import interpolate_positions
 
 # On tables with the deviation of trained ones, 0.2. Measured: 1.0e-6 by scale factor, 0.9e-6 with antialias.
