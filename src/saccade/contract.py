@@ -54,7 +54,7 @@ def backbone_contract(model: BackboneModel, extras: Sequence[str] = ()) -> Graph
     if "cls_last4" in extras and model.depth < CLS_BLOCKS:
         raise SaccadeError(f"cls_last4 needs {CLS_BLOCKS} blocks, but this model has {model.depth}; leave it out")
     inputs = (_tensor("image", 3, "height", "width"), TensorSpec("positions", "float32", ("rows", model.dim)))
-    shapes = {"attention": (model.heads, "cells"), "cls_last4": (CLS_BLOCKS, model.dim)}
+    shapes: dict[str, tuple[int | str, ...]] = {"attention": (model.heads, "cells"), "cls_last4": (CLS_BLOCKS, model.dim)}
     asked = tuple(_tensor(name, *shapes[name]) for name in EXTRAS if name in extras)
     return GraphContract("backbone", inputs, (_tensor("cls", model.dim), _tensor("tokens", "cells", model.dim), *asked))
 
