@@ -23,5 +23,5 @@ def export_backbone(checkpoint: BackboneCheckpoint, path: Path, extras: Sequence
 
 def example_sizes(model: BackboneModel) -> dict[str, int]:
     """Return the sizes that the graph is traced with: no two alike, so that none is taken for another."""
-    rows, columns = 3, 5
+    rows, columns = 3, 7
     return {"batch": 2, "height": rows * model.patch, "width": columns * model.patch, "rows": 1 + rows * columns}
