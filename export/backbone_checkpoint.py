@@ -146,7 +146,7 @@ def _family(path: Path, tensors: Tensors, spelling: str, found: Found, family: s
 
 
 def _layer_scale(tensors: Tensors) -> bool:
-    return "blocks.0.ls1.gamma" in tensors
+    return any(name.endswith((".ls1.gamma", ".ls2.gamma")) for name in tensors)
 
 
 def _model_from_shapes(path: Path, tensors: Tensors, grid: tuple[int, int], family: BackboneFamily) -> BackboneModel:

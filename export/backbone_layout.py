@@ -45,7 +45,8 @@ def _chosen_prefix(path: Path, named: Mapping[str, object], key: str | None) -> 
     """Return the prefix of the weights that are asked for, or of the only ones."""
     prefixes = [name.removesuffix(MARK) for name in named if name.split(".")[-1] == MARK]
     if not prefixes:
-        raise SaccadeError(f"{path}: no key ends in {MARK!r}, so it holds no backbone (found keys like {some_of(named)})")
+        keys = f"found keys like {some_of(named)}" if named else "it is empty"
+        raise SaccadeError(f"{path}: no key ends in {MARK!r}, so it holds no backbone ({keys})")
     if any(prefix.startswith(("selector.", "extractor.")) for prefix in prefixes):
         raise SaccadeError(f"{path} is a LookWhere checkpoint and no plain backbone; leave --family out")
     roles = {prefix: _role(prefix, prefixes) for prefix in prefixes}
