@@ -30,6 +30,8 @@ Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 Variant: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8"]
 CALIBRATED = ("int8", "fp8")  # precisions whose activations need scales, measured on images
 Task: TypeAlias = Literal["features", "classify", "segment"]
+BackboneFamily: TypeAlias = Literal["neco", "dinov2", "dino", "timm"]
+PositionRule: TypeAlias = Literal["scale-factor", "size-antialias"]  # runtime/positions.py says what they mean
 
 
 class TensorSpec(Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,29 +88,48 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True, tag_field="family",
     classes: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
 
 
-class Backbone(Struct, frozen=True, forbid_unknown_fields=True, tag_field="family"):
-    """The facts about a plain vision transformer, which sees every patch. Its family says how positions are resized."""
+class BackboneModel(Struct, frozen=True, forbid_unknown_fields=True, tag_field="family"):
+    """The facts about a plain backbone; family and position rule are the user's word where a file cannot tell."""
 
+    position_rule: PositionRule
     dim: Extent
     heads: Extent
-    depth: Annotated[int, Meta(ge=4, le=1 << 10)]  # four, since the last four blocks' cls rows are outputs
+    depth: Extent
     ffn: Literal["gelu", "swiglu"]
     hidden: Extent  # width inside the feed-forward network, after gating
-    prefix: Annotated[int, Meta(ge=1, le=64)]  # cls and registers
+    layer_scale: bool
+    registers: Annotated[int, Meta(ge=0, le=63)]
     patch: Annotated[int, Meta(ge=1, le=64)]
     base_grid: tuple[Extent, Extent]
 
+    @property
+    def prefix(self) -> int:
+        """The number of tokens before the patches: cls and the registers."""
+        return 1 + self.registers
 
-class Neco(Backbone, frozen=True, tag="neco"):
-    """NeCo on DINOv2, DINO, TimeT or Leopart: positions by scale factor with an offset of 0.1, no antialias."""
+    @property
+    def family(self) -> str:
+        """Whose code the model comes from, as bundle.json names it."""
+        return family_of(self)
 
 
-class DinoV2(Backbone, frozen=True, tag="dinov2"):
-    """DINOv2 as torch.hub runs it: with registers by size with antialias, without by scale factor and offset."""
+class Neco(BackboneModel, frozen=True, tag="neco"):
+    """NeCo, on DINOv2 with or without registers, DINO, TimeT or Leopart."""
 
 
-class Dino(Backbone, frozen=True, tag="dino"):
-    """DINO and PW-Self: positions by scale factor with an offset of 0.1, no antialias."""
+class DinoV2(BackboneModel, frozen=True, tag="dinov2"):
+    """DINOv2 as torch.hub offers it."""
+
+
+class Dino(BackboneModel, frozen=True, tag="dino"):
+    """DINO, and PW-Self, which is trained like it."""
+
+
+class Timm(BackboneModel, frozen=True, tag="timm"):
+    """A vision transformer in timm's names."""
+
+
+BACKBONES: dict[BackboneFamily, type[BackboneModel]] = {"neco": Neco, "dinov2": DinoV2, "dino": Dino, "timm": Timm}
 
 
 class Defaults(Struct, frozen=True, forbid_unknown_fields=True):
@@ -127,7 +148,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """The content of bundle.json."""
 
     format: int
-    model: Model | Neco | DinoV2 | Dino
+    model: Model | Neco | DinoV2 | Dino | Timm
     task: Task
     defaults: Defaults
     image: ImageContract
@@ -278,7 +299,7 @@ class _VersionOnly(Struct):
     format: int
 
 
-def family_of(model: Model | Backbone) -> str:
+def family_of(model: Model | BackboneModel) -> str:
     """Return the family that a model's tag names."""
     return str(type(model).__struct_config__.tag)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from saccade.bundle import Backbone, Bundle, DataFile, GraphFile, Model, family_of, read_bundle
+from saccade.bundle import BackboneModel, Bundle, DataFile, GraphFile, Model, family_of, read_bundle
 from saccade.cli import options as shared
 from saccade.cli.console import Report, size_text, table
 from saccade.cli.create import audit_lines, receipt_data
@@ -63,12 +63,12 @@ def inspect(options: argparse.Namespace) -> Report:
     return Report(data, lines, all(each.passed for each in engines))
 
 
-def _model_lines(model: Model | Backbone) -> list[str]:
+def _model_lines(model: Model | BackboneModel) -> list[str]:
     """Describe the networks."""
     width = f"{model.depth} blocks, width {model.dim}, {model.heads} heads, {model.ffn}, patch {model.patch}"
     rows = f"{model.prefix} row{'s' if model.prefix > 1 else ''}"
     grid = f"positions on a {model.base_grid[0]}x{model.base_grid[1]} grid"
-    if isinstance(model, Backbone):
+    if isinstance(model, BackboneModel):
         return [f"  backbone: {width}", f"  prefix: {rows} (cls and {model.prefix - 1} registers); {grid}"]
     return [
         f"  extractor: {width}",
@@ -98,7 +98,7 @@ def _inspect_engine(bundle: Bundle, folder: Path) -> Report:
 def _defaults(bundle: Bundle) -> str:
     defaults = bundle.manifest.defaults
     size = f"{defaults.size[0]}x{defaults.size[1]} px"
-    if isinstance(bundle.manifest.model, Backbone):
+    if isinstance(bundle.manifest.model, BackboneModel):
         return size
     kept = f"k = {defaults.k}" if defaults.k is not None else f"k = {defaults.k_ratio} of the patches"
     return f"{size}, {kept}"
