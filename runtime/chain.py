@@ -1,29 +1,22 @@
 """The chain: images -> selector -> top-k gather -> extractor -> features, on whichever engine was asked for."""
 from __future__ import annotations
 
-import contextlib
-import copy
 import functools
-import operator
-import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from saccade.bundle import Bundle
 from saccade.engines import store
-from saccade.engines.engine import Engine, load_roles
+from saccade.engines.engine import Engine
 from saccade.errors import SaccadeError
 from saccade.runtime import kernels
-from saccade.runtime.images import FITS, Fit, ImageLike, as_list, check_size, fit_image, native_size, read_rgb
-from saccade.runtime.kept import MAX_CELLS, check_kept, described, kept_on
+from saccade.runtime.images import Fit, ImageLike, as_list
+from saccade.runtime.kept import check_kept, described, kept_on
+from saccade.runtime.pipeline import Clock, ImagePipeline, checked_target
 from saccade.runtime.reference import not_finite
-from saccade.runtime.stream import in_order
 
 MAX_CACHED_BYTES = 64 << 20  # of position tables by grid; one at 1036 px is 17 MB, one at 2072 px 67 MB
 
@@ -56,8 +49,8 @@ class Output(Look):
         return {name: value for name, value in found.items() if value.size}
 
 
-class Pipeline:
-    """A bundle's networks, loaded on one engine. One thread at a time; `saccade.load` again for another thread."""
+class Pipeline(ImagePipeline):
+    """LookWhere's two networks, loaded on one engine. One thread at a time; `saccade.load` again for another thread."""
 
     def __init__(
         self,
@@ -67,13 +60,10 @@ class Pipeline:
         streams: int = 1,
         static_receipt: store.Receipt | None = None,
     ) -> None:
-        self.bundle = bundle
-        self.receipt = receipt
+        super().__init__(bundle, engines, receipt, streams)
         self.static_receipt = static_receipt  # of the static pair that `engines` hold beside the others
         self.static_k = int(static_receipt.conditions["static_k"]) if static_receipt else None
         self.cls_only = "cls_only" in receipt.conditions
-        self.engines = engines
-        self.streams = streams
         self._selector, self._extractor = engines["selector"], engines["extractor"]
         self._base_positions = bundle.positions()
         self._positions: dict[tuple[int, int], np.ndarray] = {}
@@ -119,20 +109,11 @@ class Pipeline:
         Frames are taken as they are needed, so `frames` may be endless; sizes may change from one to the next. Options are
         those of a call. For a folder of images of one size, calls with several images at once are as fast.
         """
-        if isinstance(frames, (str, bytes, os.PathLike, np.ndarray, Image.Image)):
-            raise SaccadeError("stream takes several frames, one after the other; call the pipeline itself for one image")
         lane = functools.partial(Pipeline.__call__, k=k, k_ratio=k_ratio, size=size, fit=fit, dense=dense)
         return self._streamed(frames, lane)
 
-    def _streamed(self, frames: Iterable[ImageLike], run: Callable[[Pipeline, ImageLike], Output]) -> Iterator[Output]:
-        with contextlib.ExitStack() as stack:
-            lanes = [self, *(stack.enter_context(self._twin()) for _ in range(1, self.streams))]
-            yield from in_order(frames, [functools.partial(run, lane) for lane in lanes])
-
     def _twin(self) -> Pipeline:
-        """Return another pipeline on the same weights, for one more thread."""
-        twin = copy.copy(self)
-        twin.engines = load_roles(self.engines, lambda role: self.engines[role].twin())
+        twin = super()._twin()
         twin._selector, twin._extractor = twin.engines["selector"], twin.engines["extractor"]
         twin._positions = {}
         return twin
@@ -188,76 +169,12 @@ class Pipeline:
             if image.shape != pixels[0].shape:
                 first, other = (f"{each.shape[1]} x {each.shape[0]} px" for each in (pixels[0], image))
                 raise SaccadeError(f"images must be of one size: image 0 is {first}, image {index} is {other}; fit them")
-        _checked_target(pixels[0].shape[:2], self.bundle.model.patch)
+        checked_target(pixels[0].shape[:2], self.bundle.model.patch)
         return self.grid_of(pixels[0])
-
-    def pixels(
-        self,
-        images: ImageLike | Sequence[ImageLike],
-        size: int | tuple[int, int] | None = None,
-        fit: Fit = "squash",
-        clock: Clock | None = None,
-    ) -> list[np.ndarray]:
-        """Return the images as the networks see them: uint8 (height, width, 3) RGB, all of one size.
-
-        `clock` counts the stages decode and fit.
-        """
-        return list(self.each_fitted(images, size, fit, clock))
-
-    def each_fitted(
-        self,
-        images: ImageLike | Sequence[ImageLike],
-        size: int | tuple[int, int] | None = None,
-        fit: Fit = "squash",
-        clock: Clock | None = None,
-    ) -> Iterator[np.ndarray]:
-        """Yield what `pixels` returns, image by image: each is decoded when it is asked for, and only one is held."""
-        clock, given, patch = clock or Clock(), as_list(images), self.bundle.model.patch
-        if not given:
-            raise SaccadeError("no images given")
-        target = self._target(size, fit)
-        for index, image in enumerate(given):
-            with clock.stage("decode"):
-                array = read_rgb(image, f"image {index}")
-            if target is None or fit == "native":
-                target = _checked_target(native_size(array, patch, index, first=target), patch)
-            with clock.stage("fit"):
-                array = fit_image(array, target, fit, patch)
-            yield array
-
-    def _target(self, size: int | tuple[int, int] | None, fit: Fit) -> tuple[int, int] | None:
-        """Return the (height, width) to fit images to, or None where the first image decides."""
-        if fit not in FITS:
-            raise SaccadeError(f"fit {fit!r} is unknown; choose from: {', '.join(FITS)}")
-        if fit != "native":
-            asked = self.bundle.manifest.defaults.size if size is None else size
-            return _checked_target(_pair(asked), self.bundle.model.patch)
-        if size is not None:
-            raise SaccadeError("size and fit native exclude each other: native keeps the image's own size")
-        return None
-
-    def grid_of(self, image: np.ndarray) -> tuple[int, int]:
-        """Return the (rows, columns) of patches in an image."""
-        patch = self.bundle.model.patch
-        return image.shape[0] // patch, image.shape[1] // patch
 
     def kept(self, grid: tuple[int, int], k: int | None, k_ratio: float | None, dense: bool = False) -> int:
         """Return how many patches a run with these options keeps on a grid."""
         return kept_on(grid, self.bundle.manifest.defaults, k, k_ratio, dense)
-
-    def close(self) -> None:
-        """Free both engines."""
-        with contextlib.ExitStack() as stack:  # the second also where the first cannot be closed
-            for engine in self.engines.values():
-                stack.callback(engine.close)
-
-    def __enter__(self) -> Pipeline:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _look(self, pixels: list[np.ndarray], clock: Clock) -> Look:
         with clock.stage("resize"):
@@ -320,35 +237,3 @@ class Pipeline:
             table = kernels.interpolate_positions(self._base_positions, grid)
             self._positions[grid] = table.reshape(grid[0] * grid[1], -1)
         return self._positions[grid]
-
-
-class Clock:
-    """Adds up milliseconds by stage."""
-
-    def __init__(self) -> None:
-        self.timings_ms: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time the body as one stage."""
-        start = time.perf_counter_ns()
-        yield
-        self.timings_ms[name] = self.timings_ms.get(name, 0.0) + (time.perf_counter_ns() - start) / 1e6
-
-
-def _checked_target(size: tuple[int, int], patch: int) -> tuple[int, int]:
-    """Return `size` (height, width) if the patch divides it into no more cells than are supported."""
-    height, width = check_size(size, patch)
-    cells = height * width // patch**2
-    if cells > MAX_CELLS:
-        raise SaccadeError(f"size {height}x{width} makes {cells} patches; at most {MAX_CELLS} are supported")
-    return height, width
-
-
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """Return (height, width) of a size as callers give it, NumPy's integers included."""
-    try:
-        height, width = size if isinstance(size, Sequence) else (size, size)
-        return operator.index(height), operator.index(width)
-    except (TypeError, ValueError) as error:
-        raise SaccadeError(f"size {size!r} is neither whole pixels nor (height, width)") from error

@@ -6,14 +6,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 
-from saccade.bundle import Bundle, read_bundle
+from saccade.bundle import BackboneModel, Bundle, read_bundle
 from saccade.engines import store
 from saccade.engines.engine import ByShape, Engine, EngineRequest, Progress, default_request
 from saccade.errors import SaccadeError
+from saccade.runtime.backbone import BackbonePipeline
 from saccade.runtime.chain import Pipeline
 from saccade.runtime.kept import MAX_CELLS, kept_on
 
@@ -35,42 +37,66 @@ def load(
     build: bool = True,
     progress: Progress = lambda phase: None,
     note: Callable[[str], None] | None = None,
-) -> Pipeline:
+) -> Pipeline | BackbonePipeline:
     """Open a bundle on one engine and return its pipeline; `device` is "cpu" or the index of a GPU.
 
     A missing or stale engine of the asked kind is built, and `note` hears why (default: one line on stderr); with
-    `build=False` it is an error. `streams` frames share the threads in `Pipeline.stream`.
+    `build=False` it is an error. `streams` frames share the threads in the pipeline's `stream`.
 
     `static` loads a second pair of engines beside the one that takes everything: compiled for batch 1 and one k (True is
     the bundle's), faster, and with weights of its own in memory. A network runs on it where a call has its shape.
     With `cls_only` the extractor gives `cls` (or `logits`) alone, no tokens, and is faster by most of a block.
+    Both are LookWhere's: a plain backbone has neither.
 
     Raises SaccadeError where the bundle, the engine or the device is not to be had.
     """
-    if not isinstance(bundle, (str, os.PathLike, Bundle)):
-        raise SaccadeError(f"bundle {bundle!r} is neither a path nor an opened bundle; give a bundle folder")
-    if not _is_count(threads) or not 0 <= threads <= MAX_THREADS:
-        raise SaccadeError(f"threads {threads!r} is out of range; give 0 for the engine's own choice, or 1 to {MAX_THREADS}")
-    if not _is_count(streams) or not 1 <= streams <= MAX_STREAMS:
-        raise SaccadeError(f"streams {streams!r} is out of range; give 1 to {MAX_STREAMS}")
+    opened = opened_bundle(bundle)
+    threads, streams = _counted("threads", threads, 0, MAX_THREADS), _counted("streams", streams, 1, MAX_STREAMS)
     store.backend(engine)  # refuses a name that is none
-    opened = bundle if isinstance(bundle, Bundle) else read_bundle(Path(bundle))
-    running = {"threads": int(threads), "streams": int(streams)}
-    dynamic = default_request(opened, engine, precision, device, cls_only=bool(cls_only), **running)
-    requests = requests_of(opened, dynamic, static)
-    for request in requests:
-        store.check_offers(opened, request)
+    asked = default_request(
+        opened, engine, precision, device, threads=threads, streams=streams, cls_only=bool(cls_only)
+    )
+    requests = requests_of(opened, asked, static)
+    for each in requests:
+        store.check_offers(opened, each)
     store.check_runs(engine)
-    built = [store.ensure(opened, request, progress, note or _note_on_stderr, build=build) for request in requests]
+    built = [store.ensure(opened, each, progress, note or _note_on_stderr, build=build) for each in requests]
     progress("load")
     receipt, *of_static = [receipt for _, receipt in built]
-    return Pipeline(opened, _engines(opened, requests, built), receipt, int(streams), *of_static)
+    engines, model = _engines(opened, requests, built), opened.manifest.model
+    if isinstance(model, BackboneModel):
+        return BackbonePipeline(opened, model, engines, receipt, streams)
+    return Pipeline(opened, engines, receipt, streams, *of_static)
+
+
+def load_lookwhere(bundle: str | os.PathLike[str] | Bundle, **options: Any) -> Pipeline:
+    """Open a LookWhere bundle as `load` does; raises SaccadeError for a plain backbone."""
+    opened = opened_bundle(bundle)
+    opened.model  # noqa: B018 - raises for a plain backbone
+    pipeline = load(opened, **options)
+    assert isinstance(pipeline, Pipeline)
+    return pipeline
+
+
+def opened_bundle(bundle: str | os.PathLike[str] | Bundle) -> Bundle:
+    """Return a bundle that may be given as its path."""
+    if not isinstance(bundle, (str, os.PathLike, Bundle)):
+        raise SaccadeError(f"bundle {bundle!r} is neither a path nor an opened bundle; give a bundle folder")
+    return bundle if isinstance(bundle, Bundle) else read_bundle(Path(bundle))
+
+
+def _counted(name: str, value: object, least: int, most: int) -> int:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not least <= value <= most:
+        choice = "0 for the engine's own choice, or 1" if least == 0 else str(least)
+        raise SaccadeError(f"{name} {value!r} is out of range; give {choice} to {most}")
+    return int(value)
 
 
 def requests_of(bundle: Bundle, dynamic: EngineRequest, static: bool | int) -> list[EngineRequest]:
     """Return what a pipeline loads: the engines that take everything and, where asked for, the static pair beside them."""
     if static is False:
         return [dynamic]
+    bundle.model  # noqa: B018 - raises for a plain backbone, which has no k
     defaults, patch = bundle.manifest.defaults, bundle.manifest.model.patch
     grid = (defaults.size[0] // patch, defaults.size[1] // patch)
     k = kept_on(grid, defaults) if static is True else static

@@ -82,9 +82,9 @@ def _opened(side: Side) -> contextlib.AbstractContextManager[Opened]:
 
 def _loaded(side: Side) -> Pipeline:
     """Load the side's engine, which the parent has built: building counts into no side's loading."""
-    from saccade.runtime.loading import load
+    from saccade.runtime.loading import load_lookwhere
 
-    return load(
+    return load_lookwhere(
         side.bundle,
         engine=side.engine,
         precision=side.precision,

@@ -28,6 +28,7 @@ from saccade.engines import store
 from saccade.engines.engine import default_request
 from saccade.golden import read_cases, write_cases
 from saccade.runtime import chain
+from saccade.runtime import pipeline as images_of_pipeline
 from saccade.runtime.overlay import GAP
 
 KINDS = ("dinov2", "franca", "classify", "segment")
@@ -257,7 +258,7 @@ def test_run_decodes_no_image_of_a_later_chunk_before_it_has_run_the_earlier(
     small_bundle: Bundles, photos: list[Path], say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    decode, call = chain.read_rgb, chain.Pipeline.__call__
+    decode, call = images_of_pipeline.read_rgb, chain.Pipeline.__call__
 
     def noted(pipeline: saccade.Pipeline, images: list[np.ndarray], **options: object) -> saccade.Output:
         told.append(f"run {len(images)}")
@@ -268,7 +269,7 @@ def test_run_decodes_no_image_of_a_later_chunk_before_it_has_run_the_earlier(
             told.append("decode")
         return decode(image, name)
 
-    monkeypatch.setattr(chain, "read_rgb", decoded)
+    monkeypatch.setattr(images_of_pipeline, "read_rgb", decoded)
     monkeypatch.setattr(chain.Pipeline, "__call__", noted)
     say("run", small_bundle("dinov2"), *(photos * CHUNK)[: CHUNK + 3])
     assert told == [*["decode"] * CHUNK, f"run {CHUNK}", *["decode"] * 3, "run 3"]

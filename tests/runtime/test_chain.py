@@ -17,6 +17,7 @@ from saccade import Output, Pipeline, SaccadeError
 from saccade.bundle import Defaults
 from saccade.engines.engine import Capabilities
 from saccade.runtime import chain, loading, reference
+from saccade.runtime import pipeline as images_of_pipeline
 
 ENGINES = ("openvino", "onnxruntime")
 KINDS = ("dinov2", "franca", "classify", "segment")
@@ -255,10 +256,13 @@ def test_images_are_decoded_one_by_one_as_they_are_asked_for(
     plain: Pipeline, photographs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    decode, fit = chain.read_rgb, chain.fit_image
-    monkeypatch.setattr(chain, "read_rgb", lambda image, name: told.append(f"decode {name}") or decode(image, name))
-    monkeypatch.setattr(chain, "fit_image", lambda *arguments: told.append("fit") or fit(*arguments))
-    clock = chain.Clock()
+    decode, fit = images_of_pipeline.read_rgb, images_of_pipeline.fit_image
+    note = told.append
+    monkeypatch.setattr(
+        images_of_pipeline, "read_rgb", lambda image, name: note(f"decode {name}") or decode(image, name)
+    )
+    monkeypatch.setattr(images_of_pipeline, "fit_image", lambda *arguments: told.append("fit") or fit(*arguments))
+    clock = images_of_pipeline.Clock()
     fitted = plain.each_fitted(photographs, clock=clock)
     assert told == []
     np.testing.assert_array_equal(next(fitted), plain.pixels(photographs[0])[0])
@@ -277,7 +281,7 @@ def test_no_more_than_one_decoded_image_is_held(plain: Pipeline, monkeypatch: py
         decoded.append(weakref.ref(array))
         return array
 
-    monkeypatch.setattr(chain, "read_rgb", decode)
+    monkeypatch.setattr(images_of_pipeline, "read_rgb", decode)
     for fit in ("squash", "crop"):
         assert len(plain.pixels(["a.jpg", "b.jpg", "c.jpg"], fit=fit)) == 3
     assert len(decoded) == 6

@@ -115,7 +115,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
 
 def _parity(bundle: Bundle, plan: Sequence[Side], phases: Phases) -> dict[tuple[str, str], float]:
     """Return how far each engine and precision is from PyTorch on the bundle's golden images, before any clock runs."""
-    from saccade.runtime.loading import load
+    from saccade.runtime.loading import load_lookwhere
     from saccade.validate.verify import verify
 
     found = {}
@@ -124,7 +124,7 @@ def _parity(bundle: Bundle, plan: Sequence[Side], phases: Phases) -> dict[tuple[
         if side.kind != CHAIN or pair in found:
             continue
         phases(f"{side.engine} {side.precision}: parity")
-        with load(
+        with load_lookwhere(
             bundle, engine=side.engine, precision=side.precision, device=side.device, threads=side.threads, build=False
         ) as pipeline:
             measures = {measure.name: measure.value for measure in verify(pipeline).measures}

@@ -221,10 +221,10 @@ def _add_golden(checkpoint: Checkpoint, folder: Path, phases: Phases) -> Bundle:
 
 def _check_against_pytorch(bundle: Bundle) -> dict[str, Any]:
     """Run the graphs in ONNX Runtime at other batches, k and grids than the tracer saw; raise where they differ."""
-    from saccade.runtime.loading import load
+    from saccade.runtime.loading import load_lookwhere
     from saccade.validate.verify import verify
 
-    with load(bundle, engine="onnxruntime", note=lambda line: None) as pipeline:
+    with load_lookwhere(bundle, engine="onnxruntime", note=lambda line: None) as pipeline:
         result = verify(pipeline)
     shutil.rmtree(bundle.path / ENGINES_FOLDER)  # only a receipt for this machine; bundles travel without it
     summary = result.summary() | measured_on(pipeline.receipt, None)

@@ -14,7 +14,7 @@ from saccade.engines.engine import ENGINE_NAMES
 from saccade.errors import SaccadeError
 from saccade.runtime.chain import Pipeline
 from saccade.runtime.images import FITS
-from saccade.runtime.loading import DEFAULT_ENGINE, load
+from saccade.runtime.loading import DEFAULT_ENGINE, load_lookwhere
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff"})
@@ -63,7 +63,7 @@ def open_pipeline(
 ) -> Pipeline:
     """Load the engine that the options of `add_running` ask for, showing what is being built."""
     with Phases() as phases:
-        return load(
+        return load_lookwhere(
             bundle,
             engine=options.engine,
             precision=options.precision,

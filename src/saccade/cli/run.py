@@ -15,10 +15,11 @@ from saccade.cli import options as shared
 from saccade.cli.console import Report, progress_bar
 from saccade.engines.engine import STATIC_BATCH
 from saccade.errors import SaccadeError
-from saccade.runtime.chain import Clock, Look, Output, Pipeline
+from saccade.runtime.chain import Look, Output, Pipeline
 from saccade.runtime.images import check_size
 from saccade.runtime.kept import kept_on
 from saccade.runtime.memory import peak_bytes
+from saccade.runtime.pipeline import Clock
 
 CHUNK = 8  # images per call of the chain; more do not run faster and cost memory. A static pair takes one
 TOP = 5
