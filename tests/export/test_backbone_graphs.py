@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,20 +24,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from saccade.contract import backbone_contract
+from saccade.engines import tensorrt_build
+from saccade.engines.audit import audit_of_text
 from saccade.errors import SaccadeError
 from saccade.export import anatomy
 from saccade.export.backbone_checkpoint import BackboneCheckpoint, load_backbone, read_backbone
 from saccade.export.backbone_export import example_sizes, export_backbone
 from saccade.export.seeded import seeded_weights
 from saccade.export.seeded_backbones import BackboneSizes, backbone_shapes
+from saccade.export.variants import write_variant
 
 EXTRAS = ("attention", "cls_last4")
 D, DEPTH = 128, 4
-DINO = BackboneSizes(D, 16, 5, DEPTH, layer_scale=False, mask_token=False)
 DINOV2 = BackboneSizes(D, 14, 5, DEPTH)
 KINDS = {
-    "dino": DINO,
-    "dino-8": replace(DINO, patch=8),
+    "dino": BackboneSizes(D, 8, 5, DEPTH, layer_scale=False, mask_token=False),
     "dinov2": DINOV2,
     "reg4": replace(DINOV2, registers=4),
 }
@@ -319,3 +321,42 @@ def test_four_blocks_are_not_taken_from_three(tmp_path: Path) -> None:
     with pytest.raises(SaccadeError, match=r"^cls_last4 needs 4 blocks, but this model has 3; leave it out$"):
         export_backbone(checkpoint, tmp_path / "graph.onnx", ("cls_last4",))
     assert not (tmp_path / "graph.onnx").exists()
+
+
+# TensorRT-RTX, which builds without a GPU
+
+
+@pytest.fixture(scope="session")
+def rtx_log() -> Any:
+    """Return the one logger of this process: TensorRT sends everything to the first that it was given."""
+    missing = "tensorrt_rtx is not installed: pip install '.[tensorrt-rtx]' in the clone"
+    return tensorrt_build.process_log(pytest.importorskip("tensorrt_rtx", reason=missing), keep_lines=True)
+
+
+def test_tensorrt_rtx_takes_any_size_and_fuses_attention_in_every_block(
+    graph_path: Path, checkpoint: BackboneCheckpoint, tmp_path: Path, rtx_log: Any
+) -> None:
+    import tensorrt_rtx
+
+    write_variant(graph_path, tmp_path / "fp16.onnx", "fp16")
+    rtx_log.lines.clear()
+    builder = tensorrt_rtx.Builder(rtx_log)
+    network = builder.create_network(1 << int(tensorrt_rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = tensorrt_rtx.OnnxParser(network, rtx_log)
+    assert parser.parse_from_file(str(tmp_path / "fp16.onnx")), parser.get_error(0).desc()
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    names = {each.name: [each.get_dimension_name(axis) for axis in range(len(each.shape))] for each in inputs}
+    assert names == {"image": ["batch", None, "height", "width"], "positions": ["rows", None]}
+    assert builder.build_serialized_network(network, any_size(tensorrt_rtx, builder, checkpoint)) is not None, rtx_log.errors
+    assert audit_of_text("\n".join(rtx_log.lines), "fp16").fused_attention == DEPTH
+
+
+def any_size(rtx: Any, builder: Any, checkpoint: BackboneCheckpoint) -> Any:
+    """Return a config for 2x2 to 40x40 patches, tuned for 6x9."""
+    model, config, profile = checkpoint.model, builder.create_builder_config(), builder.create_optimization_profile()
+    config.profiling_verbosity = rtx.ProfilingVerbosity.DETAILED
+    grids = [(1, 2, 2), (1, 6, 9), (4, 40, 40)]
+    profile.set_shape("image", *((batch, 3, rows * model.patch, columns * model.patch) for batch, rows, columns in grids))
+    profile.set_shape("positions", *((1 + rows * columns, model.dim) for _, rows, columns in grids))
+    assert config.add_optimization_profile(profile) == 0
+    return config
