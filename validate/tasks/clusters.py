@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from saccade.errors import SaccadeError
 from saccade.validate.tasks.checks import check_enough, check_finite, check_shape
+from saccade.validate.tasks.libraries import library
 from saccade.validate.tasks.neighbours import BLOCK_VALUES, normalize_rows
 
 # NeCo's experiments/utils.py, cluster() and the configs' pca_dim.
@@ -24,9 +24,8 @@ def reduce_features(features: np.ndarray, dim: int = PCA_DIM) -> np.ndarray:
     check_finite("features", features)
     check_enough("patches", len(features), dim, f"{dim} principal components")
     check_enough("feature dimensions", features.shape[1], dim, f"{dim} principal components")
-    decomposition, preprocessing = _sklearn("decomposition"), _sklearn("preprocessing")
-    standard = preprocessing.StandardScaler().fit_transform(features.astype(np.float32, copy=False))
-    pca = decomposition.PCA(dim, svd_solver="covariance_eigh", copy=False)
+    standard = library("sklearn.preprocessing").StandardScaler().fit_transform(features.astype(np.float32, copy=False))
+    pca = library("sklearn.decomposition").PCA(dim, svd_solver="covariance_eigh", copy=False)
     return np.asarray(pca.fit_transform(standard), np.float32)
 
 
@@ -36,7 +35,7 @@ def kmeans(features: np.ndarray, clusters: int, seed: int, rows: np.ndarray | No
     rows: which rows to train on, integers, each as often as it weighs; without it every row once.
     """
     sample = _training_rows(features, clusters, seed, np.arange(len(features)) if rows is None else rows)
-    model = _sklearn("cluster").KMeans(
+    model = library("sklearn.cluster").KMeans(
         clusters, init="random", n_init=REDOS, max_iter=ITERATIONS, tol=0, random_state=seed, algorithm="lloyd"
     )
     model.fit(sample)
@@ -96,12 +95,3 @@ def _assign(features: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.n
         assigned[block] = similarity.argmax(axis=1)
         products[block] = similarity.max(axis=1)
     return assigned, products
-
-
-def _sklearn(module: str):  # type: ignore[no-untyped-def]  # scikit-learn has no types
-    import importlib
-
-    try:
-        return importlib.import_module(f"sklearn.{module}")
-    except ImportError as error:
-        raise SaccadeError("scikit-learn cannot be imported; pip install '.[evaluate]' in the clone") from error

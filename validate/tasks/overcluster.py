@@ -12,6 +12,7 @@ import numpy as np
 from saccade.errors import SaccadeError
 from saccade.validate.tasks.checks import check_shape
 from saccade.validate.tasks.clusters import PCA_DIM, kmeans, reduce_features
+from saccade.validate.tasks.libraries import library
 from saccade.validate.tasks.resize import resize_nearest
 from saccade.validate.tasks.segmentation import (
     IGNORE,
@@ -84,11 +85,7 @@ def score_clusters(
 
 def match_hungarian(matrix: np.ndarray) -> np.ndarray:
     """Return the class of each cluster, int64 (clusters,), one to one at the largest sum of IoU; the rest is background."""
-    try:
-        from scipy.optimize import linear_sum_assignment
-    except ImportError as error:
-        raise SaccadeError("scipy cannot be imported; pip install '.[evaluate]' in the clone") from error
-    labels, matched = linear_sum_assignment(1 - _scores(matrix, "iou"))
+    labels, matched = library("scipy.optimize").linear_sum_assignment(1 - _scores(matrix, "iou"))
     mapping = np.full(matrix.shape[1], BACKGROUND, np.int64)
     mapping[matched] = labels
     return mapping
