@@ -84,8 +84,9 @@ def class_shares(
     cosines, rows = nearest(normalize_rows(tokens.reshape(-1, tokens.shape[-1])), memory.features, neighbours)
     weights = np.exp((cosines - cosines[:, :1]) / np.float32(temperature))  # the first is the largest
     weights /= weights.sum(axis=1, keepdims=True)
-    shares = (weights[:, None, :] @ memory.labels[rows])[:, 0]
-    return np.asarray(shares.reshape(*tokens.shape[:2], -1))
+    by_image = (each.reshape(*tokens.shape[:2], neighbours) for each in (weights, rows))
+    # Image by image, since the labels of all neighbours are larger than the result by their number.
+    return np.stack([(share[:, None] @ memory.labels[chosen])[:, 0] for share, chosen in zip(*by_image, strict=True)])
 
 
 def predict_masks(shares: np.ndarray, grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:

@@ -72,7 +72,7 @@ def test_training_steps_equal_pytorch_s_on_enlarged_tokens() -> None:
     for batch, mask in zip(tokens, masks, strict=True):
         maps = torch.from_numpy(batch).transpose(1, 2).reshape(2, 6, 4, 6)
         large = functional.interpolate(maps, size=(100, 100), mode="bilinear")
-        labels = functional.interpolate(torch.from_numpy(mask)[:, None].double(), size=(100, 100)).long()[:, 0]
+        labels = functional.interpolate(torch.from_numpy(mask)[:, None].float(), size=(100, 100)).long()[:, 0]
         loss = functional.cross_entropy(layer(large), labels, ignore_index=255)
         official.zero_grad()
         loss.backward()

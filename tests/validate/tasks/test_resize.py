@@ -15,7 +15,7 @@ SIDES = st.integers(1, 120)
 @given(SIDES, SIDES, SIDES, SIDES)
 def test_nearest_takes_the_cells_that_pytorch_takes(height: int, width: int, rows: int, columns: int) -> None:
     cells = np.arange(height * width).reshape(1, height, width)
-    expected = functional.interpolate(torch.from_numpy(cells)[None].double(), size=(rows, columns), mode="nearest")[0]
+    expected = functional.interpolate(torch.from_numpy(cells)[None].float(), size=(rows, columns), mode="nearest")[0]
     assert np.array_equal(resize_nearest(cells, (rows, columns)), expected.numpy())
 
 
