@@ -53,6 +53,12 @@ def test_spherical_assignments_are_to_the_nearest_mean_direction(seed: int, coun
     np.testing.assert_allclose(own, products.max(axis=1), atol=1e-5)
 
 
+def test_an_empty_cluster_starts_anew_at_the_row_that_is_served_worst() -> None:
+    sample = np.array([[2.0, 0.0], [0.0, 3.0], [4.0, 0.0]], np.float32)
+    centres = clusters_module._centres(sample, np.zeros(3, int), np.array([0.5, 0.1, 0.9], np.float32), 2)
+    np.testing.assert_allclose(centres, [[6 / 45**0.5, 3 / 45**0.5], [0, 1]], rtol=1e-6)
+
+
 def test_training_takes_no_more_rows_than_faiss_would(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     run = clusters_module._spherical_run

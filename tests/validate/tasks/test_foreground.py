@@ -46,6 +46,12 @@ def test_the_threshold_is_that_of_the_best_cut_tried(count: int, seed: int) -> N
     assert choose_threshold(clusters, truth, precisions) == pytest.approx(expected)
 
 
+def test_of_equal_cuts_the_one_with_more_background_wins() -> None:
+    clusters = np.array([[[0, 1, 2, 3, 5, 6, 7]]])  # without cluster 4, cuts before and after it give the same mask
+    precisions = np.array([0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 0.9])
+    assert choose_threshold(clusters, clusters // 5, precisions) == pytest.approx(0.6)
+
+
 def test_masks_are_the_clusters_at_or_above_the_threshold() -> None:
     clusters = np.array([[[0, 1], [2, 1]]])
     assert foreground_masks(clusters, np.array([0.4, 0.5, 0.6]), 0.5).tolist() == [[[False, True], [True, True]]]

@@ -57,11 +57,19 @@ def test_evaluation_of_tokens_equals_the_official_one() -> None:
     check_against_golden(matrices, "tokens")
 
 
-def test_training_steps_equal_pytorch_s_on_enlarged_tokens() -> None:
+def test_another_ignored_label_is_left_out_of_the_evaluation() -> None:
+    tokens, truth = GOLDEN["tokens"], GOLDEN["ground_truth_zero"]
+    matrices = evaluate_segmentation(HEAD, [(tokens, truth)], (7, 7), ignore=0)
+    assert np.array_equal(matrices.sum(axis=0), confusion(truth, GOLDEN["tokens_prediction"], CLASSES, ignore=0))
+    assert not matrices[:, 0].any()
+
+
+@pytest.mark.parametrize("ignore", [255, 0])
+def test_training_steps_equal_pytorch_s_on_enlarged_tokens(ignore: int) -> None:
     random = np.random.default_rng(0)
     tokens = random.standard_normal((3, 2, 24, 6), dtype=np.float32)  # steps, images, 4x6 patches
     masks = random.integers(0, 5, (3, 2, 40, 56))
-    masks[masks == 4] = 255
+    masks[masks == 4] = ignore
     head = LinearHead(random.standard_normal((4, 6), dtype=np.float32), random.standard_normal(4, dtype=np.float32))
 
     layer = torch.nn.Conv2d(6, 4, 1)
@@ -73,11 +81,11 @@ def test_training_steps_equal_pytorch_s_on_enlarged_tokens() -> None:
         maps = torch.from_numpy(batch).transpose(1, 2).reshape(2, 6, 4, 6)
         large = functional.interpolate(maps, size=(100, 100), mode="bilinear")
         labels = functional.interpolate(torch.from_numpy(mask)[:, None].float(), size=(100, 100)).long()[:, 0]
-        loss = functional.cross_entropy(layer(large), labels, ignore_index=255)
+        loss = functional.cross_entropy(layer(large), labels, ignore_index=ignore)
         official.zero_grad()
         loss.backward()
         official.step()
-        assert train_step(ours, batch, mask, (4, 6), 0.05) == pytest.approx(loss.item(), rel=1e-5)
+        assert train_step(ours, batch, mask, (4, 6), 0.05, ignore) == pytest.approx(loss.item(), rel=1e-5)
     np.testing.assert_allclose(head.weight, layer.weight.detach()[..., 0, 0], atol=1e-5)
     np.testing.assert_allclose(head.bias, layer.bias.detach(), atol=1e-5)
 

@@ -89,6 +89,15 @@ def test_separate_classes_are_found_whole(clusters: int) -> None:
     assert len(result.confusions) == 4
 
 
+def test_as_many_clusters_as_classes_are_matched_one_to_one_and_more_many_to_one() -> None:
+    tokens, masks = blobs()
+    noise = np.random.default_rng(5).standard_normal(tokens.shape).astype(np.float32)  # class 0 is every cluster's best
+    as_many, more = (overcluster(noise, (10, 10), masks, 3, clusters, seed=0) for clusters in (3, 9))
+    assert sorted(as_many.mapping.tolist()) == [0, 1, 2]
+    assert len(set(more.mapping.tolist())) < len(more.mapping)
+    assert (as_many.background_share, more.background_share) == (1 / 3, np.mean(more.mapping == 0))
+
+
 def test_one_seed_always_gives_the_same_clusters() -> None:
     tokens, masks = blobs()
     noise = np.random.default_rng(5).standard_normal(tokens.shape).astype(np.float32)
