@@ -57,6 +57,12 @@ def _first_bytes(path: Path) -> bytes:
     return start
 
 
+def is_lookwhere(path: Path) -> bool:
+    """Whether a checkpoint holds a selector and an extractor, whatever else is wrong with it."""
+    names = [name for name, _ in leaves(path, load_content(path))]
+    return any(name.startswith(("selector.", "extractor.")) for name in names)
+
+
 def leaves(path: Path, tree: Mapping[str, object], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, object]]:
     """Yield the dotted name and the value of everything in a nested dict that is no dict itself."""
     if depth > MAX_NESTING:  # a dict may even hold itself

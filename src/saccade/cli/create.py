@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from saccade import atomic, locks
-from saccade.bundle import ENGINES_FOLDER, MANIFEST, Bundle, DataFile, read_bundle, sha256_of_file, write_manifest
+from saccade.bundle import BACKBONES, ENGINES_FOLDER, MANIFEST, Bundle, DataFile, read_bundle, sha256_of_file, write_manifest
 from saccade.cli import options as shared
 from saccade.cli.console import Phases, Report, progress_bar, size_text, table
 from saccade.cli.verdicts import measured_on
@@ -31,6 +31,9 @@ TAKEN_BY = {
     "max_k": ("tensorrt", "tensorrt-rtx"),
     "compute_capability": ("tensorrt-rtx",),
 }
+
+LOOKWHERE = "lookwhere"
+FAMILIES = (LOOKWHERE, *BACKBONES)
 
 if TYPE_CHECKING:
     from saccade.bundle import Defaults
@@ -117,6 +120,8 @@ def _add_export(commands: Any) -> None:
     kept.add_argument("--k", type=int, metavar="K", help="default number of patches to keep")
     kept.add_argument("--k-ratio", type=float, metavar="R", help="default share of patches to keep (default: 0.1)")
     parser.add_argument("--task", choices=("features", "classify", "segment"), help="needed where there is a head")
+    parser.add_argument("--family", choices=FAMILIES, help="whose code the model is from, where the file cannot tell")
+    parser.add_argument("--checkpoint-key", choices=("teacher", "student"), help="which network of a training checkpoint")
     parser.add_argument("--force", action="store_true", help="replace a bundle that holds converted graphs")
     parser.set_defaults(execute=export)
 
@@ -140,7 +145,7 @@ def export(options: argparse.Namespace) -> Report:
         files = {path.name: path.stat().st_size for path in sorted(target.iterdir()) if path.is_file()}
     task, layout = manifest.task, manifest.provenance["checkpoint_layout"]
     data = {"bundle": str(target), "task": task, "files": files, "parity": summary}
-    lines = [f"{target}: {task}, {layout} layout, equal to PyTorch on {summary['images']} images"]
+    lines = [f"{target}: {task}, equal to PyTorch on {summary['images']} images", f"  from {layout}"]
     lines += table([(f"  {name}", size_text(size)) for name, size in files.items()])
     return Report(data | {"seconds": round(time.perf_counter() - start, 2)}, lines)
 
@@ -149,8 +154,13 @@ def _export_to(target: Path, options: argparse.Namespace, phases: Phases) -> dic
     """Write and check the bundle; return the verdict."""
     from saccade.export.bundle_export import resolve_defaults, write_bundle
     from saccade.export.checkpoint import read_checkpoint, resolve_task
+    from saccade.export.weights_file import is_lookwhere
 
     phases("read the checkpoint")
+    if options.family not in (None, LOOKWHERE) or not is_lookwhere(options.checkpoint):
+        return _export_backbone_to(target, options, phases)
+    if options.checkpoint_key is not None:
+        raise SaccadeError("--checkpoint-key chooses among a training checkpoint's networks; a LookWhere file has none")
     checkpoint = read_checkpoint(options.checkpoint)
     task = resolve_task(checkpoint, options.task)
     defaults = resolve_defaults(checkpoint, options.size, options.k, options.k_ratio)
@@ -160,6 +170,25 @@ def _export_to(target: Path, options: argparse.Namespace, phases: Phases) -> dic
         bundle = _add_golden(checkpoint, folder, phases)
         phases("check the graphs against PyTorch")
         summary = _check_against_pytorch(bundle)
+        phases("move into place")
+    return summary
+
+
+def _export_backbone_to(target: Path, options: argparse.Namespace, phases: Phases) -> dict[str, Any]:
+    """Write and check the bundle of a plain backbone; return the verdict."""
+    from saccade.export.backbone_checkpoint import read_backbone
+    from saccade.export.backbone_export import write_backbone_bundle
+    from saccade.validate.backbone_parity import check_exported
+
+    given = {"--k": options.k, "--k-ratio": options.k_ratio, "--task": options.task}
+    for flag in (name for name, value in given.items() if value is not None):
+        raise SaccadeError(f"{flag} means nothing to a plain backbone: it keeps every patch and has no head; leave it out")
+    checkpoint = read_backbone(options.checkpoint, options.family, options.checkpoint_key)
+    with atomic.pending_folder(target) as folder:
+        write_backbone_bundle(checkpoint, options.size, folder, phases)
+        phases("check the graph against PyTorch")
+        summary = check_exported(checkpoint, folder)
+        shutil.rmtree(folder / ENGINES_FOLDER)  # only a receipt for this machine; bundles travel without it
         phases("move into place")
     return summary
 
@@ -199,7 +228,7 @@ def _refuse_losing_graphs(target: Path) -> None:
 
 def _bundle_names(folder: Path) -> set[str]:
     """Return the names that a bundle's folder may hold: those its manifest names, where that can be read."""
-    names = {MANIFEST, ENGINES_FOLDER, "positions.npy", "golden.npz", "selector.onnx", "extractor.onnx"}
+    names = {MANIFEST, ENGINES_FOLDER, "positions.npy", "golden.npz", "selector.onnx", "extractor.onnx", "backbone.onnx"}
     with contextlib.suppress(SaccadeError):
         manifest = read_bundle(folder).manifest
         names |= {graph.file for variants in manifest.graphs.values() for graph in variants.values()}
