@@ -148,10 +148,11 @@ bool read_tensors(Fields& graph, const char* list, std::map<std::string, std::ve
 }
 
 std::map<std::string, GraphFile> read_variants(Fields variants, const Tensors& expected) {
-    static const std::set<std::string> KNOWN{"fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8"};
+    // No object: programs open bundles while they exit.
+    constexpr const char* KNOWN[] = {"fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8"};
     std::map<std::string, GraphFile> files;
     for (const auto& [variant, unused] : variants.json().items()) {
-        if (KNOWN.count(variant) == 0) {
+        if (std::find(std::begin(KNOWN), std::end(KNOWN), variant) == std::end(KNOWN)) {
             variants.refuse("unknown variant '" + shown(variant) + "'");
         }
         Fields graph = variants.object(variant.c_str());
@@ -193,9 +194,7 @@ Manifest read_manifest(Fields fields) {
 std::vector<float> read_positions(const Bundle& bundle) {
     const std::string path = bundle.path_of(bundle.manifest.positions_file);
     const std::string content = read_file(path, MAX_POSITIONS_BYTES, EXPORT_AGAIN);
-    if (sha256(content.data(), content.size()) != bundle.manifest.positions_sha256) {
-        fail(SACCADE_INVALID_BUNDLE, path + " was changed or cut short: its SHA-256 is not the one in bundle.json; " + EXPORT_AGAIN);
-    }
+    check_digest(sha256(content.data(), content.size()), bundle.manifest.positions_sha256, path, "bundle.json", EXPORT_AGAIN);
     FloatArray table = array_from_npy(content, path, EXPORT_AGAIN);
     const Model& model = bundle.manifest.model;
     const std::vector<std::size_t> expected{static_cast<std::size_t>(model.base_grid.rows),

@@ -17,7 +17,7 @@ constexpr const char* name_of(Role role) { return role == Role::selector ? "sele
 // Extents that differ from run to run.
 constexpr std::int64_t BATCH = -1;
 constexpr std::int64_t K = -2;
-constexpr std::int64_t ANY = -1;  // as engines know them: some dynamic extent
+constexpr std::int64_t ANY = BATCH;  // as engines know them, which tell no dynamic extent from another
 
 // What a graph takes and gives: extents by name.
 struct Tensors {

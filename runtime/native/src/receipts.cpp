@@ -1,6 +1,7 @@
 #include "receipts.hpp"
 
 #include <dirent.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -17,7 +18,6 @@ namespace {
 
 constexpr std::size_t MAX_RECEIPT_BYTES = std::size_t{1} << 20;
 constexpr std::size_t KEY_DIGITS = 16;
-constexpr char BUILD_AGAIN[] = "delete its folder and build again";
 
 std::map<std::string, std::string> texts(Fields fields) {
     std::map<std::string, std::string> found;
@@ -64,21 +64,33 @@ bool is_consistent(const Receipt& receipt) {
     return files == hashed && says("engine", receipt.engine) && says("precision", receipt.precision);
 }
 
-// What lies in a folder, sorted, without what is hidden (an interrupted build); a folder that cannot be read has nothing.
+// What lies in a folder, sorted, without what is hidden (an interrupted build); where there is no folder there is nothing.
 // Not by std::filesystem, whose iterator ends the process where no memory is left.
 std::vector<std::string> names_in(const std::string& path) {
     struct Close {
         void operator()(DIR* folder) const { closedir(folder); }
     };
     const std::unique_ptr<DIR, Close> folder(opendir(path.c_str()));
+    if (folder == nullptr && (errno == ENOENT || errno == ENOTDIR)) {
+        return {};
+    }
+    const auto refuse = [&](int error) {
+        error == ENOMEM ? throw std::bad_alloc()
+                        : fail(SACCADE_IO_ERROR, "cannot read " + path + ": " + std::strerror(error) + "; make it readable");
+    };
     if (folder == nullptr) {
-        return errno == ENOMEM ? throw std::bad_alloc() : std::vector<std::string>();
+        refuse(errno);
     }
     std::vector<std::string> names;
+    errno = 0;
     while (const dirent* each = readdir(folder.get())) {
         if (each->d_name[0] != '.') {
             names.emplace_back(each->d_name);
         }
+        errno = 0;
+    }
+    if (errno != 0) {
+        refuse(errno);
     }
     std::sort(names.begin(), names.end());
     return names;
@@ -137,11 +149,14 @@ std::vector<Receipt> receipts_of(const Bundle& bundle) {
 void check_wanted_folder(const Bundle& bundle, const Conditions& wanted) {
     const std::string name = wanted.at("engine") + "-" + wanted.at("precision") + "-" + key_of(wanted);
     const std::string folder = bundle.path_of("engines") + "/" + name;
-    std::error_code error;
-    if (std::filesystem::exists(std::filesystem::symlink_status(folder, error))) {
+    struct stat facts {};
+    if (lstat(folder.c_str(), &facts) == 0) {
         receipt_from_json(read_file(folder + "/receipt.json", MAX_RECEIPT_BYTES, BUILD_AGAIN), folder);
     }
 }
+
+// Conditions of engines of another form: static ones, and those without patch tokens, which this library does not run.
+bool has_form(const Conditions& conditions) { return conditions.count("static_k") + conditions.count("cls_only") != 0; }
 
 std::string why_none_serves(const std::vector<Receipt>& receipts, const Conditions& wanted) {
     const std::string kind = wanted.at("engine") + " " + wanted.at("precision");
@@ -152,7 +167,7 @@ std::string why_none_serves(const std::vector<Receipt>& receipts, const Conditio
     std::string nearest;
     std::size_t fewest = SIZE_MAX;
     for (const Receipt& receipt : receipts) {
-        if (receipt.engine != wanted.at("engine") || receipt.precision != wanted.at("precision")) {
+        if (receipt.engine != wanted.at("engine") || receipt.precision != wanted.at("precision") || has_form(receipt.conditions)) {
             continue;
         }
         Conditions either = wanted;
@@ -181,9 +196,7 @@ std::unique_ptr<MappedFile> map_engine_file(const Receipt& receipt, Role role) {
     }
     const std::string path = receipt.folder + "/" + file->second;
     auto mapped = std::make_unique<MappedFile>(path, BUILD_AGAIN);
-    if (sha256(mapped->data(), mapped->size()) != receipt.sha256.at(file->second)) {
-        fail(SACCADE_INVALID_BUNDLE, path + " was changed or cut short: its SHA-256 is not its receipt's; " + BUILD_AGAIN);
-    }
+    check_digest(sha256(mapped->data(), mapped->size()), receipt.sha256.at(file->second), path, "receipt.json", BUILD_AGAIN);
     return mapped;
 }
 

@@ -74,7 +74,7 @@ class Info(Sized):
         ("struct_size", U32), ("task", I32), ("patch", I32), ("dim", I32), ("prefix", I32), ("classes", I32),
         ("selector_size", I32), ("map_size", I32), ("base_rows", I32), ("base_columns", I32), ("default_height", I32),
         ("default_width", I32), ("default_k", I32), ("reserved", I32), ("mean", F32 * 3), ("std", F32 * 3),
-        ("graphs", U32 * 5),
+        ("precisions", U32),
     ]  # fmt: skip
 
 
@@ -82,7 +82,7 @@ class BuiltEngine(Sized):
     """saccade_built_engine."""
 
     _fields_ = [
-        ("struct_size", U32), ("engine", I32), ("precision", I32), ("reserved", I32), ("version", ctypes.c_char * 64),
+        ("struct_size", U32), ("engine", I32), ("precision", I32), ("runs", I32), ("version", ctypes.c_char * 64),
         ("folder", ctypes.c_char * 128),
     ]  # fmt: skip
 
@@ -94,9 +94,6 @@ class ModelOptions(Sized):
         ("struct_size", U32), ("engine", I32), ("precision", I32), ("device", I32), ("threads", I32), ("streams", I32),
         ("compile", I32), ("reserved", I32), ("engine_library", TEXT), ("log", LogCallback), ("log_user", POINTER),
     ]  # fmt: skip
-
-    def __init__(self, **values: Any) -> None:
-        super().__init__(**({"streams": 1} | values))
 
 
 class RunOptions(Sized):
@@ -119,7 +116,7 @@ class Outputs(Sized):
     """saccade_outputs."""
 
     _fields_ = [
-        ("struct_size", U32), ("reserved", U32), ("indices", POINTER), ("indices_capacity", SIZE),
+        ("struct_size", U32), ("reserved", I32), ("indices", POINTER), ("indices_capacity", SIZE),
         ("score_map", POINTER), ("score_map_capacity", SIZE), ("raw_score_map", POINTER), ("raw_score_map_capacity", SIZE),
         ("prefix", POINTER), ("prefix_capacity", SIZE), ("cls", POINTER), ("cls_capacity", SIZE),
         ("logits", POINTER), ("logits_capacity", SIZE), ("tokens", POINTER), ("tokens_capacity", SIZE),
@@ -131,7 +128,7 @@ class Timings(Sized):
     """saccade_timings."""
 
     _fields_ = [
-        ("struct_size", U32), ("reserved", U32), ("fit_ms", F64), ("resize_ms", F64), ("selector_ms", F64),
+        ("struct_size", U32), ("reserved", I32), ("fit_ms", F64), ("resize_ms", F64), ("selector_ms", F64),
         ("select_ms", F64), ("gather_ms", F64), ("extractor_ms", F64), ("fill_ms", F64), ("total_ms", F64),
     ]  # fmt: skip
 

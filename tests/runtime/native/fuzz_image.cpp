@@ -131,7 +131,7 @@ void run(const Manifest& manifest, const Plan& plan, const saccade_image& given,
     normalization_table(manifest.mean, manifest.std, table.data());
 
     std::vector<std::uint8_t> buffer(plan.pixel_bytes());
-    const Image image = fitted(given, plan, buffer.data(), scratch);
+    const Image image = fitted(image_of(given), plan, buffer.data(), scratch);
     std::vector<float> lowres(3 * size * size);
     lowres_from_image(image, table.data(), model.selector_size, lowres.data(), scratch);
 
@@ -167,6 +167,7 @@ bool accepts(const std::uint8_t* data, std::size_t size) {
     const saccade_run_options options = read_options(input, is_extreme);
     try {
         const Plan plan = plan_of(manifest, images.data(), images.size(), options);
+        check_k(plan.k, plan.grid.cells());
         sizes_of(manifest, plan);
         Scratch scratch;
         for (saccade_image& image : images) {

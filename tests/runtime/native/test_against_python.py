@@ -134,7 +134,8 @@ def test_the_bundles_facts_are_equal(both: Both) -> None:
     assert info.default_k == bundle.manifest.defaults.k_on(height // model.patch * (width // model.patch))
     assert (*info.mean, *info.std) == tuple(np.float32((*image.mean, *image.std)))
     variants = bundle.manifest.graphs["extractor"]
-    assert list(info.graphs) == [int(name in variants) for name in ("fp32", "fp16", "bf16", "int8", "fp8")]
+    names = ("fp32", "fp16", "bf16", "int8", "fp8")
+    assert info.precisions == sum(1 << bit for bit, name in enumerate(names) if name in variants)
 
 
 def test_both_use_one_engine_folder(both: Both, library: Library) -> None:
@@ -164,7 +165,8 @@ def test_compiling_in_memory_gives_the_same(
         with Model(bundle, precision, engine_library, compile=1) as model, Session(model) as session:
             ours = session.run(photographs, size=(98, 126), k=24, dense=True)
     assert refused.value.status == Status.NOT_FOUND
-    assert f"{path}: no openvino {precision} engine is built yet; build it with 'saccade build {path} " in str(refused.value)
+    assert f"{path}: no openvino {precision} engine is built yet; build it here, with OpenVINO 2" in str(refused.value)
+    assert f"by 'saccade build {path} --engine openvino --precision {precision}'" in str(refused.value)
     assert {level for level, _ in model.notes} == {WARNING}
     assert not (path / "engines").exists()
     assert_equal_to_the_last_bit(ours, both.python(photographs, size=(98, 126), k=24, dense=True))

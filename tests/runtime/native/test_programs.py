@@ -28,6 +28,11 @@ def test_threads_share_models_are_refused_in_busy_sessions_and_cancel_each_other
     run(build, "threads")
 
 
+def test_threads_may_be_cancelled_and_the_program_may_end_while_bundles_are_opened(run: Run) -> None:
+    for _ in range(5):
+        run("release", "endings")
+
+
 @release_and_asan
 def test_a_bundle_that_changes_on_disk_is_noticed_or_makes_no_difference(run: Run, build: str, tmp_path: Path) -> None:
     run(build, "changes", tmp_path)

@@ -5,16 +5,22 @@ came from; each such difference is a test below.
 """
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+import onnx
 import pytest
-from binding import Bundle, Library, Model, NativeError, Status
+from binding import Bundle, Library, Model, NativeError, Session, Status
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutations import mutated
@@ -132,7 +138,63 @@ def test_an_engine_for_other_conditions_is_refused_with_pythons_reason(
     with Bundle(library, built) as bundle, pytest.raises(NativeError) as refused:
         Model(bundle, "fp32", engine_library)
     assert refused.value.status == Status.NOT_FOUND
-    assert str(refused.value).startswith(f"{reason}; build it with 'saccade build {built} ")
+    assert str(refused.value).startswith(f"{reason}; build it here, with OpenVINO 20")
+    assert f"by 'saccade build {built} --engine openvino --precision fp32'" in str(refused.value)
+
+
+def test_an_engine_of_another_form_is_listed_as_none_of_ours_and_is_no_nearest_one(
+    library: Library, engine_library: Path, built: Path
+) -> None:
+    rewrite_conditions(built, static_k="8")
+    with pytest.raises(SaccadeError, match="no openvino fp32 engine is built yet"):
+        saccade.load(built, build=False)
+    with Bundle(library, built) as bundle, pytest.raises(NativeError, match="no openvino fp32 engine is built yet"):
+        assert [engine.runs for engine in bundle.engines() if engine.precision == 0] == [0]
+        Model(bundle, "fp32", engine_library)
+
+
+def shorten_tokens(path: Path) -> None:
+    """Let an extractor give five tokens fewer than it was given patches."""
+    model = onnx.load(path)
+    (giver,) = [node for node in model.graph.node if "tokens" in node.output]
+    giver.output[list(giver.output).index("tokens")] = "all_tokens"
+    ends = {"starts": [0], "ends": [-5], "axes": [1]}
+    for name, values in ends.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(values, np.int64), name))
+    model.graph.node.append(onnx.helper.make_node("Slice", ["all_tokens", *ends], ["tokens"]))
+    onnx.save(model, path)
+
+
+def test_a_graph_that_gives_less_than_it_says_is_refused_and_nothing_is_written(
+    library: Library, engine_library: Path, built: Path, photographs: list[np.ndarray]
+) -> None:
+    shutil.rmtree(built / "engines")
+    shorten_tokens(built / "extractor.onnx")
+    manifest = json.loads((built / "bundle.json").read_text())
+    digest = hashlib.sha256((built / "extractor.onnx").read_bytes()).hexdigest()
+    manifest["graphs"]["extractor"]["fp32"]["sha256"] = digest
+    (built / "bundle.json").write_text(json.dumps(manifest))
+    with (
+        Bundle(library, built) as bundle,
+        Model(bundle, "fp32", engine_library, compile=1) as model,
+        Session(model) as session,
+    ):
+        for _ in range(2):
+            with pytest.raises(NativeError, match=r"the extractor gave \d+ bytes of tokens and not \d+") as refused:
+                session.run(photographs[:1], size=(126, 126), k=20)
+            assert refused.value.status == Status.INVALID_BUNDLE
+
+
+def test_a_bundle_is_opened_whatever_openssl_is_configured_to(built: Path, tmp_path: Path) -> None:
+    config = tmp_path / "openssl.cnf"
+    config.write_text("openssl_conf=a\n[a]\nalg_section=b\n[b]\ndefault_properties=fips=yes\n")
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from binding import Bundle, Library; "
+        "Bundle(Library(Path(sys.argv[2])), Path(sys.argv[3])).__enter__()"
+    )
+    library = Path(__file__).parents[3] / "build" / "lib" / "libsaccade.so"
+    arguments = [sys.executable, "-c", program, Path(__file__).parent, library, built]
+    subprocess.run(arguments, env=os.environ | {"OPENSSL_CONF": str(config)}, check=True, timeout=60)
 
 
 def drop_field(receipt: Path) -> None:
