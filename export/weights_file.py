@@ -57,10 +57,11 @@ def _first_bytes(path: Path) -> bytes:
     return start
 
 
-def is_lookwhere(path: Path) -> bool:
-    """Whether a checkpoint holds a selector and an extractor, whatever else is wrong with it."""
+def is_plain_backbone(path: Path) -> bool:
+    """Whether a checkpoint holds a vision transformer and is not LookWhere's, whatever else is wrong with it."""
     names = [name for name, _ in leaves(path, load_content(path))]
-    return any(name.startswith(("selector.", "extractor.")) for name in names)
+    is_lookwhere = any(name.startswith(("selector.", "extractor.")) for name in names)
+    return not is_lookwhere and any(name.split(".")[-1] == "cls_token" for name in names)
 
 
 def leaves(path: Path, tree: Mapping[str, object], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, object]]:

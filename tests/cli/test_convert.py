@@ -22,7 +22,7 @@ from saccade.cli import convert as module
 from saccade.cli.calibrate import Images, find_images, split
 from saccade.cli.console import Phases
 from saccade.cli.main import main
-from saccade.engines.engine import ROLES
+from saccade.contract import LOOKWHERE_ROLES as ROLES
 from saccade.engines.store import backend
 from saccade.export import variants
 from saccade.validate.gate import Judge

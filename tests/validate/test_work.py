@@ -14,7 +14,7 @@ from saccade.export.anatomy import block_products
 from saccade.validate import work
 
 VIT_B = Model(
-    family="lookwhere", dim=768, heads=12, depth=12, selector_depth=3, ffn="gelu", hidden=3072, map_hidden=3072, prefix=5,
+    dim=768, heads=12, depth=12, selector_depth=3, ffn="gelu", hidden=3072, map_hidden=3072, prefix=5,
     patch=14, selector_size=154, map_size=44, base_grid=(37, 37),
 )  # fmt: skip
 SMALL = msgspec.structs.replace(VIT_B, dim=64, heads=1, depth=2, selector_depth=1, hidden=256, map_hidden=256, prefix=1)

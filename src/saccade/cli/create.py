@@ -154,10 +154,10 @@ def _export_to(target: Path, options: argparse.Namespace, phases: Phases) -> dic
     """Write and check the bundle; return the verdict."""
     from saccade.export.bundle_export import resolve_defaults, write_bundle
     from saccade.export.checkpoint import read_checkpoint, resolve_task
-    from saccade.export.weights_file import is_lookwhere
+    from saccade.export.weights_file import is_plain_backbone
 
     phases("read the checkpoint")
-    if options.family not in (None, LOOKWHERE) or not is_lookwhere(options.checkpoint):
+    if options.family not in (None, LOOKWHERE) or is_plain_backbone(options.checkpoint):
         return _export_backbone_to(target, options, phases)
     if options.checkpoint_key is not None:
         raise SaccadeError("--checkpoint-key chooses among a training checkpoint's networks; a LookWhere file has none")
