@@ -1,17 +1,14 @@
 """A backbone checkpoint -> its ONNX graph, and its bundle folder. Checking that is the caller's next step."""
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from saccade.bundle import (
     FORMAT_VERSION,
     BackboneModel,
-    DataFile,
     Defaults,
     GraphFile,
     Manifest,
@@ -19,9 +16,8 @@ from saccade.bundle import (
     write_manifest,
 )
 from saccade.contract import GraphContract, backbone_contract, extras_of
-from saccade.errors import SaccadeError
 from saccade.export.backbone_checkpoint import BackboneCheckpoint, load_backbone
-from saccade.export.bundle_export import tool_versions
+from saccade.export.bundle_export import default_size, tool_versions, write_positions
 from saccade.export.onnx_export import export_graph
 from saccade.export.reference import image_contract
 
@@ -34,7 +30,7 @@ def write_backbone_bundle(
     `size` is the default pixels of a run, by default those of the position table.
     """
     model = checkpoint.model
-    defaults = Defaults(size=_default_size(model, size))
+    defaults = Defaults(size=default_size(model, size))
     progress("backbone: trace and write")
     path = folder / "backbone.onnx"
     contract = export_backbone(checkpoint, path, extras_of(model))
@@ -44,7 +40,7 @@ def write_backbone_bundle(
         task="features",
         defaults=defaults,
         image=image_contract(),
-        positions=_write_positions(checkpoint, folder / "positions.npy"),
+        positions=write_positions(checkpoint.positions, folder / "positions.npy"),
         graphs={"backbone": {"fp32": GraphFile(path.name, sha256_of_file(path), contract.inputs, contract.outputs)}},
         provenance={
             "checkpoint_sha256": checkpoint.sha256,
@@ -69,19 +65,3 @@ def example_sizes(model: BackboneModel) -> dict[str, int]:
     """Return the sizes that the graph is traced with: no two alike, so that none is taken for another."""
     rows, columns = 3, 7
     return {"batch": 2, "height": rows * model.patch, "width": columns * model.patch, "rows": 1 + rows * columns}
-
-
-def _default_size(model: BackboneModel, size: int | None) -> tuple[int, int]:
-    if size is None:
-        return model.base_grid[0] * model.patch, model.base_grid[1] * model.patch
-    if size < model.patch or size % model.patch:
-        near = max(model.patch, round(size / model.patch) * model.patch)
-        raise SaccadeError(f"--size {size} is not a multiple of the {model.patch} px patch; the nearest is {near}")
-    return size, size
-
-
-def _write_positions(checkpoint: BackboneCheckpoint, path: Path) -> DataFile:
-    buffer = io.BytesIO()  # NumPy itself reports a full disk without saying that it is full
-    np.save(buffer, np.ascontiguousarray(checkpoint.positions.numpy()))
-    path.write_bytes(buffer.getvalue())
-    return DataFile(path.name, sha256_of_file(path))

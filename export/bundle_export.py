@@ -8,9 +8,21 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from torch import Tensor
 
 from saccade._version import VERSION
-from saccade.bundle import FORMAT_VERSION, DataFile, Defaults, GraphFile, Manifest, Variant, sha256_of_file, write_manifest
+from saccade.bundle import (
+    FORMAT_VERSION,
+    BackboneModel,
+    DataFile,
+    Defaults,
+    GraphFile,
+    Manifest,
+    Model,
+    Variant,
+    sha256_of_file,
+    write_manifest,
+)
 from saccade.contract import GraphContract, extractor_contract, selector_contract
 from saccade.errors import SaccadeError
 from saccade.export.checkpoint import Checkpoint, load_modules
@@ -25,12 +37,8 @@ def resolve_defaults(
     checkpoint: Checkpoint, size: int | None, k: int | None, k_ratio: float | None
 ) -> Defaults:
     """Return the bundle's defaults for `run`, checked against the model: an explicit k stays k, a ratio stays a ratio."""
-    patch, (rows, columns) = checkpoint.model.patch, checkpoint.model.base_grid
-    pixels = (rows * patch, columns * patch) if size is None else (size, size)
-    if size is not None and (size < patch or size % patch):
-        near = max(patch, round(size / patch) * patch)
-        raise SaccadeError(f"--size {size} is not a multiple of the {patch} px patch; the nearest is {near}")
-    cells = pixels[0] * pixels[1] // patch**2
+    pixels = default_size(checkpoint.model, size)
+    cells = pixels[0] * pixels[1] // checkpoint.model.patch**2
     if k is not None:
         if not 1 <= k <= cells:
             raise SaccadeError(f"--k {k} is not to be had: {pixels[0]} px has {cells} patches, so give 1 to {cells}")
@@ -39,6 +47,17 @@ def resolve_defaults(
     if not 0 < ratio <= 1 or int(ratio * cells) < 1:
         raise SaccadeError(f"--k-ratio {ratio} keeps no patch or more than all of {cells}; give more than 0, at most 1")
     return Defaults(size=pixels, k_ratio=ratio)
+
+
+def default_size(model: Model | BackboneModel, size: int | None) -> tuple[int, int]:
+    """Return a bundle's default pixels as (height, width): `size` if the patch divides it, else the position table's."""
+    patch, (rows, columns) = model.patch, model.base_grid
+    if size is None:
+        return rows * patch, columns * patch
+    if size < patch or size % patch:
+        near = max(patch, round(size / patch) * patch)
+        raise SaccadeError(f"--size {size} is not a multiple of the {patch} px patch; the nearest is {near}")
+    return size, size
 
 
 def write_bundle(
@@ -60,7 +79,7 @@ def write_bundle(
         task=task,  # type: ignore[arg-type]  # resolve_task has checked it
         defaults=defaults,
         image=image_contract(),
-        positions=_write_positions(checkpoint, folder / "positions.npy"),
+        positions=write_positions(checkpoint.base_positions, folder / "positions.npy"),
         graphs=graphs,
         provenance=_provenance(checkpoint),
     )
@@ -72,9 +91,10 @@ def _graph_files(contract: GraphContract, path: Path) -> dict[Variant, GraphFile
     return {"fp32": GraphFile(path.name, sha256_of_file(path), contract.inputs, contract.outputs)}
 
 
-def _write_positions(checkpoint: Checkpoint, path: Path) -> DataFile:
+def write_positions(table: Tensor, path: Path) -> DataFile:
+    """Write a position table and return its entry."""
     buffer = io.BytesIO()  # NumPy itself reports a full disk without saying that it is full
-    np.save(buffer, np.ascontiguousarray(checkpoint.base_positions.numpy()))
+    np.save(buffer, np.ascontiguousarray(table.numpy()))
     path.write_bytes(buffer.getvalue())
     return DataFile(path.name, sha256_of_file(path))
 

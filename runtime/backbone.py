@@ -10,7 +10,6 @@ import numpy as np
 from saccade.bundle import BackboneModel, Bundle
 from saccade.engines import store
 from saccade.engines.engine import Engine
-from saccade.runtime import kernels
 from saccade.runtime.images import Fit, ImageLike
 from saccade.runtime.pipeline import Clock, ImagePipeline
 from saccade.runtime.positions import positions_on
@@ -49,10 +48,6 @@ class BackbonePipeline(ImagePipeline):
     ) -> None:
         super().__init__(bundle, engines, receipt, streams)
         self.model = model
-        self._base_positions = bundle.positions()
-        self._positions: dict[tuple[int, int], np.ndarray] = {}
-        image = bundle.manifest.image
-        self._table = kernels.normalization_table(image.mean, image.std)
 
     def __call__(
         self,

@@ -65,10 +65,6 @@ class Pipeline(ImagePipeline):
         self.static_k = int(static_receipt.conditions["static_k"]) if static_receipt else None
         self.cls_only = "cls_only" in receipt.conditions
         self._selector, self._extractor = engines["selector"], engines["extractor"]
-        self._base_positions = bundle.positions()
-        self._positions: dict[tuple[int, int], np.ndarray] = {}
-        image = bundle.manifest.image
-        self._table = kernels.normalization_table(image.mean, image.std)
 
     def __call__(
         self,
@@ -115,7 +111,6 @@ class Pipeline(ImagePipeline):
     def _twin(self) -> Pipeline:
         twin = super()._twin()
         twin._selector, twin._extractor = twin.engines["selector"], twin.engines["extractor"]
-        twin._positions = {}
         return twin
 
     def look(

@@ -18,6 +18,7 @@ from saccade.bundle import Bundle
 from saccade.engines import store
 from saccade.engines.engine import Engine, load_roles
 from saccade.errors import SaccadeError
+from saccade.runtime import kernels
 from saccade.runtime.images import FITS, Fit, ImageLike, as_list, check_size, fit_image, native_size, read_rgb
 from saccade.runtime.kept import MAX_CELLS
 from saccade.runtime.stream import in_order
@@ -34,6 +35,10 @@ class ImagePipeline:
         self.receipt = receipt
         self.engines = engines
         self.streams = streams
+        self._base_positions = bundle.positions()
+        self._positions: dict[tuple[int, int], np.ndarray] = {}  # by grid
+        image = bundle.manifest.image
+        self._table = kernels.normalization_table(image.mean, image.std)
 
     def pixels(
         self,
@@ -102,6 +107,7 @@ class ImagePipeline:
         """Return another pipeline on the same weights, for one more thread."""
         twin = copy.copy(self)
         twin.engines = load_roles(self.engines, lambda role: self.engines[role].twin())
+        twin._positions = {}  # of its own: no two threads may change one
         return twin
 
     def close(self) -> None:

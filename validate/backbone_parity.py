@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saccade.bundle import read_bundle
+from saccade.contract import extras_of
 from saccade.errors import SaccadeError
 from saccade.export.golden_cases import synthetic_image
 from saccade.golden import relative_difference
@@ -34,7 +35,7 @@ def check_exported(checkpoint: BackboneCheckpoint, folder: Path) -> dict[str, An
     pipeline = load(bundle, engine="onnxruntime", note=lambda line: None)
     assert isinstance(pipeline, BackbonePipeline)
     with pipeline:
-        reference = BackboneReference(checkpoint, _extras(pipeline))
+        reference = BackboneReference(checkpoint, extras_of(model))
         for size in sizes:
             images = [synthetic_image(size, seed) for seed in (0, 1)]
             found, truth = pipeline(images, size=size).arrays(), reference(images)
@@ -47,8 +48,3 @@ def check_exported(checkpoint: BackboneCheckpoint, folder: Path) -> dict[str, An
             "This is a bug of saccade or of the installed torch: please report it with the versions of 'saccade doctor'"
         )
     return {"passed": True, "precision": "fp32", "images": 2 * len(sizes), "relative_difference": worst}
-
-
-def _extras(pipeline: BackbonePipeline) -> tuple[str, ...]:
-    outputs = pipeline.engines["backbone"].outputs
-    return tuple(name for name in ("attention", "cls_last4") if name in outputs)

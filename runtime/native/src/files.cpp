@@ -12,14 +12,11 @@
 #include <cstring>
 #include <memory>
 #include <new>
-#include <vector>
 
 #include "failure.hpp"
 
 namespace saccade {
 namespace {
-
-constexpr std::size_t BLOCK = std::size_t{1} << 20;  // bytes hashed at a time
 
 [[noreturn]] void fail_to_read(const std::string& path, int error, const char* remedy) {
     if (error == ENOMEM) {
@@ -124,16 +121,6 @@ std::string read_file(const std::string& path, std::size_t limit, const char* re
 std::string sha256(const void* data, std::size_t size) {
     Sha256 digest;
     digest.update(data, size);
-    return digest.hex();
-}
-
-std::string sha256_of_file(const std::string& path, const char* remedy) {
-    const OpenFile file(path, remedy);
-    Sha256 digest;
-    std::vector<char> block(BLOCK);
-    while (const std::size_t count = file.read_some(block.data(), block.size(), path, remedy)) {
-        digest.update(block.data(), count);
-    }
     return digest.hex();
 }
 

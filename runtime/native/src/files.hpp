@@ -13,7 +13,6 @@ std::string read_file(const std::string& path, std::size_t limit, const char* re
 
 // SHA-256 as 64 hex digits.
 std::string sha256(const void* data, std::size_t size);
-std::string sha256_of_file(const std::string& path, const char* remedy);
 
 // Fails unless the digest of a file is the one that `recorded_in` holds.
 void check_digest(const std::string& digest, const std::string& expected, const std::string& path, const char* recorded_in,
