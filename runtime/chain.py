@@ -106,8 +106,7 @@ class Pipeline:
         Frames are taken as they are needed, so `frames` may be endless; sizes may change from one to the next. Options are
         those of a call. For a folder of images of one size, calls with several images at once are as fast.
         """
-        if isinstance(frames, (str, bytes, os.PathLike, np.ndarray, Image.Image)):
-            raise SaccadeError("stream takes several frames, one after the other; call the pipeline itself for one image")
+        check_frames(frames)
         lane = functools.partial(Pipeline.__call__, k=k, k_ratio=k_ratio, size=size, fit=fit, dense=dense)
         return self._streamed(frames, lane)
 
@@ -170,7 +169,7 @@ class Pipeline:
             if image.shape != pixels[0].shape:
                 first, other = (f"{each.shape[1]} x {each.shape[0]} px" for each in (pixels[0], image))
                 raise SaccadeError(f"images must be of one size: image 0 is {first}, image {index} is {other}; fit them")
-        _checked_target(pixels[0].shape[:2], self.bundle.model.patch)
+        checked_target(pixels[0].shape[:2], self.bundle.model.patch)
         return self.grid_of(pixels[0])
 
     def pixels(
@@ -202,7 +201,7 @@ class Pipeline:
             with clock.stage("decode"):
                 array = read_rgb(image, f"image {index}")
             if target is None or fit == "native":
-                target = _checked_target(native_size(array, patch, index, first=target), patch)
+                target = checked_target(native_size(array, patch, index, first=target), patch)
             with clock.stage("fit"):
                 array = fit_image(array, target, fit, patch)
             yield array
@@ -213,7 +212,7 @@ class Pipeline:
             raise SaccadeError(f"fit {fit!r} is unknown; choose from: {', '.join(FITS)}")
         if fit != "native":
             asked = self.bundle.manifest.defaults.size if size is None else size
-            return _checked_target(_pair(asked), self.bundle.model.patch)
+            return checked_target(_pair(asked), self.bundle.model.patch)
         if size is not None:
             raise SaccadeError("size and fit native exclude each other: native keeps the image's own size")
         return None
@@ -330,6 +329,12 @@ class Clock:
         self.timings_ms[name] = self.timings_ms.get(name, 0.0) + (time.perf_counter_ns() - start) / 1e6
 
 
+def check_frames(frames: object) -> None:
+    """Refuse a single image where frames are wanted: iterating over it would give its rows, or a path's letters."""
+    if isinstance(frames, (str, bytes, os.PathLike, np.ndarray, Image.Image)):
+        raise SaccadeError("stream takes several frames, one after the other; call the pipeline itself for one image")
+
+
 def checked_k(k: int | None, cells: int, *, dense: bool) -> int:
     """Return k if that many of `cells` patches can be kept, before any network runs for nothing."""
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
@@ -344,7 +349,7 @@ def checked_k(k: int | None, cells: int, *, dense: bool) -> int:
     return int(k)
 
 
-def _checked_target(size: tuple[int, int], patch: int) -> tuple[int, int]:
+def checked_target(size: tuple[int, int], patch: int) -> tuple[int, int]:
     """Return `size` (height, width) if the patch divides it into no more cells than are supported."""
     height, width = check_size(size, patch)
     cells = height * width // patch**2
