@@ -10,9 +10,13 @@ import numpy as np
 
 from saccade.bundle import Bundle, read_bundle
 from saccade.engines import store
-from saccade.engines.engine import Progress, default_request
+from saccade.engines.device_engine import DeviceEngine
+from saccade.engines.engine import Engine, EngineRequest, Progress, default_request
 from saccade.errors import SaccadeError
 from saccade.runtime.chain import Pipeline
+from saccade.runtime.cuda_device import CudaDevice
+from saccade.runtime.gpu_chain import GpuPipeline
+from saccade.runtime.launch import read_fatbin
 
 DEFAULT_ENGINE = "openvino"  # the fastest here on a CPU
 MAX_THREADS = 1024
@@ -25,7 +29,7 @@ def load(
     *,
     engine: str = DEFAULT_ENGINE,
     precision: str = "fp32",
-    device: str | None = None,
+    device: str | int | None = None,
     threads: int = 0,
     streams: int = 1,
     build: bool = True,
@@ -46,6 +50,7 @@ def load(
         raise SaccadeError(f"streams {streams!r} is out of range; give 1 to {MAX_STREAMS}")
     if streams > 1 and engine not in CPU_ENGINES:
         raise SaccadeError(f"{engine} runs one frame at a time; leave streams at 1, or use {' or '.join(CPU_ENGINES)}")
+    device = device if device is None else str(device)
     opened = bundle if isinstance(bundle, Bundle) else read_bundle(Path(bundle))
     found = store.backend(engine).capabilities()
     if not found.can_run:  # before an engine is built that only another machine can use
@@ -53,7 +58,20 @@ def load(
     request = default_request(opened, engine, precision, device, int(threads), int(streams))
     folder, receipt = store.ensure(opened, request, progress, note or _note_on_stderr, build=build)
     progress("load")
-    return Pipeline(opened, store.load(opened, request, folder, receipt), receipt, int(streams))
+    return _pipeline(opened, store.load(opened, request, folder, receipt), receipt, request)
+
+
+def _pipeline(bundle: Bundle, engines: dict[str, Engine], receipt: store.Receipt, request: EngineRequest) -> Pipeline:
+    """Return the chain where the engines run: on a GPU nothing between them comes back to the host."""
+    on_device = {role: engine for role, engine in engines.items() if isinstance(engine, DeviceEngine)}
+    if not on_device:
+        return Pipeline(bundle, engines, receipt, request.streams)
+    try:
+        return GpuPipeline(bundle, on_device, receipt, CudaDevice(int(request.device), read_fatbin()))
+    except BaseException:
+        for engine in engines.values():
+            engine.close()
+        raise
 
 
 def _is_count(value: object) -> bool:
