@@ -1,8 +1,9 @@
 """k from a latency budget: the time of a few k is measured once, and the largest that fits is taken."""
 from __future__ import annotations
 
+import functools
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 from saccade.errors import SaccadeError
@@ -52,6 +53,23 @@ def choose(measured_ms: Mapping[int, float], budget_ms: float) -> Choice:
             f"budget_ms {budget_ms:g} is not to be had: the fastest measured, k {least}, takes {measured_ms[least]:.2f} ms"
         )
     return Choice(max(fitting), budget_ms, dict(measured_ms))
+
+
+class Budget:
+    """Measures what it has not measured yet, and chooses. `choice` is the last one."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.choice: Choice | None = None
+        self.measured_ms: dict[Hashable, dict[int, float]] = {}
+
+    def k(self, budget_ms: object, kind: Hashable, offered: Iterable[int], frame: Callable[[int], None]) -> int:
+        """Return the k of one kind of frame; `frame` runs one with a given k and waits for it."""
+        limit = checked_budget(budget_ms)
+        if kind not in self.measured_ms:
+            self.measured_ms[kind] = {k: measure(functools.partial(frame, k), self._clock) for k in offered}
+        self.choice = choose(self.measured_ms[kind], limit)
+        return self.choice.k
 
 
 def checked_budget(budget_ms: object) -> float:

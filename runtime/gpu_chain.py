@@ -4,7 +4,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -14,17 +14,16 @@ from saccade.bundle import Bundle
 from saccade.engines.device_engine import DeviceEngine
 from saccade.engines.store import Receipt
 from saccade.errors import SaccadeError
-from saccade.runtime import budget
+from saccade.runtime.budget import Budget, buckets
 from saccade.runtime.chain import Clock, Look, Output, Pipeline, check_frames, checked_target
-from saccade.runtime.device import LEGACY_STREAM, Device, Memory, Pinned
+from saccade.runtime.device import LEGACY_STREAM, Device
 from saccade.runtime.device_arrays import DeviceArray, DeviceImage, device_images, follow, is_on_device, stream_handle
 from saccade.runtime.gpu_frame import Frame, Networks, Shape, check_types
+from saccade.runtime.gpu_frames import Frames, uploaded
 from saccade.runtime.gpu_slot import Slot
 from saccade.runtime.images import Fit, ImageLike, as_list, native_size
 from saccade.runtime.reference import NEIGHBOURS, not_finite
 
-MAX_FRAMES = 16  # shapes whose memory and graph are kept; the one used longest ago goes first
-MAX_POSITION_BYTES = 256 << 20  # of position tables on the device; one at 2072 px is 67 MB
 SLOTS = 2  # frames under way in a stream of frames: one is uploaded while the other runs
 
 
@@ -64,20 +63,18 @@ class GpuPipeline(Pipeline):
     ) -> None:
         super().__init__(bundle, dict(engines), receipt)
         check_types(engines)
-        self.device, self._graphs, self._now = device, graphs, clock
-        self.choice: budget.Choice | None = None  # what `budget_ms` chose last, and why
+        self.device, self._graphs = device, graphs
+        self.budget = Budget(clock)
         self._busy, self._closed = threading.Lock(), False
-        self._frames: OrderedDict[Shape, Frame] = OrderedDict()
-        self._tables: OrderedDict[tuple[int, int], Memory] = OrderedDict()
-        self._measured: dict[tuple[int, tuple[int, int], bool, bool], dict[int, float]] = {}
         with device.current():
             self._stream, self._uploads = device.create_stream(), device.create_stream()
             self._slots = [Slot(device) for _ in range(SLOTS)]
-            table = self._uploaded(self._table)
-            half = engines["extractor"].inputs["patches"].dtype == "float16"
-            gather_table = self._uploaded(self._table.astype(np.float16)) if half else table
+            table = uploaded(device, self._table, self._stream)
+            gather_type = engines["extractor"].inputs["patches"].dtype
+            gather_table = uploaded(device, self._table.astype(gather_type), self._stream)
         self._free_slots, self._last = deque(self._slots), self._slots[0]
-        self._networks = Networks(device, bundle.model, engines, table, gather_table)
+        networks = Networks(device, bundle.model, engines, table, gather_table)
+        self._frames = Frames(networks, self._positions_on, self._stream, self._drain)
 
     def __call__(
         self,
@@ -180,7 +177,8 @@ class GpuPipeline(Pipeline):
         """Return uint8 images (H, W, 3) of one size on the device, (B, H, W, 3), to be given to calls."""
         stacked = np.ascontiguousarray(images if isinstance(images, np.ndarray) else np.stack(list(images)))
         with self._entered():
-            return DeviceArray(self.device, self._uploaded(stacked), 0, stacked.shape, stacked.dtype.str)
+            memory = uploaded(self.device, stacked, self._stream)
+            return DeviceArray(self.device, memory, 0, stacked.shape, stacked.dtype.str)
 
     def wait(self) -> None:
         """Wait for all frames given to streams so far; raises SaccadeError where one's scores were not finite."""
@@ -200,12 +198,13 @@ class GpuPipeline(Pipeline):
                 stack.callback(self.device.destroy_stream, self._uploads)
                 for slot in self._slots:
                     stack.callback(slot.close)
-                for frame in self._frames.values():
-                    stack.callback(frame.close)
-                for slot in self._slots:
-                    stack.callback(slot.wait)
-            self._frames.clear()
-            self._tables.clear()
+                stack.callback(self._frames.close)
+                stack.callback(self._drain)
+
+    def _drain(self) -> None:
+        """Wait for everything under way."""
+        for slot in self._slots:
+            slot.wait()
 
     @contextlib.contextmanager
     def _entered(self) -> Iterator[None]:
@@ -273,7 +272,7 @@ class GpuPipeline(Pipeline):
         given: Mapping[str, np.ndarray] | None = None,
     ) -> UnderWay:
         """Give a frame to a stream; `given` are the arrays that replace the selector's in an extraction."""
-        frame = self._frame(shape)
+        frame = self._frames.of(shape)
         slot = self._free_slots.popleft() if self._free_slots else self._new_slot()
         try:
             self._settle(slot)
@@ -294,7 +293,6 @@ class GpuPipeline(Pipeline):
             slot.unchecked = None if shape.kind == "extract" else frame
             self._last = slot
         except BaseException:
-            frame.seen_views = b""
             with contextlib.suppress(SaccadeError):  # nothing may still be reading what the next frame writes
                 self.device.synchronize(self._uploads)
                 self.device.synchronize(stream)
@@ -365,70 +363,29 @@ class GpuPipeline(Pipeline):
         with self._entered():
             batch = Batch(pixels, False, self.grid_of(pixels[0]))
             shape = Shape("extract", len(pixels), indices.shape[1], batch.grid, dense)
-            prefix = look.prefix.astype(self._networks.engines["extractor"].inputs["prefix"].dtype, copy=False)
-            given = {"indices": indices, "prefix": prefix}
+            prefix_type = self.engines["extractor"].inputs["prefix"].dtype
+            given = {"indices": indices, "prefix": look.prefix.astype(prefix_type, copy=False)}
             under_way = self._submit(shape, batch, self._stream, clock, given)
             names = [name for name in under_way.frame.results if name in ("cls", "logits", "tokens", "dense")]
             found = self._host_arrays(under_way, names)
             return Output(look.score_map, look.prefix, look.raw_score_map, clock.timings_ms, indices, **found)
 
-    # ---- what is kept from frame to frame
-
-    def _frame(self, shape: Shape) -> Frame:
-        """Return the frame of a shape, made where it is new; the one used longest ago makes room."""
-        if shape not in self._frames:
-            while len(self._frames) >= MAX_FRAMES:
-                for slot in self._slots:
-                    slot.wait()
-                self._frames.popitem(last=False)[1].close()
-            positions = None if shape.kind == "look" else self._positions_there(shape.grid)
-            self._frames[shape] = Frame(self._networks, shape, positions)
-        self._frames.move_to_end(shape)
-        return self._frames[shape]
-
-    def _positions_there(self, grid: tuple[int, int]) -> Memory:
-        """Return the position table of a grid on the device, in the type of the extractor's inputs."""
-        if grid not in self._tables:
-            table = self._positions_on(grid).astype(self._networks.patch_type, copy=False)
-            while self._tables and sum(each.size for each in self._tables.values()) + table.nbytes > MAX_POSITION_BYTES:
-                self._tables.popitem(last=False)
-            self._tables[grid] = self._uploaded(table)
-        self._tables.move_to_end(grid)
-        return self._tables[grid]
-
-    def _uploaded(self, array: np.ndarray) -> Memory:
-        """Copy an array to the device and wait for it."""
-        staging, memory = Pinned(self.device, array.nbytes), Memory(self.device, array.nbytes)
-        staging.bytes[:] = np.frombuffer(array.tobytes(), np.uint8)
-        self.device.copy_in(memory.address, staging.address, array.nbytes, self._stream)
-        self.device.synchronize(self._stream)
-        return memory
-
     # ---- k from a budget
 
-    def _within(
-        self, budget_ms: float, k: int | None, k_ratio: float | None, batch: Batch, dense: bool
-    ) -> int:
+    def _within(self, budget_ms: float, k: int | None, k_ratio: float | None, batch: Batch, dense: bool) -> int:
         """Return the k that a budget buys; every bucket of this batch and grid is measured first, once."""
         if k is not None or k_ratio is not None:
             raise SaccadeError("give k, k_ratio or budget_ms, not several")
-        limit = budget.checked_budget(budget_ms)
-        key = (len(batch.images), batch.grid, dense, batch.on_device)
-        if key not in self._measured:
-            most = int(self.receipt.conditions.get("max_k", batch.grid[0] * batch.grid[1]))
-            offered = budget.buckets(batch.grid[0] * batch.grid[1], NEIGHBOURS if dense else 1, most)
-            self._measured[key] = {each: self._measure(each, batch, dense) for each in offered}
-        self.choice = budget.choose(self._measured[key], limit)
-        return self.choice.k
+        cells = batch.grid[0] * batch.grid[1]
+        most = int(self.receipt.conditions.get("max_k", cells))
+        offered = buckets(cells, NEIGHBOURS if dense else 1, most)
+        kind = (len(batch.images), batch.grid, dense, batch.on_device)
 
-    def _measure(self, k: int, batch: Batch, dense: bool) -> float:
-        shape = Shape("run", len(batch.images), k, batch.grid, dense)
-
-        def frame() -> None:
-            under_way = self._submit(shape, batch, self._stream, Clock())
+        def frame(k: int) -> None:
+            under_way = self._submit(Shape("run", len(batch.images), k, batch.grid, dense), batch, self._stream, Clock())
             if batch.on_device:
                 self._finish(under_way)
             else:
                 self._output(under_way)
 
-        return budget.measure(frame, self._now)
+        return self.budget.k(budget_ms, kind, offered, frame)

@@ -169,7 +169,8 @@ class Frame:
         return steps
 
     def _kernel(self, name: str, params: Params, shape: launch.Launch) -> Step:
-        return lambda stream: self._device.launch(name, params, shape, stream)
+        device = self._device  # and not self: memory is to go with the last reference, not with the next collection
+        return lambda stream: device.launch(name, params, shape, stream)
 
     def _network(self, role: str) -> Step:
         engine, shape = self._networks.engines[role], self.shape

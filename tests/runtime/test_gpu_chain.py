@@ -15,8 +15,9 @@ from saccade.errors import SaccadeError
 from saccade.runtime.chain import Output, Pipeline
 from saccade.runtime.device import LEGACY_STREAM
 from saccade.runtime.device_arrays import DeviceArray
-from saccade.runtime.gpu_chain import MAX_FRAMES, GpuPipeline
+from saccade.runtime.gpu_chain import GpuPipeline
 from saccade.runtime.gpu_frame import check_types
+from saccade.runtime.gpu_frames import MAX_FRAMES
 
 SELECTOR = ["saccade_preprocess_fp32", "selector", "saccade_resize_scores", "saccade_rank"]
 KERNELS = [*SELECTOR, "saccade_gather_32bit", "extractor"]
@@ -245,20 +246,18 @@ def test_memory_is_given_back_with_the_last_array(open_gpu: Open, photographs: l
     del out
     np.testing.assert_array_equal(tokens.numpy(), expected)
     device, held = pipeline.device, len(pipeline.device.memory)
-    del tokens, pipeline._networks, pipeline._slots[:]
-    pipeline._free_slots.clear()
-    pipeline._last = None
-    assert len(device.memory) < held
+    del tokens
+    assert len(device.memory) == held - 1
 
 
 def test_position_tables_are_read_by_graphs_that_outlive_their_place_in_the_cache(
     open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("saccade.runtime.gpu_chain.MAX_POSITION_BYTES", 1)
+    monkeypatch.setattr("saccade.runtime.gpu_frames.MAX_POSITION_BYTES", 1)
     pipeline, image = open_gpu(), photographs[0]
     for size in (126, 70, 126, 84, 70):
         assert_equal(pipeline(image, size=size, k=5), cpu(image, size=size, k=5))
-    assert len(pipeline._tables) == 1
+    assert len(pipeline._frames.tables) == 1
 
 
 def test_too_little_memory_is_one_line_and_leaves_the_pipeline_usable(
@@ -392,8 +391,9 @@ def test_frames_on_several_streams_follow_each_other_where_they_share_memory(
     for i, image in enumerate(uploaded):
         out = pipeline(image, size=126, k=9, stream=streams[i % 2])
     assert_equal(out, cpu(images[-1], size=126, k=9))
-    for stream in streams:
-        pipeline.device.destroy_stream(stream)
+    pipeline.device.destroy_stream(streams[0])  # its frames are done by now, and not only done here
+    assert_equal(out, cpu(images[-1], size=126, k=9))
+    pipeline.device.destroy_stream(streams[1])
     assert_equal(pipeline(images[0], size=126, k=9), cpu(images[0], size=126, k=9))
 
 
@@ -610,8 +610,8 @@ def open_with_costs(open_gpu: Open, **options: Any) -> GpuPipeline:
 def test_a_budget_buys_the_largest_k_that_fits(open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray]) -> None:
     pipeline = open_with_costs(open_gpu)
     out = pipeline(photographs[0], size=126, budget_ms=2.0)
-    assert pipeline.choice.measured_ms == {k: k / 10 for k in (1, 4, 8, 12, 16, 24, 32, 40, 60, 81)}
-    assert str(pipeline.choice) == "k 16 takes 1.60 ms of 2; k 24 takes 2.40 ms"
+    assert pipeline.budget.choice.measured_ms == {k: k / 10 for k in (1, 4, 8, 12, 16, 24, 32, 40, 60, 81)}
+    assert str(pipeline.budget.choice) == "k 16 takes 1.60 ms of 2; k 24 takes 2.40 ms"
     assert_equal(out, cpu(photographs[0], size=126, k=16))
 
 
@@ -619,11 +619,11 @@ def test_buckets_are_measured_once_for_a_batch_and_a_grid(open_gpu: Open, photog
     pipeline = open_with_costs(open_gpu)
     for budget in (2.0, 100.0, 0.8):
         pipeline(photographs[0], size=126, budget_ms=budget)
-    assert len(pipeline._measured) == 1
-    assert str(pipeline.choice) == "k 8 takes 0.80 ms of 0.8; k 12 takes 1.20 ms"
+    assert len(pipeline.budget.measured_ms) == 1
+    assert str(pipeline.budget.choice) == "k 8 takes 0.80 ms of 0.8; k 12 takes 1.20 ms"
     pipeline(photographs, size=126, budget_ms=100)
-    assert len(pipeline._measured) == 2
-    assert str(pipeline.choice) == "k 81 takes 8.10 ms of 100, the most there is"
+    assert len(pipeline.budget.measured_ms) == 2
+    assert str(pipeline.budget.choice) == "k 81 takes 8.10 ms of 100, the most there is"
 
 
 def test_a_budget_that_nothing_fits_names_the_fastest(open_gpu: Open, photographs: list[np.ndarray]) -> None:
@@ -636,4 +636,4 @@ def test_a_budget_stays_within_what_the_engine_and_the_fill_take(open_gpu: Open,
     pipeline = open_with_costs(open_gpu, max_k=20)
     pipeline.receipt.conditions["max_k"] = "20"
     pipeline(photographs[0], size=126, budget_ms=100, dense=True)
-    assert list(pipeline.choice.measured_ms) == [5, 8, 12, 16, 20]
+    assert list(pipeline.budget.choice.measured_ms) == [5, 8, 12, 16, 20]
