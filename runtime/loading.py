@@ -11,7 +11,7 @@ import numpy as np
 from saccade.bundle import Bundle, read_bundle
 from saccade.engines import store
 from saccade.engines.device_engine import DeviceEngine
-from saccade.engines.engine import Engine, EngineRequest, Progress, default_request
+from saccade.engines.engine import EngineRequest, Progress, default_request
 from saccade.errors import SaccadeError
 from saccade.runtime.chain import Pipeline
 from saccade.runtime.cuda_device import CudaDevice
@@ -58,11 +58,12 @@ def load(
     request = default_request(opened, engine, precision, device, int(threads), int(streams))
     folder, receipt = store.ensure(opened, request, progress, note or _note_on_stderr, build=build)
     progress("load")
-    return _pipeline(opened, store.load(opened, request, folder, receipt), receipt, request)
+    return open_built(opened, request, folder, receipt)
 
 
-def _pipeline(bundle: Bundle, engines: dict[str, Engine], receipt: store.Receipt, request: EngineRequest) -> Pipeline:
-    """Return the chain where the engines run: on a GPU nothing between them comes back to the host."""
+def open_built(bundle: Bundle, request: EngineRequest, folder: Path, receipt: store.Receipt) -> Pipeline:
+    """Return the chain on a built engine, where it runs: on a GPU nothing between the networks comes back to the host."""
+    engines = store.load(bundle, request, folder, receipt)
     on_device = {role: engine for role, engine in engines.items() if isinstance(engine, DeviceEngine)}
     if not on_device:
         return Pipeline(bundle, engines, receipt, request.streams)

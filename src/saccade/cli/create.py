@@ -22,6 +22,7 @@ from saccade.runtime.chain import MAX_CELLS, checked_k
 
 EXPORT_MODULES = ("torch", "onnx", "onnxscript", "onnxruntime", "polygraphy")
 MAX_PROFILE_BATCH = 4096  # far beyond what any GPU's memory holds
+SELF_TESTED = ("tensorrt",)  # engines that are built on the GPU they are for
 MAX_SEED = 2**32 - 1  # beyond it the same weights come again
 # Which engines each option of `build` means something to.
 TAKEN_BY = {
@@ -257,13 +258,24 @@ def build(options: argparse.Namespace) -> Report:
     """Build what is missing, stale or damaged and report what there is."""
     bundle = read_bundle(options.bundle)
     request = engine_request(bundle, options)
+    is_tested = request.engine in SELF_TESTED and store.backend(request.engine).capabilities().can_build
+    verdict = None
+    if is_tested:
+        from saccade.validate.self_test import check_testable, self_test
+
+        check_testable(bundle, request)
     with Phases() as phases:
         before = {folder: folder.stat().st_mtime_ns for folder, _ in store.receipts(bundle)}
         folder, receipt = store.ensure(bundle, request, phases, phases.note, thorough=True)
         kept = before.get(folder) == folder.stat().st_mtime_ns  # else it is another folder, under its old name perhaps
         if kept and receipt.key != store.key_of(store.conditions(bundle, request)):
             phases.note(f"{folder} takes all that and more; delete it for an engine of just these limits")
-    return Report(receipt_data(folder, receipt) | {"built": not kept}, _build_lines(folder, receipt, kept=kept))
+        if is_tested and not kept:
+            phases("self-test on the bundle's golden images")
+            verdict = self_test(bundle, request, folder, receipt)
+    lines = _build_lines(folder, receipt, kept=kept)
+    lines += [f"  equal to PyTorch on {verdict['images']} images"] if verdict else []
+    return Report(receipt_data(folder, receipt) | {"built": not kept, "self_test": verdict}, lines)
 
 
 def engine_request(bundle: Bundle, options: argparse.Namespace) -> EngineRequest:
