@@ -74,7 +74,7 @@ class GpuPipeline(Pipeline):
             gather_table = uploaded(device, self._table.astype(gather_type), self._stream)
         self._free_slots, self._last = deque(self._slots), self._slots[0]
         networks = Networks(device, bundle.model, engines, table, gather_table)
-        self._frames = Frames(networks, self._positions_on, self._stream, self._drain)
+        self.frames = Frames(networks, self._positions_on, self._stream, self._drain)
 
     def __call__(
         self,
@@ -198,8 +198,11 @@ class GpuPipeline(Pipeline):
                 stack.callback(self.device.destroy_stream, self._uploads)
                 for slot in self._slots:
                     stack.callback(slot.close)
-                stack.callback(self._frames.close)
+                stack.callback(self.frames.close)
                 stack.callback(self._drain)
+
+    def __enter__(self) -> GpuPipeline:
+        return self
 
     def _drain(self) -> None:
         """Wait for everything under way."""
@@ -272,7 +275,7 @@ class GpuPipeline(Pipeline):
         given: Mapping[str, np.ndarray] | None = None,
     ) -> UnderWay:
         """Give a frame to a stream; `given` are the arrays that replace the selector's in an extraction."""
-        frame = self._frames.of(shape)
+        frame = self.frames.of(shape)
         slot = self._free_slots.popleft() if self._free_slots else self._new_slot()
         try:
             self._settle(slot)

@@ -257,7 +257,7 @@ def test_position_tables_are_read_by_graphs_that_outlive_their_place_in_the_cach
     pipeline, image = open_gpu(), photographs[0]
     for size in (126, 70, 126, 84, 70):
         assert_equal(pipeline(image, size=size, k=5), cpu(image, size=size, k=5))
-    assert len(pipeline._frames.tables) == 1
+    assert len(pipeline.frames.tables) == 1
 
 
 def test_too_little_memory_is_one_line_and_leaves_the_pipeline_usable(
