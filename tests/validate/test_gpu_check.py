@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from saccade.engines.cuda import Gpu, find_gpus
@@ -182,9 +183,9 @@ def test_a_sanitizer_that_finds_something_fails_the_section(
     assert section["lines"][2:] == ["- memcheck: memcheck SUMMARY: some", "- racecheck: racecheck SUMMARY: some"]
 
 
-def test_the_section_of_parity_holds_the_five_numbers_and_compares_graph_and_steps(
-    check: gpu_check.Check, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def on_ours(check: gpu_check.Check, monkeypatch: pytest.MonkeyPatch) -> gpu_check.Check:
+    """Let torch's modules be networks of our GPU, which take their turn in its streams."""
     from saccade.export import modules
     from saccade.validate import gpu_model
     from saccade.validate.torch_engine import TorchEngine
@@ -201,7 +202,96 @@ def test_the_section_of_parity_holds_the_five_numbers_and_compares_graph_and_ste
     monkeypatch.setattr(gpu_model, "open_chain", lambda *given, **options: opened(*given, **options, where="cpu"))
     monkeypatch.setattr(modules.Attention, "forward", modules.Attention.forward)
     vars(check)["where"] = None
-    section = gpu_check.parity(check)
+    return check
+
+
+def test_the_section_of_parity_holds_the_five_numbers_and_compares_graph_and_steps(on_ours: gpu_check.Check) -> None:
+    section = gpu_check.parity(on_ours)
     assert section["found"]["fp32"]["passed"]
     assert [section["found"][precision]["graph_equals_its_steps"] for precision in ("fp32", "fp16")] == [True, True]
     assert "| fp32 | graph and single steps, other bits | 0 | 0 |" in section["lines"]
+
+
+class Images:
+    """A guest's images on our GPU."""
+
+    device = None
+
+    def __init__(self, device: Any, batch: int, size: int) -> None:
+        self.array = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
+        device.adopt(self.array)
+        self.shape = self.array.shape
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return self.array.__array_interface__ | {"version": 3}
+
+
+@pytest.fixture
+def timed(on_ours: gpu_check.Check, monkeypatch: pytest.MonkeyPatch) -> gpu_check.Check:
+    """Let every timing be a millisecond: what is run is run once."""
+    from saccade.validate import gpu_timing
+
+    def once(run: Callable[[], object], *where: Any) -> Times:
+        run()
+        return Times(1.0, 0.5, 2.0, 1)
+
+    monkeypatch.setattr(gpu_timing, "elapsed_ms", once)
+    monkeypatch.setattr(gpu_timing, "call_ms", once)
+    monkeypatch.setattr(gpu_timing, "copy_bandwidth", lambda device: 4e12)
+    monkeypatch.setattr(gpu_timing, "random_images", lambda batch, size, device: Images(on_ours.device, batch, size))
+    return on_ours
+
+
+def test_the_section_of_kernel_times_has_a_table_for_each_size_and_batch(timed: gpu_check.Check) -> None:
+    timed.options.batch = [1, 2]
+    section = gpu_check.kernel_times(timed)
+    assert [(each["size"], each["batch"], each["k"]) for each in section["timings"]] == [(126, 1, 8), (126, 2, 8)]
+    lines = section["lines"]
+    assert lines[:3] == ["A copy of 1 GiB moves 4000 GB/s, read and written.", "", "126 px, k 8, batch 1:"]
+    rows = [line.split(" | ")[0].strip("| ") for line in lines if line.startswith("| ")]
+    kernels = ["kernel", "---", "preprocess", "resize_scores", "rank", "gather", "fill"]
+    assert rows == [*kernels, "step", "---", "selector", "extractor", "top-k and gather"] * 2
+    assert "| selector | 50.0 |" in lines  # of 20 in a graph
+
+
+def test_the_section_of_frame_times_goes_on_where_one_way_fails(
+    timed: gpu_check.Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from saccade.validate import gpu_model, gpu_timing
+
+    def no_compiler() -> Times:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(
+        gpu_timing, "pytorch_frames", lambda *given: {gpu_report.EAGER: lambda: Times(4, 4, 4, 1), "compiled": no_compiler}
+    )
+    opened, asked = gpu_model.open_chain, list[dict[str, Any]]()
+
+    def eager(*given: Any, **options: Any) -> Any:
+        asked.append(dict(options))
+        options.pop("compiled", None)  # it takes half a minute
+        return opened(*given, **options)
+
+    monkeypatch.setattr(gpu_model, "open_chain", eager)
+    section = gpu_check.frame_times(timed)
+    assert section["failed"] == ["compiled at 126 px, batch 1: RuntimeError: no C++ compiler"]
+    assert asked == [{"graphs": False}, {}, {"compiled": True}]
+    (found,) = section["timings"]
+    assert list(found["frames"]) == [
+        "saccade fp16, step by step", "saccade fp16, one graph", gpu_report.CHAIN, gpu_report.EAGER,
+    ]  # fmt: skip
+    assert "| saccade fp16, one graph | 1.000 | 0.500 to 2.000 | 0.25 |" in section["lines"]
+
+
+def test_the_unsplit_model_to_compare_with_is_the_reference(check: gpu_check.Check) -> None:
+    import torch
+
+    from saccade.export.reference import Reference
+    from saccade.validate.gpu_timing import Unsplit
+
+    images = np.random.default_rng(0).integers(0, 256, (2, 126, 126, 3), np.uint8)
+    expected = Reference(check.subject.checkpoint, "features")(list(images), 9)
+    with torch.inference_mode():
+        cls = Unsplit(check.subject, (9, 9), 9)(torch.from_numpy(images))
+    np.testing.assert_allclose(cls.numpy(), expected.pooled, rtol=1e-4, atol=1e-5)
