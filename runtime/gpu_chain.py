@@ -343,7 +343,8 @@ class GpuPipeline(Pipeline):
         """Wait for a frame and return copies of its results; its slot is free then."""
         try:
             self._finish(under_way)
-            return {name: under_way.slot.array(under_way.frame, name).copy() for name in names}
+            found = {name: under_way.slot.array(under_way.frame, name) for name in names}
+            return {name: array.astype(np.int32 if name == "indices" else np.float32) for name, array in found.items()}
         finally:
             self._free_slots.append(under_way.slot)
 

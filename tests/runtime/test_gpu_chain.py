@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import saccade
+from saccade.bundle import TensorSpec
 from saccade.engines.engine import default_request
 from saccade.errors import SaccadeError
 from saccade.runtime import loading
@@ -168,6 +169,52 @@ def test_scores_that_are_not_finite_are_the_error_of_a_cpu_and_the_next_frame_ru
         pipeline(image, size=126)
     monkeypatch.setattr(network, "run", run)
     assert_equal(pipeline(photographs[0], size=126, k=9), cpu(photographs[0], size=126, k=9))
+
+
+HALVED = {"selector": ("lowres", "prefix"), "extractor": ("patches", "positions", "prefix")}
+
+
+class Rounding:
+    """A network of the host whose inputs and prefix are rounded to float16, and in `halves` given and taken as such."""
+
+    def __init__(self, network: Any, *, halves: bool) -> None:
+        self.network, self.role, self.halves = network, network.role, halves
+        self.inputs, self.outputs = (self._specs(specs) for specs in (network.inputs, network.outputs))
+
+    def _specs(self, specs: dict[str, TensorSpec]) -> dict[str, TensorSpec]:
+        small = {name: TensorSpec(name, "float16", spec.shape) for name, spec in specs.items() if name in HALVED[self.role]}
+        return specs | small if self.halves else specs
+
+    def _rounded(self, arrays: dict[str, np.ndarray], dtype: type) -> dict[str, np.ndarray]:
+        named = HALVED[self.role]
+        return {name: each.astype(np.float16).astype(dtype) if name in named else each for name, each in arrays.items()}
+
+    def run(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = self.network.run(self._rounded(feed, np.float32))
+        return self._rounded(found, np.float16 if self.halves else np.float32)
+
+    def close(self) -> None:
+        self.network.close()
+
+
+def test_tensors_in_float16_are_the_float32_ones_rounded_once(
+    small_bundle: Callable[[str], Path], new_device: Callable[..., Any], host_device: Any, photographs: list[np.ndarray]
+) -> None:
+    def opened() -> Pipeline:
+        return saccade.load(small_bundle("dinov2"), engine="openvino", threads=1, note=lambda line: None)
+
+    device, host, plain = new_device(), opened(), opened()
+    halved = {role: Rounding(network, halves=True) for role, network in host.engines.items()}
+    engines = {role: host_device.HostEngine(device, network) for role, network in halved.items()}
+    rounded: Any = {role: Rounding(network, halves=False) for role, network in plain.engines.items()}
+    reference = Pipeline(plain.bundle, rounded, plain.receipt)
+    with GpuPipeline(host.bundle, engines, host.receipt, device) as pipeline, reference:
+        images = crops(photographs, 2)
+        ours, theirs = (each(images, size=126, k=9, dense=True) for each in (pipeline, reference))
+        assert_equal(ours, theirs)
+        assert {"saccade_preprocess_fp16", "saccade_gather_16bit"} <= set(device.calls)
+        forced = [each.extract(images, theirs.indices, theirs.prefix) for each in (pipeline, reference)]
+        np.testing.assert_array_equal(forced[0].tokens, forced[1].tokens)
 
 
 # ---- graphs
@@ -494,7 +541,7 @@ def test_a_closed_pipeline_is_refused(open_gpu: Open) -> None:
 def test_graphs_whose_types_no_kernel_has_are_refused(open_gpu: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = open_gpu()
     inputs = pipeline.engines["extractor"].inputs
-    monkeypatch.setitem(inputs, "positions", saccade.bundle.TensorSpec("positions", "float16", ("batch", "k", 128)))
+    monkeypatch.setitem(inputs, "positions", TensorSpec("positions", "float16", ("batch", "k", 128)))
     with pytest.raises(SaccadeError, match="patches and positions must be of one type"):
         check_types(pipeline.engines)
 
