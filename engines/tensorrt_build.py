@@ -246,8 +246,20 @@ def build_plan(job: Job, begin: Callable[[str], None]) -> Finished:
     _write(Path(job.plan), plan)
     clock.append(time.monotonic())
     seconds = [round(end - start, 2) for start, end in itertools.pairwise(clock)]
-    audit = audit_of_text("\n".join(log.lines), job.precision)
+    audit = audit_of_text(_layers_text(trt, job, log, plan), job.precision)
     return Finished(audit, dict(zip(("parse", "build", "write"), seconds, strict=True)))
+
+
+def _layers_text(trt: Any, job: Job, log: Any, plan: Any) -> str:
+    """Return what the audit reads: the build's log, in which on a GPU the engine's own inspector speaks for the layers."""
+    if job.device is None:
+        return "\n".join(log.lines)
+    engine = trt.Runtime(log).deserialize_cuda_engine(plan)
+    if engine is None:
+        reason = log.error_line("no reason given")
+        raise SaccadeError(f"{job.engine}: cannot load the {job.role} it has just built ({reason}); free GPU memory")
+    layers = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.ONELINE)
+    return "\n".join([*(line for line in log.lines if "LayerType:" not in line), layers])
 
 
 def _select_gpu(job: Job) -> None:

@@ -34,7 +34,7 @@ from saccade.bundle import (
 )
 from saccade.engines import tensorrt as module
 from saccade.engines import tensorrt_build
-from saccade.engines.audit import audit_lines
+from saccade.engines.audit import audit_lines, audit_of_text
 from saccade.engines.engine import LIMITS, Built, EngineRequest
 from saccade.engines.tensorrt import Gpu, TensorRTBackend, find_gpus
 from saccade.engines.tensorrt_build import Job, build_in_child, readable
@@ -598,6 +598,39 @@ def test_rtx_measures_nothing_and_keeps_nothing(bundle: Bundle, built: Any, tmp_
     tensorrt_build._keep_timings(job(bundle, tmp_path), Timings())
     assert list(tmp_path.iterdir()) == []
     assert not (bundle.engines_path / ".tensorrt.timings").exists()
+
+
+# ---- what the inspector on a GPU says is what is audited
+
+
+def inspector(layers: str, *, loads: bool = True) -> Any:
+    """Return a binding whose engines say that of themselves."""
+    found = types.SimpleNamespace(get_engine_information=lambda form: {"oneline": layers}[form])
+    engine = types.SimpleNamespace(create_engine_inspector=lambda: found) if loads else None
+    runtime = types.SimpleNamespace(deserialize_cuda_engine=lambda plan: engine)
+    forms = types.SimpleNamespace(ONELINE="oneline")
+    return types.SimpleNamespace(Runtime=lambda log: runtime, LayerInformationFormat=forms)
+
+
+LOGGED = types.SimpleNamespace(
+    lines=["Parsing node: a [Softmax]", "Name: _gemm_mha_v2, LayerType: kgen, "], error_line=lambda otherwise: otherwise
+)
+
+
+def test_on_a_gpu_the_layers_are_those_of_the_engine_itself_and_no_layer_counts_twice(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    on_gpu = job(bundle, tmp_path, device=0, precision="fp16")
+    text = tensorrt_build._layers_text(inspector("Name: x_mha_y, LayerType: kgen, "), on_gpu, LOGGED, b"plan")
+    assert text.splitlines() == ["Parsing node: a [Softmax]", "Name: x_mha_y, LayerType: kgen, "]
+    assert audit_of_text(text, "fp16").fused_attention == 1
+    without = tensorrt_build._layers_text(None, job(bundle, tmp_path), LOGGED, b"plan")
+    assert without.splitlines() == LOGGED.lines
+
+
+def test_a_plan_that_does_not_load_where_it_was_built_is_one_line(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(SaccadeError, match=r"cannot load the extractor it has just built \(no reason given\)"):
+        tensorrt_build._layers_text(inspector("", loads=False), job(bundle, tmp_path, device=0), LOGGED, b"plan")
 
 
 # ---- running, on a stand-in for the GPU: its memory is ours, its engine adds one
