@@ -15,24 +15,17 @@ from saccade.engines.device_engine import DeviceEngine
 from saccade.engines.store import Receipt
 from saccade.errors import SaccadeError
 from saccade.runtime.budget import Budget, buckets
-from saccade.runtime.chain import Clock, Look, Output, Pipeline, check_frames, checked_target
+from saccade.runtime.chain import Clock, Look, Output, Pipeline, check_frames
 from saccade.runtime.device import LEGACY_STREAM, Device
-from saccade.runtime.device_arrays import DeviceArray, DeviceImage, device_images, follow, is_on_device, stream_handle
+from saccade.runtime.device_arrays import DeviceArray, DeviceImage, follow, stream_handle
+from saccade.runtime.gpu_batch import Batch, device_batch, listed
 from saccade.runtime.gpu_frame import Frame, Networks, Shape, check_types
 from saccade.runtime.gpu_frames import Frames, uploaded
 from saccade.runtime.gpu_slot import Slot
-from saccade.runtime.images import Fit, ImageLike, as_list, native_size
+from saccade.runtime.images import Fit, ImageLike
 from saccade.runtime.reference import NEIGHBOURS, not_finite
 
 SLOTS = 2  # frames under way in a stream of frames: one is uploaded while the other runs
-
-
-class Batch(NamedTuple):
-    """The images of one call, all on the host or all on the device, of one size."""
-
-    images: list[np.ndarray] | list[DeviceImage]
-    on_device: bool
-    grid: tuple[int, int]
 
 
 class UnderWay(NamedTuple):
@@ -228,41 +221,16 @@ class GpuPipeline(Pipeline):
         self.device.check_stream(handle)
         return handle
 
-    # ---- images
-
     def _batch(
         self, images: Any, size: int | tuple[int, int] | None, fit: Fit, clock: Clock, stream: int
     ) -> Batch:
         """Return the images of a call where they lie; those on the host are decoded and fitted."""
-        given = [images] if is_on_device(images) else as_list(images)
-        there = [is_on_device(each) for each in given]
-        if not any(there):
-            pixels = self.pixels(given, size, fit, clock)
-            return Batch(pixels, False, self.grid_of(pixels[0]))
-        if not all(there):
-            raise SaccadeError("some images are on the host and some on the device; give all of one kind")
-        found = [
-            image
-            for index, each in enumerate(given)
-            for image in device_images(each, f"image {index}", self.device, stream)
-        ]
-        return Batch(*self._fitted(found, size, fit))
-
-    def _fitted(
-        self, images: list[DeviceImage], size: int | tuple[int, int] | None, fit: Fit
-    ) -> tuple[list[DeviceImage], bool, tuple[int, int]]:
-        """Check that images on the device have the size that is asked for; native cuts them to whole patches."""
-        patch, target = self.bundle.model.patch, self._target(size, fit)
-        for index, image in enumerate(images):
-            if target is None or fit == "native":
-                target = checked_target(native_size(cast(Any, image), patch, index, first=target), patch)
-            elif image.shape[:2] != target:
-                raise SaccadeError(
-                    f"image {index} is {image.width} x {image.height} px on the device, where nothing is resized; "
-                    f"give {target[1]} x {target[0]} px, another size=, fit native, or an image on the host"
-                )
-        assert target is not None
-        return [image.cut(*target) for image in images], True, (target[0] // patch, target[1] // patch)
+        given, on_device = listed(images)
+        if on_device:
+            target = self._target(size, fit)
+            return device_batch(given, target, fit, self.bundle.model.patch, self.device, stream)
+        pixels = self.pixels(given, size, fit, clock)
+        return Batch(pixels, False, self.grid_of(pixels[0]))
 
     # ---- a frame
 

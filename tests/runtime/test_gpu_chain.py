@@ -21,6 +21,7 @@ from saccade.runtime.device_arrays import DeviceArray
 from saccade.runtime.gpu_chain import GpuPipeline
 from saccade.runtime.gpu_frame import check_types
 from saccade.runtime.gpu_frames import MAX_FRAMES
+from saccade.validate.verify import verify
 
 SELECTOR = ["saccade_preprocess_fp32", "selector", "saccade_resize_scores", "saccade_rank"]
 KERNELS = [*SELECTOR, "saccade_gather_32bit", "extractor"]
@@ -136,6 +137,11 @@ def test_extract_on_given_cells_gives_what_a_cpu_gives(
         assert_equal(
             open_gpu(kind).extract(images, cells, prefix, dense=True), reference.extract(images, cells, prefix, dense=True)
         )
+
+
+def test_the_self_test_of_a_bundle_passes(open_gpu: Open) -> None:
+    result = verify(open_gpu())
+    assert result.passed, result.measures
 
 
 def test_outputs_belong_to_the_caller(open_gpu: Open, photographs: list[np.ndarray]) -> None:
