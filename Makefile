@@ -26,7 +26,7 @@ VARIANT := $(if $(filter %-fp32 openvino-bf16 openvino-fp16,$(CHOICE)),,$(BUNDLE
 DEMO    := build/demo
 PHOTO   := examples/china.jpg
 NATIVE  := $(wildcard runtime/native/src/* runtime/native/python/*)
-LIB     := $(NATIVE) $(wildcard runtime/native/*.* runtime/native/include/* runtime/native/examples/* tests/runtime/native/*.*)
+LIB     := $(NATIVE) $(wildcard runtime/native/*.* runtime/native/include/* runtime/native/examples/*.* tests/runtime/native/*.*)
 FATBIN  := build/cuda/saccade.fatbin
 LIBRARY := $(wildcard src/saccade/*.py src/saccade/cli/*.py)
 ENGINES := $(wildcard engines/*.py) $(LIBRARY) constraints.txt
@@ -37,7 +37,7 @@ JUDGE   := $(wildcard validate/*.py) $(EXPORT) $(CHAIN)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo onnx engines parity bench lib lib-test cuda no-nvcc gpu-check test lint doctor clean FORCE
+.PHONY: help demo onnx engines parity bench lib lib-test cuda no-nvcc gpu-check fuzz clang test lint doctor clean FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,12 @@ gpu-check: $(if $(shell command -v $(NVCC)),$(FATBIN),no-nvcc) build/gpu-check/k
 lib:     build/native/release/built ## Build the C library, build/lib/libsaccade.so
 lib-test: $(foreach kind,release asan tsan,build/native/$(kind)/built) ## Test the C library, under sanitizers too
 	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/runtime/native
+fuzz:    clang build/native/fuzz/built ## Fuzz what the C library parses and measures, 300 s each, into build/fuzz
+	for target in bundle image; do mkdir -p build/fuzz/$$target && \
+	  build/native/fuzz/tests/fuzz_$$target -max_total_time=300 -max_len=8192 -print_final_stats=1 \
+	    -artifact_prefix=build/fuzz/$$target- build/fuzz/$$target tests/runtime/native/corpus/$$target || exit 1; done
+clang:
+	@command -v clang++-14 > /dev/null || { echo 'make fuzz needs libFuzzer: apt install clang-14 libclang-rt-14-dev' >&2; exit 1; }
 test:    lint $(foreach kind,release asan tsan,build/native/$(kind)/built) ## Run all tests, lint and types included
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 lint:    .venv/installed   ## Check style and types

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 
@@ -17,10 +18,16 @@ from saccade.bundle import Bundle, GraphFile, TensorSpec
 from saccade.errors import SaccadeError
 
 ENGINE_NAMES = ("openvino", "onnxruntime", "tensorrt", "tensorrt-rtx")
-ROLES = ("selector", "extractor")
 DEFAULT_MAX_BATCH = 8
+STATIC_BATCH = 1  # of a static engine; its k is chosen
 # Conditions that say how much an engine takes, and not what it is made of or runs on.
 LIMITS = frozenset({"max_batch", "max_k", "opt_k"})
+# What only some engines offer, and what is said of one that does not.
+EXTRAS = {
+    "streams": "runs one frame at a time; leave streams at 1",
+    "static": "has no static engines; leave static out",
+    "cls_only": "always computes every token; leave cls_only out",
+}
 
 
 def default_device(engine: str) -> str:
@@ -41,17 +48,38 @@ class EngineRequest(Struct, frozen=True, kw_only=True):
     any_limits: bool = False  # what was built for other limits or targets will do too, if it runs on the device
     threads: int = 0  # 0 = the engine's own choice
     streams: int = 1  # frames that run at once, each on its share of the threads
+    static_k: int | None = None  # compiled for batch 1 and this k alone, which is faster; None takes any
+    cls_only: bool = False  # without patch tokens: the extractor's last block computes the cls row alone
+
+    @property
+    def title(self) -> str:
+        """What is asked for in words, as notes and errors name it."""
+        static = "" if self.static_k is None else f" static k={self.static_k}"
+        return f"{self.engine} {self.precision}{static}{' cls-only' if self.cls_only else ''}"
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """What is asked for of EXTRAS."""
+        asked = {"streams": self.streams > 1, "static": self.static_k is not None, "cls_only": self.cls_only}
+        return tuple(name for name in EXTRAS if asked[name])
 
 
 def default_request(
-    bundle: Bundle, engine: str, precision: str, device: str | None = None, threads: int = 0, streams: int = 1
+    bundle: Bundle,
+    engine: str,
+    precision: str,
+    device: str | None = None,
+    *,
+    threads: int = 0,
+    streams: int = 1,
+    cls_only: bool = False,
 ) -> EngineRequest:
     """Return the request of a run, which takes the engine that there is, whatever the limits it was built with.
 
     Where there is none, one is built for k up to every patch of the base grid, tuned at the bundle's k.
     """
-    rows, columns = bundle.model.base_grid
-    defaults, patch = bundle.manifest.defaults, bundle.model.patch
+    rows, columns = bundle.manifest.model.base_grid
+    defaults, patch = bundle.manifest.defaults, bundle.manifest.model.patch
     usual = defaults.k_on(defaults.size[0] * defaults.size[1] // patch**2)
     return EngineRequest(
         engine=engine,
@@ -62,6 +90,7 @@ def default_request(
         any_limits=True,
         threads=threads,
         streams=streams,
+        cls_only=cls_only,
     )
 
 
@@ -72,7 +101,23 @@ def build_command(bundle: Bundle, request: EngineRequest) -> str:
         words += ["--precision", request.precision]
     if request.engine != "tensorrt-rtx" and request.device != default_device(request.engine):
         words += ["--device", request.device]
+    if request.static_k is not None:
+        words += ["--static", "--k", str(request.static_k)]
+    if request.cls_only:
+        words += ["--cls-only"]
     return " ".join(words)
+
+
+def tensors_of(graph: GraphFile, request: EngineRequest) -> GraphFile:
+    """Return a graph's entry with the tensors of the engine that is asked for: fixed if static, no tokens if cls-only."""
+    sizes = {} if request.static_k is None else {"batch": STATIC_BATCH, "k": request.static_k}
+
+    def fixed(spec: TensorSpec) -> TensorSpec:
+        shape = tuple(sizes.get(extent, extent) if isinstance(extent, str) else extent for extent in spec.shape)
+        return msgspec.structs.replace(spec, shape=shape)
+
+    outputs = [fixed(spec) for spec in graph.outputs if not (request.cls_only and spec.name == "tokens")]
+    return msgspec.structs.replace(graph, inputs=tuple(map(fixed, graph.inputs)), outputs=tuple(outputs))
 
 
 def refuse_path(path: Path) -> None:
@@ -112,6 +157,8 @@ class Progress(Protocol):
 
 class Backend(Protocol):
     """The module of one engine: every file beside this one that is named after an engine has these functions."""
+
+    offers: frozenset[str] = frozenset()  # which of EXTRAS
 
     def capabilities(self) -> Capabilities:
         """Say what can be built and run here, without raising."""
@@ -215,8 +262,11 @@ class Engine(abc.ABC):
         """Run with checked arrays."""
 
     def twin(self) -> Engine:
-        """Return another engine on the same weights, for another thread to run at the same time; not every engine can."""
-        raise SaccadeError(f"{self.role}: this engine runs one frame at a time; leave streams at 1, or choose a CPU engine")
+        """Return another engine on the same weights, for another thread to run at the same time.
+
+        Only engines of a backend that offers streams have it.
+        """
+        raise NotImplementedError
 
     def _sharing(self: OwnEngine) -> OwnEngine:
         """Return a copy that shares everything but the lock."""
@@ -233,3 +283,29 @@ class Engine(abc.ABC):
 
     def _close(self) -> None:  # noqa: B027 - an engine may have nothing to drop
         """Drop what holds memory."""
+
+
+class ByShape(Engine):
+    """A static engine and the dynamic one of the same graph: what has the static one's shape runs there, all else here.
+
+    Each holds the weights in memory for itself.
+    """
+
+    def __init__(self, static: Engine, dynamic: Engine) -> None:
+        self.role, self.inputs, self.outputs = dynamic.role, dynamic.inputs, dynamic.outputs
+        self._engines = {"static": static, "dynamic": dynamic}
+
+    def twin(self) -> Engine:
+        """Return twins of both."""
+        twin = self._sharing()
+        twin._engines = load_roles(self._engines, lambda name: self._engines[name].twin())
+        return twin
+
+    def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        fits = all(feed[name].shape == spec.shape for name, spec in self._engines["static"].inputs.items())
+        return self._engines["static" if fits else "dynamic"].run(feed)
+
+    def _close(self) -> None:
+        with contextlib.ExitStack() as stack:  # the second also where the first cannot be closed
+            for engine in self._engines.values():
+                stack.callback(engine.close)

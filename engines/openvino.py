@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 
 from saccade.bundle import Bundle, GraphFile
-from saccade.engines.engine import ROLES, Backend, Built, Capabilities, Engine, EngineRequest, Progress, load_roles
+from saccade.engines.engine import (
+    EXTRAS,
+    STATIC_BATCH,
+    Backend,
+    Built,
+    Capabilities,
+    Engine,
+    EngineRequest,
+    Progress,
+    load_roles,
+    tensors_of,
+)
+from saccade.engines.openvino_passes import fix_shapes, keep_cls_alone
 from saccade.errors import SaccadeError
 
 INSTALL = "pip install '.[openvino]' in the clone"
@@ -64,6 +76,8 @@ def _config(core: Any, request: EngineRequest) -> dict[str, Any]:
 class OpenVINOBackend(Backend):
     """See `saccade.engines.engine.Backend`."""
 
+    offers = frozenset(EXTRAS)
+
     def capabilities(self) -> Capabilities:
         """Say what can be built and run here, without raising."""
         try:
@@ -95,20 +109,19 @@ class OpenVINOBackend(Backend):
         }
 
     def build(self, bundle: Bundle, request: EngineRequest, folder: Path, progress: Progress) -> Built:
-        """Compile each graph from its path (half the memory of reading it first) and write the blob."""
+        """Compile each graph and write the blob."""
         core = _module().Core()
         config, files, kernels = _config(core, request), {}, []
-        for role in ROLES:
+        for role in bundle.roles:
             progress(f"{role}: compile")
-            graph = bundle.graph(role, VARIANTS[request.precision])
-            compiled = _compiled(core, bundle.path / graph.file, config)
+            compiled = _compiled(core, *_source(core, bundle, role, request), config)
             kernels.append(f"{role} {_kernels_in_words(compiled, role, request.precision)}")
             progress(f"{role}: write")
             files[role] = f"{role}.blob"
             (folder / files[role]).write_bytes(_bytes(compiled.export_model()))
             del compiled
         hint = f"INFERENCE_PRECISION_HINT {config['INFERENCE_PRECISION_HINT']}"
-        found = f"{hint} on the {VARIANTS[request.precision]} graph; matrix products: {'; '.join(kernels)}"
+        found = f"{hint} on the {_graph_in_words(request)}; matrix products: {'; '.join(kernels)}"
         return Built(files=files, realised=found)
 
     def load(self, bundle: Bundle, request: EngineRequest, folder: Path, built: Built) -> dict[str, Engine]:
@@ -122,7 +135,8 @@ class OpenVINOBackend(Backend):
             config["NUM_STREAMS"] = request.streams
 
         def load(role: str) -> Engine:
-            return _imported(role, bundle.graph(role, VARIANTS[request.precision]), core, folder / built.files[role], config)
+            graph = tensors_of(bundle.graph(role, VARIANTS[request.precision]), request)
+            return _imported(role, graph, core, folder / built.files[role], config)
 
         return load_roles(built.files, load)
 
@@ -135,11 +149,39 @@ def _bytes(blob: Any) -> bytes:  # export_model returned BytesIO before 2024
     return blob if isinstance(blob, bytes) else bytes(blob.getbuffer())
 
 
-def _compiled(core: Any, path: Path, config: dict[str, Any]) -> Any:
+def _graph_in_words(request: EngineRequest) -> str:
+    static = "" if request.static_k is None else f", static at batch {STATIC_BATCH} and k {request.static_k}"
+    return f"{VARIANTS[request.precision]} graph{static}{', cls only' if request.cls_only else ''}"
+
+
+def _source(core: Any, bundle: Bundle, role: str, request: EngineRequest) -> tuple[Path, Any]:
+    """Return a graph's file and what to compile: the path, at half the memory, unless the graph is to be edited first."""
+    graph = bundle.graph(role, VARIANTS[request.precision])
+    path = bundle.path / graph.file
+    edits_cls = request.cls_only and role == "extractor"
+    if request.static_k is None and not edits_cls:
+        return path, str(path)
     try:
-        return core.compile_model(str(path), "CPU", config)
+        model = core.read_model(str(path))
     except RuntimeError as error:
-        raise SaccadeError(f"openvino cannot compile {path}: {str(error).strip().splitlines()[-1]}") from error
+        raise _cannot_compile(path, error) from error
+    if edits_cls:
+        keep_cls_alone(model)
+    if request.static_k is not None:
+        fix_shapes(model, tensors_of(graph, request).inputs)
+    return path, model
+
+
+def _cannot_compile(path: Path, error: RuntimeError) -> SaccadeError:
+    return SaccadeError(f"openvino cannot compile {path}: {str(error).strip().splitlines()[-1]}")
+
+
+def _compiled(core: Any, path: Path, source: Any, config: dict[str, Any]) -> Any:
+    """Compile `source`, which is the file `path` itself or was read from it."""
+    try:
+        return core.compile_model(source, "CPU", config)
+    except RuntimeError as error:
+        raise _cannot_compile(path, error) from error
 
 
 def _kernels_in_words(compiled: Any, role: str, precision: str) -> str:
@@ -179,7 +221,8 @@ def open_as_written(role: str, graph: GraphFile, path: Path) -> Engine:
 
     For judging a graph: a faster type than written is never chosen, and nothing is kept on disk. `graph` gives the tensors.
     """
-    return OpenVINOEngine(role, graph, _compiled(_module().Core(), path, {"INFERENCE_PRECISION_HINT": "f32"}), path)
+    compiled = _compiled(_module().Core(), path, str(path), {"INFERENCE_PRECISION_HINT": "f32"})
+    return OpenVINOEngine(role, graph, compiled, path)
 
 
 class OpenVINOEngine(Engine):

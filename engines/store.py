@@ -22,12 +22,13 @@ from msgspec import Struct
 from saccade import atomic, locks
 from saccade._version import VERSION
 from saccade.bundle import Bundle, FileName, Sha256, check_hash, read_bundle, sha256_of_file
+from saccade.contract import ALL_ROLES
 from saccade.engines import quarantine
 from saccade.engines.audit import Audit
 from saccade.engines.engine import (
     ENGINE_NAMES,
+    EXTRAS,
     LIMITS,
-    ROLES,
     Backend,
     Built,
     Engine,
@@ -40,7 +41,8 @@ from saccade.errors import SaccadeError
 
 RECEIPT = "receipt.json"
 MAX_RECEIPT_BYTES = 1 << 20
-GRAPHS = frozenset(f"{role}_sha256" for role in ROLES)  # the conditions that name the graphs
+GRAPHS = frozenset(f"{role}_sha256" for role in ALL_ROLES)  # the conditions that name the graphs
+FORM = frozenset({"static_k", "cls_only"})  # those of an engine that does not take and give everything
 # Where each engine's backend lives; the module is imported only when its engine is asked for.
 _BACKENDS = {
     "openvino": ("saccade.engines.openvino", "OpenVINOBackend", ()),
@@ -74,13 +76,36 @@ def backend(engine: str) -> Backend:
     return found
 
 
+def check_runs(engine: str) -> None:
+    """Refuse an engine that cannot run here, before one is built that only another machine can use."""
+    found = backend(engine).capabilities()
+    if not found.can_run:
+        raise SaccadeError(found.missing or f"{engine} cannot run here; 'saccade doctor' says what it lacks")
+
+
+def check_offers(bundle: Bundle, request: EngineRequest) -> None:
+    """Refuse what the asked engine does not offer, or the bundle's task cannot give."""
+    for name in request.extras:
+        if name not in backend(request.engine).offers:
+            others = [engine for engine in ENGINE_NAMES if name in backend(engine).offers]
+            raise SaccadeError(f"{request.engine} {EXTRAS[name]}, or use {' or '.join(others)}")
+    if request.cls_only and bundle.manifest.task == "segment":
+        raise SaccadeError(f"{bundle.path} segments, and gives nothing but patch tokens; leave cls_only out")
+
+
 def conditions(bundle: Bundle, request: EngineRequest) -> dict[str, str]:
     """Return everything a built engine depends on, as text by field."""
     chosen = backend(request.engine)
     variant = chosen.variant(request.precision)
-    graphs = {f"{role}_sha256": bundle.graph(role, variant).sha256 for role in ROLES}
-    own = chosen.conditions(request)
+    graphs = {f"{role}_sha256": bundle.graph(role, variant).sha256 for role in bundle.roles}
+    own = chosen.conditions(request) | _form(request)
     return {"engine": request.engine, "precision": request.precision} | graphs | own
+
+
+def _form(request: EngineRequest) -> dict[str, str]:
+    """Return the conditions in FORM that a request has."""
+    static = {} if request.static_k is None else {"static_k": str(request.static_k)}
+    return static | ({"cls_only": "yes"} if request.cls_only else {})
 
 
 def key_of(fields: dict[str, str]) -> str:
@@ -121,7 +146,7 @@ def _is_consistent(receipt: Receipt) -> bool:
     return (
         said.items() <= receipt.conditions.items()
         and set(receipt.files.values()) == set(receipt.sha256)
-        and set(receipt.files) <= set(ROLES)
+        and set(receipt.files) <= set(ALL_ROLES)
     )
 
 
@@ -186,10 +211,11 @@ def check_files(folder: Path, receipt: Receipt) -> None:
 
 def why_stale(bundle: Bundle, request: EngineRequest, fields: dict[str, str]) -> str | None:
     """Name what changed since the nearest built engine of the asked kind, or return None where there is none."""
+    kind = {"engine", "precision"} | FORM
     changes = [
         _obstacles(receipt.conditions, fields, request)
         for _, receipt in receipts(bundle)
-        if (receipt.engine, receipt.precision) == (request.engine, request.precision)
+        if all(receipt.conditions.get(name) == fields.get(name) for name in kind)
     ]
     return "; ".join(sorted(changes, key=len)[0]) if changes else None
 
@@ -225,8 +251,9 @@ def ensure(
     an error), and engines of other versions go.
     """
     refuse_path(bundle.path)
+    check_offers(bundle, request)
     variant = backend(request.engine).variant(request.precision)
-    for role in ROLES:
+    for role in bundle.roles:
         bundle.checked_path(bundle.graph(role, variant))
     fields = conditions(bundle, request)
     if found := find(bundle, request, fields, whole=thorough):
@@ -257,7 +284,7 @@ def _why_missing(bundle: Bundle, request: EngineRequest, fields: dict[str, str],
             read_receipt(folder)
         if damaged := damage(folder):
             return damaged
-    what = f"{request.engine} {request.precision} engine"
+    what = f"{request.title} engine"
     stale = why_stale(bundle, request, fields)
     return f"the built {what} is for other conditions ({stale})" if stale else f"no {what} is built yet"
 
@@ -273,7 +300,7 @@ def _sole_builder(bundle: Bundle, variant: str) -> Iterator[None]:
             busy = f"{bundle.path} is being exported or converted by another process; repeat when it is done"
             stack.enter_context(locks.reserved(bundle.path, busy, shared=True))
             now = read_bundle(bundle.path)
-            if any(now.graph(role, variant) != bundle.graph(role, variant) for role in ROLES):
+            if any(now.graph(role, variant) != bundle.graph(role, variant) for role in bundle.roles):
                 raise SaccadeError(f"{bundle.path} was exported or converted again meanwhile; repeat")
         stack.enter_context(_lock_on_engines(bundle))
         yield
@@ -332,8 +359,8 @@ def _make_way(folder: Path) -> None:
 def remove_superseded(bundle: Bundle, receipt: Receipt, *, other_versions: bool = True) -> list[Path]:
     """Delete engines that this one replaces, so that rebuilding does not fill the disk.
 
-    Superseded is what was built for the same engine, precision and hardware, with whatever limits, from older graphs, which
-    nothing can use any more; and with `other_versions` by another version of the engine. A run leaves those: two
+    Superseded is what was built for the same engine, precision and hardware, of whatever form and limits, from older graphs,
+    which nothing can use any more; and with `other_versions` by another version of the engine. A run leaves those: two
     environments that share a bundle would build in turns. Engines for other devices stay, another machine may have them.
     """
     ageing = GRAPHS | ({"version"} if other_versions else set())
@@ -341,7 +368,7 @@ def remove_superseded(bundle: Bundle, receipt: Receipt, *, other_versions: bool 
     for folder, other in receipts(bundle):
         old, new = other.conditions, receipt.conditions
         changed = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
-        if changed & ageing and changed <= GRAPHS | LIMITS | {"version"}:
+        if changed & ageing and changed <= GRAPHS | LIMITS | FORM | {"version"}:
             with contextlib.suppress(OSError):  # it fills the disk and does no other harm
                 folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
                 removed.append(folder)
@@ -353,7 +380,7 @@ def load(bundle: Bundle, request: EngineRequest, folder: Path, receipt: Receipt)
     check_files(folder, receipt)
     built = Built(files=dict(receipt.files), realised=receipt.realised, audit=receipt.audit)
     loaded = backend(request.engine).load(bundle, request, folder, built)
-    if missing := [role for role in ROLES if role not in loaded]:
+    if missing := [role for role in bundle.roles if role not in loaded]:
         for engine in loaded.values():
             engine.close()
         raise SaccadeError(f"{folder} holds no {' and no '.join(missing)}; delete it and build again")

@@ -81,5 +81,10 @@ def _write_positions(checkpoint: Checkpoint, path: Path) -> DataFile:
 
 def _provenance(checkpoint: Checkpoint) -> dict[str, object]:
     """Say where the bundle comes from; the checkpoint's path is left out, since bundles travel."""
-    tools = {"saccade": VERSION, **{name: version(name) for name in TOOLS}}
-    return {"checkpoint_sha256": checkpoint.sha256, "checkpoint_layout": checkpoint.layout, "tools": tools}
+    facts = {"checkpoint_sha256": checkpoint.sha256, "checkpoint_layout": checkpoint.layout}
+    return facts | {"tools": tool_versions()}
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of what writes a bundle."""
+    return {"saccade": VERSION, **{name: version(name) for name in TOOLS}}

@@ -5,9 +5,7 @@ Nothing is read from the file name and nothing is unpickled but tensors.
 from __future__ import annotations
 
 import math
-import pickle
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +16,7 @@ from torch import Tensor, nn
 from saccade.bundle import Model, sha256_of_file
 from saccade.errors import SaccadeError
 from saccade.export.modules import HEAD_SIZE, Extractor, MapHead, Selector, Transformer
-
-MAX_NAMED_KEYS = 3  # an error names this many keys; one wrong prefix would otherwise print hundreds
-MAX_NESTING = 8  # dicts within dicts; upstream's file has two levels
-ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"  # torch.save's two formats: a zip archive, and before 1.6 a pickle
-Tensors = dict[str, Tensor]
+from saccade.export.weights_file import Tensors, as_weights, check_tensors, keys_of, leaves, load_content, some_of
 
 
 @dataclass(frozen=True)
@@ -45,80 +39,17 @@ class Checkpoint:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read, recognise and check a checkpoint file."""
     path = Path(path)
-    content = _load_tensors(path)
+    content = load_content(path)
     layout, selector, extractor = _split_layout(path, content)
     model = _model_from_shapes(path, selector, extractor)
-    _check_tensors(path, "selector", selector, selector_module(model))
-    _check_tensors(path, "extractor", extractor, extractor_module(model, "classify" if model.classes else "features"))
+    check_tensors(path, "selector", selector, selector_module(model))
+    check_tensors(path, "extractor", extractor, extractor_module(model, "classify" if model.classes else "features"))
     return Checkpoint(path, layout, model, selector, extractor, sha256_of_file(path))
-
-
-def _load_tensors(path: Path) -> Mapping[str, object]:
-    """Load with weights_only, so that a file that holds code is refused instead of run."""
-    start = _first_bytes(path)
-    if not start.startswith((ZIP_START, PICKLE_START)):
-        raise SaccadeError(f"{path} is not a PyTorch checkpoint; give a .pt file of tensors")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its notes about pickle protocols and TorchScript; the error says enough
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(ZIP_START))
-    except pickle.UnpicklingError as error:
-        raise SaccadeError(
-            f"{path} holds objects other than tensors, which could run code: refused; "
-            "save it again as a plain state dict of tensors"
-        ) from error
-    except Exception as error:  # damaged bytes make the unpickler raise anything: IndexError, struct.error, ...
-        reason = f"{type(error).__name__} {error}".splitlines()[0].split(". ")[0].strip()
-        raise SaccadeError(f"{path} is truncated or not a PyTorch checkpoint ({reason}); copy it again") from error
-    if not isinstance(content, Mapping):
-        raise SaccadeError(f"{path} holds a {type(content).__name__}, not a dict of tensors; save a state dict")
-    return content
-
-
-def _first_bytes(path: Path) -> bytes:
-    if path.is_dir():
-        raise SaccadeError(f"{path} is a folder, not a checkpoint; give the .pt file itself")
-    if not path.is_file():
-        raise SaccadeError(f"{path}: no such checkpoint file; 'saccade make-checkpoint' writes one to try things with")
-    try:
-        with path.open("rb") as file:
-            start = file.read(len(ZIP_START))
-    except OSError as error:
-        raise SaccadeError(f"cannot read {path}: {error.strerror}; copy it again") from error
-    if not start:
-        raise SaccadeError(f"{path} is empty; copy it again")
-    return start
-
-
-def _flatten(path: Path, tree: Mapping[str, object], prefix: str = "", depth: int = 0) -> Tensors:
-    """Return dotted names for a nested dict of tensors."""
-    if depth > MAX_NESTING:  # a dict may even hold itself
-        raise SaccadeError(f"{path}: {prefix[:40]!r} is nested too deeply; save a plain state dict of tensors")
-    flat: Tensors = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat |= _flatten(path, value, f"{name}.", depth + 1)
-        elif isinstance(value, Tensor) and _holds_numbers(value):
-            flat[name] = value.detach().to(torch.float32)
-        else:
-            raise SaccadeError(f"{path}: {name!r} is of type {_kind(value)}, not a floating-point tensor; save weights only")
-    return flat
-
-
-def _holds_numbers(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and tensor.layout == torch.strided and tensor.device.type == "cpu"
-
-
-def _kind(value: object) -> str:
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    return f"{value.dtype}, {value.layout} on {value.device}"
 
 
 def _split_layout(path: Path, content: Mapping[str, object]) -> tuple[str, Tensors, Tensors]:
     """Recognise the layout by its keys and return it with the selector's and the extractor's tensors."""
-    flat = _flatten(path, content)
+    flat = as_weights(path, dict(leaves(path, content)))
     finetuned = any(name.startswith("extractor.model.") for name in flat)
     trunk = "model" if finetuned else "backbone"
     renames = {f"selector.{trunk}.": ("selector", "backbone."), "selector.head.": ("selector", "head.")}
@@ -137,20 +68,11 @@ def _split_layout(path: Path, content: Mapping[str, object]) -> tuple[str, Tenso
     for part, tensors in parts.items():
         if not tensors:
             raise SaccadeError(
-                f"{path}: no {part!r} weights, so not a LookWhere checkpoint (found keys like {_some(flat)})"
+                f"{path}: no {part!r} weights, so not a LookWhere checkpoint (found keys like {some_of(flat)})"
             )
     if unexpected:
-        raise SaccadeError(f"{path}: unexpected {_keys(unexpected)}; this is not a plain LookWhere checkpoint")
+        raise SaccadeError(f"{path}: unexpected {keys_of(unexpected)}; this is not a plain LookWhere checkpoint")
     return ("lookwhere-finetuned" if finetuned else "lookwhere"), parts["selector"], parts["extractor"]
-
-
-def _some(names: Mapping[str, object] | list[str]) -> str:
-    shown = [repr(name) for name in list(names)[:MAX_NAMED_KEYS]]
-    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
-
-
-def _keys(names: list[str]) -> str:
-    return f"key{'s' if len(names) > 1 else ''} {_some(names)}"
 
 
 def _model_from_shapes(path: Path, selector: Tensors, extractor: Tensors) -> Model:
@@ -179,7 +101,7 @@ def _model_from_shapes(path: Path, selector: Tensors, extractor: Tensors) -> Mod
         if not _depth(tensors):
             raise SaccadeError(f"{path}: the {part} has no blocks; this is another architecture")
     return Model(
-        family="lookwhere", dim=dim, heads=dim // HEAD_SIZE, depth=_depth(extractor), selector_depth=_depth(selector),
+        dim=dim, heads=dim // HEAD_SIZE, depth=_depth(extractor), selector_depth=_depth(selector),
         ffn="swiglu" if fc1 == 2 * fc2 else "gelu", hidden=fc2, prefix=1 + registers, patch=patch,
         selector_size=selector_grid * patch, map_size=selector_grid * factor,
         map_hidden=shape("selector", "head.w1.weight", 2)[0], base_grid=(grid, grid),
@@ -198,23 +120,6 @@ def _square_side(path: Path, part: str, cells: int) -> int:
 def _depth(tensors: Tensors) -> int:
     found = {int(match[1]) for name in tensors if (match := re.match(r"backbone\.blocks\.(\d{1,3})\.", name))}
     return max(found, default=-1) + 1
-
-
-def _check_tensors(path: Path, part: str, tensors: Tensors, expected: nn.Module) -> None:
-    """Name every missing, unexpected and misshapen key, and refuse values that are not finite."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in expected.state_dict().items()}
-    missing = [name.removeprefix("backbone.") for name in wanted if name not in tensors]
-    extra = [name.removeprefix("backbone.") for name in tensors if name not in wanted]
-    if missing:
-        raise SaccadeError(f"{path}: {part} lacks {_keys(missing)}; the checkpoint is incomplete")
-    if extra:
-        raise SaccadeError(f"{path}: {part} has unexpected {_keys(extra)}; this is another architecture")
-    for name, shape in wanted.items():
-        found, public = tuple(tensors[name].shape), name.removeprefix("backbone.")
-        if found != shape:
-            raise SaccadeError(f"{path}: {part} key {public!r} has shape {list(found)}, expected {list(shape)}")
-        if not torch.isfinite(tensors[name]).all():
-            raise SaccadeError(f"{path}: {part} key {public!r} holds NaN or infinity; the checkpoint is damaged")
 
 
 def _transformer(model: Model, depth: int, cells: int) -> Transformer:

@@ -26,12 +26,20 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
-        q, k, v = (
-            part.unflatten(-1, (self.heads, HEAD_SIZE)).transpose(1, 2)  # (B, H, N, 64)
-            for part in self.qkv(x).chunk(3, dim=-1)
+        return self.mix(*self.project(x))
+
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:  # (B, N, D) -> queries, keys and values, (B, H, N, 64) each
+        return tuple(
+            part.unflatten(-1, (self.heads, HEAD_SIZE)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1)
         )
-        weights = torch.softmax((q * HEAD_SIZE**-0.5) @ k.transpose(-2, -1), dim=-1)  # (B, H, N, N)
-        return self.proj((weights @ v).transpose(1, 2).flatten(2))
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # three times (B, H, N, 64) -> (B, N, D)
+        return self.proj((attention_weights(q, k) @ v).transpose(1, 2).flatten(2))
+
+
+def attention_weights(q: Tensor, k: Tensor) -> Tensor:  # (B, H, M, 64), (B, H, N, 64) -> (B, H, M, N)
+    """Return the softmax over the keys, for each query."""
+    return torch.softmax((q * HEAD_SIZE**-0.5) @ k.transpose(-2, -1), dim=-1)
 
 
 class Mlp(nn.Module):
@@ -71,19 +79,22 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block."""
+    """One pre-norm transformer block; DINO's has no LayerScale."""
 
-    def __init__(self, dim: int, hidden: int, ffn: str) -> None:
+    def __init__(self, dim: int, hidden: int, ffn: str, layer_scale: bool = True) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn = Attention(dim)
-        self.ls1 = LayerScale(dim)
+        self.ls1 = LayerScale(dim) if layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp: nn.Module = SwiGlu(dim, hidden) if ffn == "swiglu" else Mlp(dim, hidden)
-        self.ls2 = LayerScale(dim)
+        self.ls2 = LayerScale(dim) if layer_scale else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.ls1(self.attn(self.norm1(x)))
+        return self.feed(x, self.attn(self.norm1(x)))
+
+    def feed(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.ls1(attended)
         return x + self.ls2(self.mlp(self.norm2(x)))
 
 

@@ -65,15 +65,16 @@ def checkpoint_shapes(family: str, sizes: Sizes) -> Shapes:
     model = ".model" if sizes.classes else ""
     backbone = ".model" if sizes.classes else ".backbone"
     shapes = _vit(f"selector{backbone}", family, sizes, sizes.selector_depth, sizes.selector_grid)
-    shapes |= _linear("selector.head.w1", 4 * sizes.dim, sizes.dim)
-    shapes |= _linear("selector.head.w2", sizes.map_factor**2, 4 * sizes.dim)
+    shapes |= linear_shapes("selector.head.w1", 4 * sizes.dim, sizes.dim)
+    shapes |= linear_shapes("selector.head.w2", sizes.map_factor**2, 4 * sizes.dim)
     shapes |= _vit(f"extractor{model}", family, sizes, sizes.depth, sizes.grid)
     if sizes.classes:
-        shapes |= _linear("head", sizes.classes, sizes.dim)
+        shapes |= linear_shapes("head", sizes.classes, sizes.dim)
     return shapes
 
 
-def _linear(name: str, rows: int, columns: int) -> Shapes:
+def linear_shapes(name: str, rows: int, columns: int) -> Shapes:
+    """Return the names and shapes of a linear layer."""
     return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
 
 
@@ -86,19 +87,20 @@ def _vit(name: str, family: str, sizes: Sizes, depth: int, grid: int) -> Shapes:
     shapes["patch_embed.proj.weight"] = (dim, 3, sizes.patch, sizes.patch)
     shapes["patch_embed.proj.bias"] = (dim,)
     for index in range(depth):
-        block = _block(dim, gated=family == "lookwhere-franca")
+        block = block_shapes(dim, gated=family == "lookwhere-franca")
         shapes |= {f"blocks.{index}.{key}": shape for key, shape in block.items()}
     shapes |= {"norm.weight": (dim,), "norm.bias": (dim,)}
     return {f"{name}.{key}": shape for key, shape in shapes.items()}
 
 
-def _block(dim: int, *, gated: bool) -> Shapes:
+def block_shapes(dim: int, *, gated: bool = False, layer_scale: bool = True) -> Shapes:
     """Return one transformer block; gated means packed SwiGLU, whose width timm takes as 2.66667 dim."""
     shapes: Shapes = {f"norm{n}.{kind}": (dim,) for n in (1, 2) for kind in ("weight", "bias")}
-    shapes |= {"ls1.gamma": (dim,), "ls2.gamma": (dim,)}
-    shapes |= _linear("attn.qkv", 3 * dim, dim) | _linear("attn.proj", dim, dim)
+    if layer_scale:
+        shapes |= {"ls1.gamma": (dim,), "ls2.gamma": (dim,)}
+    shapes |= linear_shapes("attn.qkv", 3 * dim, dim) | linear_shapes("attn.proj", dim, dim)
     hidden = int(dim * 2.66667 * 2) // 2 if gated else 4 * dim
-    return shapes | _linear("mlp.fc1", 2 * hidden if gated else hidden, dim) | _linear("mlp.fc2", dim, hidden)
+    return shapes | linear_shapes("mlp.fc1", 2 * hidden if gated else hidden, dim) | linear_shapes("mlp.fc2", dim, hidden)
 
 
 def seeded_weights(shapes: Shapes, seed: int, progress: Callable[[str], None] = lambda name: None) -> Weights:

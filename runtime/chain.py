@@ -1,31 +1,24 @@
 """The chain: images -> selector -> top-k gather -> extractor -> features, on whichever engine was asked for."""
 from __future__ import annotations
 
-import contextlib
-import copy
 import functools
-import operator
-import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from saccade.bundle import Bundle
 from saccade.engines import store
-from saccade.engines.engine import Engine, load_roles
+from saccade.engines.engine import Engine
 from saccade.errors import SaccadeError
 from saccade.runtime import kernels
-from saccade.runtime.images import FITS, Fit, ImageLike, as_list, check_size, fit_image, native_size, read_rgb
-from saccade.runtime.reference import NEIGHBOURS, not_finite
-from saccade.runtime.stream import in_order
+from saccade.runtime.images import Fit, ImageLike, as_list
+from saccade.runtime.kept import check_kept, described, kept_on
+from saccade.runtime.pipeline import Clock, ImagePipeline, checked_target
+from saccade.runtime.reference import not_finite
 
 MAX_CACHED_BYTES = 64 << 20  # of position tables by grid; one at 1036 px is 17 MB, one at 2072 px 67 MB
-MAX_CELLS = 148 * 148  # 2072 px: what the score map of 44 x 44 can still tell apart ends long before
 
 
 @dataclass
@@ -43,7 +36,8 @@ class Output(Look):
     """What the chain gives; arrays are float32 and the caller's own, `indices` are int32, best score first."""
 
     indices: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int32))  # (B, k), row-major cell numbers
-    tokens: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))  # (B, k, D), or (B, k, C) for segment
+    # (B, k, D), or (B, k, C) for segment; empty (0) where the pipeline was loaded with cls_only
+    tokens: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
     cls: np.ndarray | None = None  # (B, D), task features
     logits: np.ndarray | None = None  # (B, C), task classify
     dense: np.ndarray | None = None  # (B, D or C, gh, gw), on request and always for segment
@@ -51,17 +45,25 @@ class Output(Look):
     def arrays(self) -> dict[str, np.ndarray]:
         """Return what is there by name, as `saccade run -o OUT.npz` writes it."""
         names = ("indices", "score_map", "prefix", "cls", "logits", "tokens", "dense")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        found = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {name: value for name, value in found.items() if value.size}
 
 
-class Pipeline:
-    """A bundle's networks, loaded on one engine. One thread at a time; `saccade.load` again for another thread."""
+class Pipeline(ImagePipeline):
+    """LookWhere's two networks, loaded on one engine. One thread at a time; `saccade.load` again for another thread."""
 
-    def __init__(self, bundle: Bundle, engines: dict[str, Engine], receipt: store.Receipt, streams: int = 1) -> None:
-        self.bundle = bundle
-        self.receipt = receipt
-        self.engines = engines
-        self.streams = streams
+    def __init__(
+        self,
+        bundle: Bundle,
+        engines: dict[str, Engine],
+        receipt: store.Receipt,
+        streams: int = 1,
+        static_receipt: store.Receipt | None = None,
+    ) -> None:
+        super().__init__(bundle, engines, receipt, streams)
+        self.static_receipt = static_receipt  # of the static pair that `engines` hold beside the others
+        self.static_k = int(static_receipt.conditions["static_k"]) if static_receipt else None
+        self.cls_only = "cls_only" in receipt.conditions
         self._selector, self._extractor = engines["selector"], engines["extractor"]
         self._base_positions = bundle.positions()
         self._positions: dict[tuple[int, int], np.ndarray] = {}
@@ -86,6 +88,7 @@ class Pipeline:
         clock = Clock()
         pixels = self.pixels(images, size, fit, clock)
         dense = dense or self.bundle.manifest.task == "segment"
+        self._check_dense(dense)
         kept = self.kept(self.grid_of(pixels[0]), k, k_ratio, dense)
         look = self._look(pixels, clock)
         indices = self._select(look, kept, clock)
@@ -106,19 +109,11 @@ class Pipeline:
         Frames are taken as they are needed, so `frames` may be endless; sizes may change from one to the next. Options are
         those of a call. For a folder of images of one size, calls with several images at once are as fast.
         """
-        check_frames(frames)
         lane = functools.partial(Pipeline.__call__, k=k, k_ratio=k_ratio, size=size, fit=fit, dense=dense)
         return self._streamed(frames, lane)
 
-    def _streamed(self, frames: Iterable[ImageLike], run: Callable[[Pipeline, ImageLike], Output]) -> Iterator[Output]:
-        with contextlib.ExitStack() as stack:
-            lanes = [self, *(stack.enter_context(self._twin()) for _ in range(1, self.streams))]
-            yield from in_order(frames, [functools.partial(run, lane) for lane in lanes])
-
     def _twin(self) -> Pipeline:
-        """Return another pipeline on the same weights, for one more thread."""
-        twin = copy.copy(self)
-        twin.engines = load_roles(self.engines, lambda role: self.engines[role].twin())
+        twin = super()._twin()
         twin._selector, twin._extractor = twin.engines["selector"], twin.engines["extractor"]
         twin._positions = {}
         return twin
@@ -151,13 +146,18 @@ class Pipeline:
         """
         pixels: list[Any] = list(as_list(images))
         grid = self._forced_grid(pixels)
-        _check_kept(indices, len(pixels), grid, dense)
+        self._check_dense(dense)
+        check_kept(indices, len(pixels), grid, dense)
         expected = [len(pixels), self.bundle.model.prefix, self.bundle.model.dim]
         if not isinstance(prefix, np.ndarray) or prefix.dtype.kind != "f" or list(prefix.shape) != expected:
-            raise SaccadeError(f"prefix must be an array of floats {expected}, got {_described(prefix)}")
+            raise SaccadeError(f"prefix must be an array of floats {expected}, got {described(prefix)}")
         empty = np.zeros((len(pixels), *grid), np.float32)
         look = Look(empty, np.ascontiguousarray(prefix, dtype=np.float32), empty)
         return self._extract(pixels, look, np.ascontiguousarray(indices, dtype=np.int32), dense, Clock())
+
+    def _check_dense(self, dense: bool) -> None:
+        if dense and self.cls_only:
+            raise SaccadeError("dense output is filled from patch tokens, and there are none; load without cls_only")
 
     def _forced_grid(self, pixels: list[Any]) -> tuple[int, int]:
         """Return the grid of images that come as `pixels` returns them; refuse any others."""
@@ -165,92 +165,16 @@ class Pipeline:
             raise SaccadeError("no images given")
         for index, image in enumerate(pixels):
             if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
-                raise SaccadeError(f"image {index}: must be a uint8 array (height, width, 3), got {_described(image)}")
+                raise SaccadeError(f"image {index}: must be a uint8 array (height, width, 3), got {described(image)}")
             if image.shape != pixels[0].shape:
                 first, other = (f"{each.shape[1]} x {each.shape[0]} px" for each in (pixels[0], image))
                 raise SaccadeError(f"images must be of one size: image 0 is {first}, image {index} is {other}; fit them")
         checked_target(pixels[0].shape[:2], self.bundle.model.patch)
         return self.grid_of(pixels[0])
 
-    def pixels(
-        self,
-        images: ImageLike | Sequence[ImageLike],
-        size: int | tuple[int, int] | None = None,
-        fit: Fit = "squash",
-        clock: Clock | None = None,
-    ) -> list[np.ndarray]:
-        """Return the images as the networks see them: uint8 (height, width, 3) RGB, all of one size.
-
-        `clock` counts the stages decode and fit.
-        """
-        return list(self.each_fitted(images, size, fit, clock))
-
-    def each_fitted(
-        self,
-        images: ImageLike | Sequence[ImageLike],
-        size: int | tuple[int, int] | None = None,
-        fit: Fit = "squash",
-        clock: Clock | None = None,
-    ) -> Iterator[np.ndarray]:
-        """Yield what `pixels` returns, image by image: each is decoded when it is asked for, and only one is held."""
-        clock, given, patch = clock or Clock(), as_list(images), self.bundle.model.patch
-        if not given:
-            raise SaccadeError("no images given")
-        target = self._target(size, fit)
-        for index, image in enumerate(given):
-            with clock.stage("decode"):
-                array = read_rgb(image, f"image {index}")
-            if target is None or fit == "native":
-                target = checked_target(native_size(array, patch, index, first=target), patch)
-            with clock.stage("fit"):
-                array = fit_image(array, target, fit, patch)
-            yield array
-
-    def _target(self, size: int | tuple[int, int] | None, fit: Fit) -> tuple[int, int] | None:
-        """Return the (height, width) to fit images to, or None where the first image decides."""
-        if fit not in FITS:
-            raise SaccadeError(f"fit {fit!r} is unknown; choose from: {', '.join(FITS)}")
-        if fit != "native":
-            asked = self.bundle.manifest.defaults.size if size is None else size
-            return checked_target(_pair(asked), self.bundle.model.patch)
-        if size is not None:
-            raise SaccadeError("size and fit native exclude each other: native keeps the image's own size")
-        return None
-
-    def grid_of(self, image: np.ndarray) -> tuple[int, int]:
-        """Return the (rows, columns) of patches in an image."""
-        patch = self.bundle.model.patch
-        return image.shape[0] // patch, image.shape[1] // patch
-
     def kept(self, grid: tuple[int, int], k: int | None, k_ratio: float | None, dense: bool = False) -> int:
         """Return how many patches a run with these options keeps on a grid."""
-        cells = grid[0] * grid[1]
-        if k is not None and k_ratio is not None:
-            raise SaccadeError("give k or k_ratio, not both")
-        if k is None and k_ratio is None:
-            k, k_ratio = self.bundle.manifest.defaults.k, self.bundle.manifest.defaults.k_ratio
-        if k_ratio is not None:
-            is_number = isinstance(k_ratio, (int, float, np.integer, np.floating)) and not isinstance(k_ratio, bool)
-            if not is_number or not 0 < k_ratio <= 1:
-                raise SaccadeError(f"k_ratio {k_ratio!r} is not a share of the patches; give more than 0 and at most 1")
-            k = int(k_ratio * cells)
-            if k == 0:
-                raise SaccadeError(f"k_ratio {k_ratio} keeps none of this grid's {cells} patches; give a larger one, or k")
-        return checked_k(k, cells, dense=dense)
-
-    def close(self) -> None:
-        """Free both engines."""
-        with contextlib.ExitStack() as stack:  # the second also where the first cannot be closed
-            for engine in self.engines.values():
-                stack.callback(engine.close)
-
-    def __enter__(self) -> Pipeline:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        return kept_on(grid, self.bundle.manifest.defaults, k, k_ratio, dense)
 
     def _look(self, pixels: list[np.ndarray], clock: Clock) -> Look:
         with clock.stage("resize"):
@@ -313,72 +237,3 @@ class Pipeline:
             table = kernels.interpolate_positions(self._base_positions, grid)
             self._positions[grid] = table.reshape(grid[0] * grid[1], -1)
         return self._positions[grid]
-
-
-class Clock:
-    """Adds up milliseconds by stage."""
-
-    def __init__(self) -> None:
-        self.timings_ms: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time the body as one stage."""
-        start = time.perf_counter_ns()
-        yield
-        self.timings_ms[name] = self.timings_ms.get(name, 0.0) + (time.perf_counter_ns() - start) / 1e6
-
-
-def check_frames(frames: object) -> None:
-    """Refuse a single image where frames are wanted: iterating over it would give its rows, or a path's letters."""
-    if isinstance(frames, (str, bytes, os.PathLike, np.ndarray, Image.Image)):
-        raise SaccadeError("stream takes several frames, one after the other; call the pipeline itself for one image")
-
-
-def checked_k(k: int | None, cells: int, *, dense: bool) -> int:
-    """Return k if that many of `cells` patches can be kept, before any network runs for nothing."""
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
-        raise SaccadeError(f"k {k!r} is not a whole number; this grid has {cells} patches, so give 1 to {cells}")
-    if not 1 <= k <= cells:
-        raise SaccadeError(f"k {k} is not to be had: this grid has {cells} patches, so give 1 to {cells}")
-    if dense and k < NEIGHBOURS:
-        raise SaccadeError(
-            f"k {k} is too small for dense output, which blends the {NEIGHBOURS} nearest patches; "
-            f"give at least {NEIGHBOURS}"
-        )
-    return int(k)
-
-
-def checked_target(size: tuple[int, int], patch: int) -> tuple[int, int]:
-    """Return `size` (height, width) if the patch divides it into no more cells than are supported."""
-    height, width = check_size(size, patch)
-    cells = height * width // patch**2
-    if cells > MAX_CELLS:
-        raise SaccadeError(f"size {height}x{width} makes {cells} patches; at most {MAX_CELLS} are supported")
-    return height, width
-
-
-def _check_kept(indices: np.ndarray, batch: int, grid: tuple[int, int], dense: bool) -> None:
-    """Refuse a list of kept cells that no selection on this grid can have given."""
-    if not isinstance(indices, np.ndarray) or indices.dtype.kind not in "iu" or indices.ndim != 2 or len(indices) != batch:
-        raise SaccadeError(f"indices must be an array of whole numbers [{batch}, k], got {_described(indices)}")
-    cells = grid[0] * grid[1]
-    checked_k(indices.shape[1], cells, dense=dense)
-    if indices.min() < 0 or indices.max() >= cells:
-        raise SaccadeError(f"indices must name cells of the {grid[0]}x{grid[1]} grid; give 0 to {cells - 1}")
-    for index, kept in enumerate(indices):
-        if len(np.unique(kept)) < len(kept):
-            raise SaccadeError(f"indices of image {index} name a cell twice; give each cell once")
-
-
-def _described(value: object) -> str:
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
-
-
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """Return (height, width) of a size as callers give it, NumPy's integers included."""
-    try:
-        height, width = size if isinstance(size, Sequence) else (size, size)
-        return operator.index(height), operator.index(width)
-    except (TypeError, ValueError) as error:
-        raise SaccadeError(f"size {size!r} is neither whole pixels nor (height, width)") from error

@@ -1,6 +1,7 @@
 """Arrays on the GPU that pass between the chain and its guests (pycuda, PyTorch, CuPy, ...), none of which is imported."""
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +30,9 @@ class DeviceArray:
         self._device, self._memory = device, memory
 
     @property
-    def nbytes(self) -> int:
-        """How many bytes it takes."""
-        return int(np.prod(self.shape)) * self.dtype.itemsize
+    def size(self) -> int:
+        """How many items it has."""
+        return math.prod(self.shape)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from saccade.errors import SaccadeError
-from saccade.runtime.chain import checked_target
 from saccade.runtime.device import Device
 from saccade.runtime.device_arrays import DeviceImage, device_images, is_on_device
 from saccade.runtime.images import Fit, as_list, native_size
+from saccade.runtime.pipeline import checked_target
 
 
 class Batch(NamedTuple):

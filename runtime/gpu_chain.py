@@ -15,7 +15,7 @@ from saccade.engines.device_engine import DeviceEngine
 from saccade.engines.store import Receipt
 from saccade.errors import SaccadeError
 from saccade.runtime.budget import Budget, buckets
-from saccade.runtime.chain import Clock, Look, Output, Pipeline, check_frames
+from saccade.runtime.chain import Look, Output, Pipeline
 from saccade.runtime.device import LEGACY_STREAM, Device
 from saccade.runtime.device_arrays import DeviceArray, DeviceImage, follow, stream_handle
 from saccade.runtime.gpu_batch import Batch, device_batch, listed
@@ -23,6 +23,7 @@ from saccade.runtime.gpu_frame import Frame, Networks, Shape, check_types
 from saccade.runtime.gpu_frames import Frames, uploaded
 from saccade.runtime.gpu_slot import Slot
 from saccade.runtime.images import Fit, ImageLike
+from saccade.runtime.pipeline import Clock, check_frames
 from saccade.runtime.reference import NEIGHBOURS, not_finite
 
 SLOTS = 2  # frames under way in a stream of frames: one is uploaded while the other runs
@@ -92,6 +93,7 @@ class GpuPipeline(Pipeline):
             clock = Clock()
             batch = self._batch(images, size, fit, clock, handle)
             dense = dense or self.bundle.manifest.task == "segment"
+            self._check_dense(dense)
             if budget_ms is None:
                 kept = self.kept(batch.grid, k, k_ratio, dense)
             else:
@@ -136,6 +138,7 @@ class GpuPipeline(Pipeline):
         """
         check_frames(frames)
         dense = dense or self.bundle.manifest.task == "segment"
+        self._check_dense(dense)
 
         def submitted(image: ImageLike) -> UnderWay:
             with self._entered():
@@ -193,9 +196,6 @@ class GpuPipeline(Pipeline):
                     stack.callback(slot.close)
                 stack.callback(self.frames.close)
                 stack.callback(self._drain)
-
-    def __enter__(self) -> GpuPipeline:
-        return self
 
     def _drain(self) -> None:
         """Wait for everything under way."""

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from saccade.errors import SaccadeError
+from saccade.runtime.kernels import resize_bicubic
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray"
 Fit = Literal["squash", "crop", "native"]
@@ -159,7 +160,8 @@ def fit_image(image: np.ndarray, size: tuple[int, int], fit: Fit, patch: int) ->
 
     squash resizes both sides; crop resizes so that the shorter side fits, then takes the centre; native resizes nothing
     and leaves out the right and bottom remainder of the patch grid, as a strided convolution does (`size` is not used).
-    Resizing is Pillow's antialiased bicubic, as in the README of antofuller/lookwhere.
+    Resizing is Pillow's antialiased bicubic, as in the README of antofuller/lookwhere, in our own kernel: it is several
+    times as fast, and its pixels do not depend on the version of Pillow.
     """
     if fit == "native":
         height, width = (extent - extent % patch for extent in image.shape[:2])
@@ -167,13 +169,8 @@ def fit_image(image: np.ndarray, size: tuple[int, int], fit: Fit, patch: int) ->
     if image.shape[:2] == size:
         return image
     if fit == "squash":
-        return _resized(image, size)
+        return resize_bicubic(image, size)
     return _centre_crop(image, size)
-
-
-def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    height, width = size
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _centre_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -182,9 +179,8 @@ def _centre_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     covering = tuple(max(wanted, round(extent * scale)) for wanted, extent in zip(size, image.shape[:2], strict=True))
     if covering[0] * covering[1] > MAX_PIXELS:
         raise SaccadeError(f"a {image.shape[1]} x {image.shape[0]} px image is too narrow for fit crop; use fit squash")
-    resized = _resized(image, (covering[0], covering[1]))
     top, left = ((extent - wanted) // 2 for wanted, extent in zip(size, covering, strict=True))
-    return np.array(resized[top : top + size[0], left : left + size[1]])  # a view would keep all of `resized` in memory
+    return resize_bicubic(image, (covering[0], covering[1]), (top, left, *size))
 
 
 def native_size(image: np.ndarray, patch: int, index: int, first: tuple[int, int] | None = None) -> tuple[int, int]:

@@ -92,10 +92,10 @@ def interpolate_positions(table: Float32, grid: Grid) -> Float32:
     row_taps, row_weights = _cubic_taps(table.shape[0], grid[0])
     column_taps, column_weights = _cubic_taps(table.shape[1], grid[1])
     along_rows = [
-        _weighted_sum(column_weights[:, None, :, None], (table[rows][:, columns] for columns in column_taps))
+        weighted_sum(column_weights[:, None, :, None], (table[rows][:, columns] for columns in column_taps))
         for rows in row_taps
     ]
-    return _weighted_sum(row_weights[:, :, None, None], along_rows)
+    return weighted_sum(row_weights[:, :, None, None], along_rows)
 
 
 def fill(tokens: Float32, indices: Int32, grid: Grid) -> Float32:
@@ -111,7 +111,7 @@ def fill(tokens: Float32, indices: Int32, grid: Grid) -> Float32:
     distances = np.sqrt(np.take_along_axis(squared, nearest, axis=1).astype(np.float32)).T  # (5, cells)
     weights = 1 / (distances + DISTANCE_OFFSET)
     weights = weights / reduce(np.add, weights)
-    cells = _weighted_sum(weights[:, :, None], (tokens[near] for near in nearest.T))  # (cells, c)
+    cells = weighted_sum(weights[:, :, None], (tokens[near] for near in nearest.T))  # (cells, c)
     return np.ascontiguousarray(cells.T).reshape(tokens.shape[1], *grid)
 
 
@@ -184,19 +184,19 @@ def _cubic_taps(size_in: int, size_out: int) -> tuple[NDArray[np.intp], Float32]
     first = np.floor(source)
     t = source - first
     taps = first.astype(np.intp) + np.arange(-1, 3)[:, None]
-    weights = np.stack([_cubic_outer(t + 1), _cubic_inner(t), _cubic_inner(1 - t), _cubic_outer(1 - t + 1)])
+    weights = np.stack([cubic_outer(t + 1), cubic_inner(t), cubic_inner(1 - t), cubic_outer(1 - t + 1)])
     return np.clip(taps, 0, size_in - 1), weights
 
 
-def _cubic_inner(x: Float32) -> Float32:
+def cubic_inner(x: Float32, a: float = CUBIC_A) -> Float32:
     """Return the cubic convolution kernel for distances up to 1."""
-    weight: Float32 = ((CUBIC_A + 2) * x - (CUBIC_A + 3)) * x * x + 1
+    weight: Float32 = ((a + 2) * x - (a + 3)) * x * x + 1
     return weight
 
 
-def _cubic_outer(x: Float32) -> Float32:
+def cubic_outer(x: Float32, a: float = CUBIC_A) -> Float32:
     """Return the cubic convolution kernel for distances from 1 to 2."""
-    weight: Float32 = ((CUBIC_A * x - 5 * CUBIC_A) * x + 8 * CUBIC_A) * x - 4 * CUBIC_A
+    weight: Float32 = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
     return weight
 
 
@@ -208,6 +208,6 @@ def _squared_distances(indices: Int32, grid: Grid) -> NDArray[np.int64]:
     return squared
 
 
-def _weighted_sum(weights: Float32, terms: Iterable[Float32]) -> Float32:
+def weighted_sum(weights: Float32, terms: Iterable[Float32]) -> Float32:
     """Return weights[0]*terms[0] + weights[1]*terms[1] + …, added in that order."""
     return reduce(np.add, (weight * term for weight, term in zip(weights, terms, strict=True)))

@@ -218,7 +218,7 @@ def test_an_unknown_field_is_named(folder: Path, manifest: dict[str, Any], place
         ("model.dim", -64, "Expected `int` >= 1"),
         ("model.dim", 1 << 17, "Expected `int` <= 65536"),
         ("model.dim", 1 << 70, "<= 65536"),
-        ("model.family", "resnet", "Invalid enum value 'resnet'"),
+        ("model.family", "resnet", "Invalid value 'resnet' - at `$.model.family`"),
         ("model.ffn", "relu", "Invalid enum value 'relu'"),
         ("model.prefix", 0, "Expected `int` >= 1"),
         ("model.patch", 1000, "Expected `int` <= 64"),

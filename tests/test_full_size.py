@@ -7,8 +7,10 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import saccade
 from saccade import read_bundle
 from saccade.engines import store
 from saccade.engines.engine import EngineRequest
@@ -47,6 +49,14 @@ def test_opening_and_running_openvino_stays_within_its_memory(readme_folder: Pat
     print(f"weights {weights / MB:.0f} MB, resident {peak['VmHWM'] / MB:.0f} MB, anonymous {peak['RssAnon'] / MB:.0f} MB")
     assert peak["VmHWM"] < 2.0 * weights + 200 * MB
     assert peak["RssAnon"] < 1.2 * weights + 100 * MB
+
+
+def test_a_static_pair_without_tokens_gives_the_cls_of_the_engine_that_takes_everything(readme_folder: Path) -> None:
+    bundle = readme_folder / "lookwhere"
+    with saccade.load(bundle) as plain, saccade.load(bundle, static=136, cls_only=True) as fast:
+        expected, found = (pipe(readme_folder / "examples" / "china.jpg", k=136) for pipe in (plain, fast))
+    assert set(found.indices[0]) == set(expected.indices[0])
+    np.testing.assert_allclose(found.cls, expected.cls, rtol=1e-4, atol=1e-4)  # fp32, in another order of sums
 
 
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx has no wheel for this machine")

@@ -23,7 +23,7 @@ MAY_IMPORT = {"export": set(), "engines": set(), "runtime": {"engines"}, "valida
 FOUNDATIONS = {
     "_version": set(), "errors": set(), "locks": {"errors"}, "atomic": {"errors", "locks"},
     "golden": {"errors", "atomic", "bundle", "contract"},
-    "bundle": {"errors", "atomic", "contract"}, "contract": {"bundle"},
+    "bundle": {"errors", "atomic", "contract"}, "contract": {"errors", "bundle"},
 }  # fmt: skip
 ENGINES = {"openvino", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "pycuda"}
 TOOLS = {"torch", "onnx", "onnxscript", "onnx_ir", "polygraphy", "sklearn"}

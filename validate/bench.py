@@ -15,8 +15,9 @@ import msgspec
 
 from saccade.bundle import Bundle
 from saccade.engines import store
-from saccade.engines.engine import Progress, default_request
+from saccade.engines.engine import EngineRequest, Progress, default_request
 from saccade.errors import SaccadeError
+from saccade.runtime.loading import requests_of
 from saccade.validate.bench_plan import CHAIN, FULL_BACKBONE, ONE_GRAPH, Side, check_turns
 from saccade.validate.bench_results import collect
 
@@ -28,18 +29,23 @@ def build_missing(bundle: Bundle, plan: Sequence[Side], progress: Progress, note
 
     Every side is known to be possible before the first engine is built.
     """
-    requests = []
     for engine in dict.fromkeys(side.engine for side in plan if side.kind in (CHAIN, FULL_BACKBONE, ONE_GRAPH)):
-        found = store.backend(engine).capabilities()
-        if not found.can_run:
-            raise SaccadeError(found.missing or f"{engine} cannot run here; 'saccade doctor' says what it lacks")
+        store.check_runs(engine)
     ours = [side for side in plan if side.kind in (CHAIN, FULL_BACKBONE)]
-    for engine, precision, device in dict.fromkeys((side.engine, side.precision, side.device) for side in ours):
-        requests.append(default_request(bundle, engine, precision, device))
-        store.backend(engine).conditions(requests[-1])  # refuses what the engine or the CPU does not have
-        store.conditions(bundle, requests[-1])  # and what the bundle does not
+    requests = dict.fromkeys(request for side in ours for request in _requests(bundle, side))
+    for request in requests:
+        store.check_offers(bundle, request)
+        store.backend(request.engine).conditions(request)  # refuses what the engine or the CPU does not have
+        store.conditions(bundle, request)  # and what the bundle does not
     for request in requests:
         store.ensure(bundle, request, progress, note)
+
+
+def _requests(bundle: Bundle, side: Side) -> list[EngineRequest]:
+    """Return the engines that a side loads."""
+    what = (bundle, side.engine, side.precision, side.device)
+    dynamic = default_request(*what, streams=side.streams, cls_only=side.cls_only)
+    return requests_of(bundle, dynamic, side.static and side.k)
 
 
 def export_one_graphs(plan: Sequence[Side], folder: Path, progress: Progress) -> list[Side]:

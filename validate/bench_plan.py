@@ -10,14 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from saccade.bundle import Bundle
 from saccade.engines import store
 from saccade.engines.engine import ENGINE_NAMES, default_device
 from saccade.errors import SaccadeError
-from saccade.runtime.chain import checked_k
 from saccade.runtime.images import check_size
-from saccade.runtime.loading import MAX_THREADS
+from saccade.runtime.kept import checked_k
+from saccade.runtime.loading import MAX_STREAMS, MAX_THREADS
 
 # What a side runs.
 CHAIN = "chain"  # ours: selector, gather, extractor on an engine
@@ -62,6 +63,9 @@ class Side(Struct, frozen=True):
     checkpoint: str | None = None
     kind: str = CHAIN
     graph: str | None = None  # the file of a one-graph side, once it is exported
+    static: bool = False  # with a static pair of engines for this k
+    cls_only: bool = False
+    streams: int = 1  # more than one: frames go through `Pipeline.stream`
 
 
 class Opened(NamedTuple):
@@ -78,6 +82,9 @@ class _Wish(NamedTuple):
     kind: str
     engine: str
     precision: str
+    static: bool = False
+    cls_only: bool = False
+    streams: int = 1
 
 
 def images_of(side: Side) -> list[np.ndarray]:
@@ -114,12 +121,26 @@ def plan_from(
     checkpoint: Path | None = None,
     peers: Sequence[str] | None = None,
     roof: bool = False,
+    static: bool = False,
+    cls_only: bool = False,
+    streams: int = 1,
 ) -> list[Side]:
-    """Return every combination asked for; a checkpoint alone means the peer eager."""
+    """Return every combination asked for; a checkpoint alone means the peer eager.
+
+    `static`, `cls_only` and `streams` time each engine both without and with it.
+    """
     if not 0 <= threads <= MAX_THREADS:
         raise SaccadeError(f"--threads {threads} is not to be had; give 1 to {MAX_THREADS}, or 0 for every core")
+    if not 1 <= streams <= MAX_STREAMS:
+        raise SaccadeError(f"--streams {streams} is out of range; give 1 to {MAX_STREAMS}")
+    if (static or streams > 1) and any(batch > 1 for batch in batches):
+        raise SaccadeError(f"{'--static' if static else '--streams'} is for batch 1; leave --batch out")
     threads = threads or len(os.sched_getaffinity(0))
-    wishes = _wishes(pairs, _checked_peers(bundle, checkpoint, peers), _roof_precisions(pairs, device) if roof else [])
+    without_and_with = (dict.fromkeys((False, static)), dict.fromkeys((False, cls_only)), dict.fromkeys((1, streams)))
+    forms = list(itertools.product(*without_and_with))
+    chains = [_Wish(CHAIN, *pair, *form) for pair in pairs for form in forms]
+    roofs = _roof_precisions(pairs, device) if roof else []
+    wishes = _wishes(chains, pairs, _checked_peers(bundle, checkpoint, peers), roofs)
     defaults, patch = bundle.manifest.defaults, bundle.model.patch
     file = str(checkpoint) if checkpoint else None
     plan = []
@@ -137,7 +158,9 @@ def plan_from(
                     kept = cells if k is None else k
                     name = f"{_title(wish)} {pixels[0]}x{pixels[1]} k={kept} batch={batch}"
                     where = (str(bundle.path), wish.engine, wish.precision, device)
-                    plan.append(Side(name, *where, pixels, kept, batch, threads, file, wish.kind))
+                    side = Side(name, *where, pixels, kept, batch, threads, file, wish.kind)
+                    static, cls_only, streams = wish.static, wish.cls_only, wish.streams
+                    plan.append(replace(side, static=static, cls_only=cls_only, streams=streams))
     return plan
 
 
@@ -160,12 +183,14 @@ def _checked_peers(bundle: Bundle, checkpoint: Path | None, peers: Sequence[str]
     return chosen
 
 
-def _wishes(pairs: Sequence[Pair], peers: Sequence[str], roofs: Sequence[str]) -> list[_Wish]:
+def _wishes(
+    chains: Sequence[_Wish], pairs: Sequence[Pair], peers: Sequence[str], roofs: Sequence[str]
+) -> list[_Wish]:
     """Return what is to run at each size and k: PyTorch, the one graph, ours, the full backbone, the roofs."""
     wishes = [_Wish(PYTORCH, *PYTORCH_PEERS[peer]) for peer in peers if peer in PYTORCH_PEERS]
     if ONE_GRAPH in peers:
         wishes += [_Wish(ONE_GRAPH, *pair) for pair in ONE_GRAPH_SIDES if pair[1] == "fp32" or _offers(*pair)]
-    wishes += [_Wish(CHAIN, *pair) for pair in pairs]
+    wishes += chains
     if FULL_BACKBONE in peers:
         wishes += [_Wish(FULL_BACKBONE, *pair) for pair in pairs]
     return wishes + [_Wish(ROOF, "openvino", precision) for precision in roofs]
@@ -189,4 +214,10 @@ def _offers(engine: str, precision: str) -> bool:
 
 def _title(wish: _Wish) -> str:
     kind = {ONE_GRAPH: " one graph", FULL_BACKBONE: " full backbone", ROOF: " roof"}.get(wish.kind, "")
-    return f"{wish.engine} {wish.precision}{kind}"
+    return f"{wish.engine} {wish.precision}{kind}{form_in_words(wish.static, wish.cls_only, wish.streams)}"
+
+
+def form_in_words(static: bool, cls_only: bool, streams: int) -> str:
+    """Return what is said of a side behind its engine and precision; nothing of one that is loaded without a wish."""
+    words = [("static", static), ("cls-only", cls_only), (f"{streams} streams", streams > 1)]
+    return "".join(f" {word}" for word, said in words if said)

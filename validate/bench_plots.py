@@ -8,7 +8,7 @@ from typing import Any
 
 from saccade import atomic
 from saccade.errors import SaccadeError
-from saccade.validate.bench_plan import CHAIN, FULL_BACKBONE, ONE_GRAPH
+from saccade.validate.bench_plan import CHAIN, FULL_BACKBONE, ONE_GRAPH, form_in_words
 
 FORMATS = ("png", "svg")
 PANEL = (6.4, 4.4)  # inches
@@ -174,7 +174,8 @@ def _lines(sides: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def _line(side: Result) -> str:
-    return f"{side['engine']} {side['precision']}{KIND_TITLES.get(side['kind'], '')}"
+    form = form_in_words(side["static"], side["cls_only"], side["streams"])
+    return f"{side['engine']} {side['precision']}{KIND_TITLES.get(side['kind'], '')}{form}"
 
 
 def _shape(side: Result) -> Shape:

@@ -53,7 +53,8 @@ def _summary(side: Side, loaded: Mapping[str, Any], stages: Stages, peak: float)
     summary: Result = {
         "name": side.name, "kind": side.kind, "engine": side.engine, "precision": side.precision,
         "device": side.device or default_device(side.engine),
-        "size": list(side.size), "k": side.k, "batch": side.batch, "versions": loaded["versions"],
+        "size": list(side.size), "k": side.k, "batch": side.batch,
+        "static": side.static, "cls_only": side.cls_only, "streams": side.streams, "versions": loaded["versions"],
         "load_s": loaded["load_s"], "first_ms": loaded["first_ms"], "peak_memory_mb": peak,
         "frame_ms": times,
         "stage_ms": {name: percentiles(values) for name, values in stages.items() if name != "frame"},
@@ -112,7 +113,7 @@ def _add_shares(results: Sequence[Result], roofs: Sequence[Result]) -> None:
             continue
         for roof in filter(alike, roofs):
             speeds = roof["gflop_per_s"]
-            for name, network in result["networks"].items():
+            for name, network in result.get("networks", {}).items():  # a stream has no stages to share a frame
                 network["of_cold_roof"] = round(network["gflop_per_s"] / speeds[name], 4)
                 network["of_hot_roof"] = round(network["gflop_per_s"] / speeds["hot"], 4)
 

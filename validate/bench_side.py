@@ -18,6 +18,8 @@ from saccade.validate import work
 from saccade.validate.bench_plan import CHAIN, FULL_BACKBONE, PYTORCH, ROOF, Opened, Side, images_of
 from saccade.validate.bench_results import APART, WARM_UP_FRAMES
 
+FRAMES_A_LANE = 4  # so many in a row of each: a stream ends when its last lane does
+
 if TYPE_CHECKING:
     from saccade.runtime.chain import Pipeline
 
@@ -62,7 +64,7 @@ def _serve(side: Side, say: Callable[[dict[str, object]], None]) -> None:
 def _opened(side: Side) -> contextlib.AbstractContextManager[Opened]:
     """Return what a side's kind runs; each brings only the libraries that it needs into this process."""
     if side.kind == CHAIN:
-        return _chain(side)
+        return _chain(side) if side.streams == 1 else _stream(side)
     if side.kind == FULL_BACKBONE:
         return _full_backbone(side)
     if side.kind == ROOF:
@@ -80,10 +82,18 @@ def _opened(side: Side) -> contextlib.AbstractContextManager[Opened]:
 
 def _loaded(side: Side) -> Pipeline:
     """Load the side's engine, which the parent has built: building counts into no side's loading."""
-    from saccade.runtime.loading import load
+    from saccade.runtime.loading import load_lookwhere
 
-    return load(
-        side.bundle, engine=side.engine, precision=side.precision, device=side.device, threads=side.threads, build=False
+    return load_lookwhere(
+        side.bundle,
+        engine=side.engine,
+        precision=side.precision,
+        device=side.device,
+        threads=side.threads,
+        streams=side.streams,
+        static=side.static and side.k,
+        cls_only=side.cls_only,
+        build=False,
     )
 
 
@@ -103,8 +113,27 @@ def _chain(side: Side) -> Iterator[Opened]:
             whole = (time.perf_counter_ns() - start) / 1e6
             return {"frame": whole - sum(timings.get(name, 0.0) for name in APART), **timings}
 
-        gflop = work.frame_gflop(pipeline.bundle.model, pipeline.bundle.manifest.task, side.k, side.batch)
+        gflop = work.frame_gflop(
+            pipeline.bundle.model, pipeline.bundle.manifest.task, side.k, side.batch, cls_only=side.cls_only
+        )
         yield Opened(frame, _versions(side, pipeline), gflop)
+
+
+@contextlib.contextmanager
+def _stream(side: Side) -> Iterator[Opened]:
+    """Yield a stream on the side's engine: a "frame" is one of a few for each lane, with its share of their time.
+
+    Lanes overlap, so stages have no share of a frame.
+    """
+    with _loaded(side) as pipeline:
+        frames = images_of(side) * (FRAMES_A_LANE * side.streams)
+
+        def frame() -> dict[str, float]:
+            start = time.perf_counter_ns()
+            count = sum(1 for _ in pipeline.stream(frames, k=side.k, size=side.size))
+            return {"frame": (time.perf_counter_ns() - start) / 1e6 / count}
+
+        yield Opened(frame, _versions(side, pipeline), {})
 
 
 @contextlib.contextmanager

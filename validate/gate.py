@@ -14,8 +14,9 @@ import numpy as np
 
 from saccade._version import VERSION
 from saccade.bundle import Bundle
+from saccade.contract import LOOKWHERE_ROLES
 from saccade.engines import openvino
-from saccade.engines.engine import ROLES, Engine
+from saccade.engines.engine import Engine
 from saccade.engines.store import Receipt
 from saccade.golden import Case, ReferenceOutput
 from saccade.runtime.chain import Pipeline
@@ -47,7 +48,7 @@ class Judge:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._paths = {role: bundle.checked_path(bundle.graph(role, "fp32")) for role in ROLES}  # hashed once
+        self._paths = {role: bundle.checked_path(bundle.graph(role, "fp32")) for role in LOOKWHERE_ROLES}  # hashed once
         self._fp32 = {role: self._open(role, path) for role, path in self._paths.items()}
         self.reference = self._pipeline(self._fp32, "fp32")
 
@@ -64,7 +65,7 @@ class Judge:
 
     def judge(self, files: Mapping[str, Path], cases: Iterable[Case], precision: str) -> ParityResult:
         """Judge a file for each role together, as `precision`."""
-        engines = {role: self._open(role, files[role]) for role in ROLES}
+        engines = {role: self._open(role, files[role]) for role in LOOKWHERE_ROLES}
         with self._pipeline(engines, precision) as pipeline:
             return measure_parity(pipeline, cases)
 

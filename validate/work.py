@@ -27,27 +27,37 @@ def extractor_rows(model: Model, k: int) -> int:
 def selector_gflop(model: Model) -> float:
     """Return the selector's work on one image in GFLOP: patch embedding, blocks, and the two layers of the map head."""
     grid = model.selector_size // model.patch
-    patches, factor = grid**2, model.map_size // grid
+    patches, factor, rows = grid**2, model.map_size // grid, selector_rows(model)
     head = 2 * patches * model.map_hidden * (model.dim + factor**2)
-    return (_embedding(model, patches) + model.selector_depth * _block(model, selector_rows(model)) + head) / 1e9
+    return (_embedding(model, patches) + model.selector_depth * _block(model, rows, rows) + head) / 1e9
 
 
-def extractor_gflop(model: Model, task: str, k: int) -> float:
-    """Return the extractor's work on one image in GFLOP: patch embedding, blocks, and the task's linear head."""
-    rows = {"features": 0, "classify": 1, "segment": k}[task]
-    head = 2 * rows * model.dim * model.classes
-    return (_embedding(model, k) + model.depth * _block(model, extractor_rows(model, k)) + head) / 1e9
+def extractor_gflop(model: Model, task: str, k: int, *, cls_only: bool = False) -> float:
+    """Return the extractor's work on one image in GFLOP: patch embedding, blocks, and the task's linear head.
+
+    With `cls_only` the last block is less: qkv of all rows, and all else of one.
+    """
+    rows, head_rows = extractor_rows(model, k), {"features": 0, "classify": 1, "segment": k}[task]
+    head = 2 * head_rows * model.dim * model.classes
+    last = _block(model, rows, 1 if cls_only else rows)
+    return (_embedding(model, k) + (model.depth - 1) * _block(model, rows, rows) + last + head) / 1e9
 
 
-def frame_gflop(model: Model, task: str, k: int, batch: int) -> dict[str, float]:
+def frame_gflop(model: Model, task: str, k: int, batch: int, *, cls_only: bool = False) -> dict[str, float]:
     """Return the work of a call on `batch` images by network, in GFLOP."""
-    return {"selector": batch * selector_gflop(model), "extractor": batch * extractor_gflop(model, task, k)}
+    extractor = extractor_gflop(model, task, k, cls_only=cls_only)
+    return {"selector": batch * selector_gflop(model), "extractor": batch * extractor}
 
 
 def _embedding(model: Model, patches: int) -> int:
     return 2 * patches * 3 * model.patch**2 * model.dim
 
 
-def _block(model: Model, rows: int) -> int:
-    """Weights: 2*M*K*N each. Attention: q by k^T and weights by v, over all heads 2*M*M*D each."""
-    return sum(2 * rows * inputs * outputs for inputs, outputs in block_products(model)) + 2 * (2 * rows**2 * model.dim)
+def _block(model: Model, rows: int, asked: int) -> int:
+    """Weights: 2*M*K*N each. Attention: q by k^T and weights by v, over all heads 2*M*M*D each.
+
+    The block is given `rows`, and of so many the result is `asked`.
+    """
+    (dim, qkv), *behind = block_products(model)
+    attention = 2 * (2 * asked * rows * model.dim)
+    return 2 * rows * dim * qkv + attention + sum(2 * asked * inputs * outputs for inputs, outputs in behind)

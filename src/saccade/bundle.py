@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -29,6 +30,8 @@ Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 Variant: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8"]
 CALIBRATED = ("int8", "fp8")  # precisions whose activations need scales, measured on images
 Task: TypeAlias = Literal["features", "classify", "segment"]
+BackboneFamily: TypeAlias = Literal["neco", "dinov2", "dino", "timm"]
+PositionRule: TypeAlias = Literal["scale-factor", "size-antialias"]  # runtime/positions.py says what they mean
 
 
 class TensorSpec(Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,10 +70,9 @@ class ImageContract(Struct, frozen=True, forbid_unknown_fields=True):
     selector_resize: Literal["bilinear"] = "bilinear"  # half-pixel centres, no antialias
 
 
-class Model(Struct, frozen=True, forbid_unknown_fields=True):
-    """The facts about the networks, all read from the checkpoint's keys and shapes."""
+class Model(Struct, frozen=True, forbid_unknown_fields=True, tag_field="family", tag="lookwhere"):
+    """The facts about LookWhere's two networks, all read from the checkpoint's keys and shapes."""
 
-    family: Literal["lookwhere"]
     dim: Extent
     heads: Extent
     depth: Extent
@@ -84,6 +86,50 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True):
     map_size: Extent
     base_grid: tuple[Extent, Extent]
     classes: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
+
+
+class BackboneModel(Struct, frozen=True, forbid_unknown_fields=True, tag_field="family"):
+    """The facts about a plain backbone; family and position rule are the user's word where a file cannot tell."""
+
+    position_rule: PositionRule
+    dim: Extent
+    heads: Extent
+    depth: Extent
+    ffn: Literal["gelu", "swiglu"]
+    hidden: Extent  # width inside the feed-forward network, after gating
+    layer_scale: bool
+    registers: Annotated[int, Meta(ge=0, le=63)]
+    patch: Annotated[int, Meta(ge=1, le=64)]
+    base_grid: tuple[Extent, Extent]
+
+    @property
+    def prefix(self) -> int:
+        """The number of tokens before the patches: cls and the registers."""
+        return 1 + self.registers
+
+    @property
+    def family(self) -> str:
+        """Whose code the model comes from, as bundle.json names it."""
+        return family_of(self)
+
+
+class Neco(BackboneModel, frozen=True, tag="neco"):
+    """NeCo, on DINOv2 with or without registers, DINO, TimeT or Leopart."""
+
+
+class DinoV2(BackboneModel, frozen=True, tag="dinov2"):
+    """DINOv2 as torch.hub offers it."""
+
+
+class Dino(BackboneModel, frozen=True, tag="dino"):
+    """DINO, and PW-Self, which is trained like it."""
+
+
+class Timm(BackboneModel, frozen=True, tag="timm"):
+    """A vision transformer in timm's names."""
+
+
+BACKBONES: dict[BackboneFamily, type[BackboneModel]] = {"neco": Neco, "dinov2": DinoV2, "dino": Dino, "timm": Timm}
 
 
 class Defaults(Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,7 +148,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """The content of bundle.json."""
 
     format: int
-    model: Model
+    model: Model | Neco | DinoV2 | Dino | Timm
     task: Task
     defaults: Defaults
     image: ImageContract
@@ -122,8 +168,18 @@ class Bundle:
 
     @property
     def model(self) -> Model:
-        """The facts about the networks."""
-        return self.manifest.model
+        """The facts about LookWhere's networks; raises for a plain backbone, which has no selection."""
+        model = self.manifest.model
+        if not isinstance(model, Model):
+            raise SaccadeError(f"{self.path} is a plain {family_of(model)} backbone, not LookWhere; give a LookWhere bundle")
+        return model
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles of its graphs, in the order they run in."""
+        from saccade.contract import contracts_of
+
+        return tuple(contract.role for contract in contracts_of(self.manifest))
 
     @property
     def engines_path(self) -> Path:
@@ -150,10 +206,11 @@ class Bundle:
         return path
 
     def positions(self) -> np.ndarray:
-        """Return the position table on its base grid, float32 (rows, columns, dim)."""
+        """Return the position table on its base grid, float32: (rows, columns, D), or (1 + cells, D) of a backbone."""
         path = self.checked_path(self.manifest.positions)
         table = read_npy(path)
-        expected = (*self.model.base_grid, self.model.dim)
+        model = self.manifest.model
+        expected = (*model.base_grid, model.dim) if isinstance(model, Model) else (1 + prod(model.base_grid), model.dim)
         if table.dtype != np.float32 or table.shape != expected:
             raise SaccadeError(f"{path}: expected float32 {expected}, found {table.dtype} {table.shape}; export again")
         return table
@@ -242,19 +299,24 @@ class _VersionOnly(Struct):
     format: int
 
 
+def family_of(model: Model | BackboneModel) -> str:
+    """Return the family that a model's tag names."""
+    return str(type(model).__struct_config__.tag)
+
+
 def _check_consistency(path: Path, manifest: Manifest) -> None:
     """Check what the types alone cannot say."""
+    from saccade.contract import contracts_of
+
     model = manifest.model
     problems = [
         (model.heads * 64 != model.dim, f"dim {model.dim} is not heads x 64"),
-        (model.selector_size % model.patch != 0, f"selector_size {model.selector_size} is no multiple of the patch"),
         (any(extent % model.patch for extent in manifest.defaults.size), "the default size is no multiple of the patch"),
-        ((manifest.defaults.k is None) == (manifest.defaults.k_ratio is None), "defaults need either k or k_ratio"),
-        ((manifest.task == "features") != (model.classes == 0), f"task {manifest.task} with {model.classes} classes"),
         (any(not 1e-3 <= value <= 1e3 for value in manifest.image.std), "image.std must lie between 0.001 and 1000"),
         (any(not -1e3 <= value <= 1e3 for value in manifest.image.mean), "image.mean must lie within 1000 of 0"),
     ]
-    roles = {"selector", "extractor"}
+    problems += _lookwhere_problems(manifest, model) if isinstance(model, Model) else _backbone_problems(manifest)
+    roles = {contract.role for contract in contracts_of(manifest)}
     problems.append((set(manifest.graphs) != roles, f"graphs must be {sorted(roles)}"))
     problems += [(True, what) for what in _graph_problems(manifest)]
     for wrong, what in problems:
@@ -262,14 +324,31 @@ def _check_consistency(path: Path, manifest: Manifest) -> None:
             raise SaccadeError(f"{path}: {what}; export the bundle again")
 
 
+def _lookwhere_problems(manifest: Manifest, model: Model) -> list[tuple[bool, str]]:
+    chosen = manifest.defaults
+    return [
+        (model.selector_size % model.patch != 0, f"selector_size {model.selector_size} is no multiple of the patch"),
+        ((chosen.k is None) == (chosen.k_ratio is None), "defaults need either k or k_ratio"),
+        ((manifest.task == "features") != (model.classes == 0), f"task {manifest.task} with {model.classes} classes"),
+    ]
+
+
+def _backbone_problems(manifest: Manifest) -> list[tuple[bool, str]]:
+    chosen = manifest.defaults
+    return [
+        (chosen.k is not None or chosen.k_ratio is not None, "a plain backbone keeps every patch, so it has no k"),
+        (manifest.task != "features", f"task {manifest.task} without a head"),
+    ]
+
+
 def _graph_problems(manifest: Manifest) -> Iterator[str]:
     """Compare every graph's tensors with what the model's facts say they must be; types may differ by precision."""
-    from saccade.contract import extractor_contract, selector_contract
+    from saccade.contract import contracts_of
 
     def shapes(tensors: tuple[TensorSpec, ...]) -> dict[str, tuple[int | str, ...]]:
         return {tensor.name: tensor.shape for tensor in tensors}
 
-    for contract in (selector_contract(manifest.model), extractor_contract(manifest.model, manifest.task)):
+    for contract in contracts_of(manifest):
         expected = shapes(contract.inputs), shapes(contract.outputs)
         for precision, graph in manifest.graphs.get(contract.role, {}).items():
             if (shapes(graph.inputs), shapes(graph.outputs)) != expected:

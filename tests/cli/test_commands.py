@@ -28,6 +28,7 @@ from saccade.engines import store
 from saccade.engines.engine import default_request
 from saccade.golden import read_cases, write_cases
 from saccade.runtime import chain
+from saccade.runtime import pipeline as images_of_pipeline
 from saccade.runtime.overlay import GAP
 
 KINDS = ("dinov2", "franca", "classify", "segment")
@@ -201,6 +202,45 @@ def test_run_reports_what_ran_and_how_long(small_bundle: Bundles, photos: list[P
     assert data["peak_memory_mb"] > 1
 
 
+def test_run_on_a_static_pair_without_tokens_gives_the_same_cls(
+    small_bundle: Bundles, photos: list[Path], say: Say, tmp_path: Path
+) -> None:
+    plain, fast = tmp_path / "plain.npz", tmp_path / "fast.npz"
+    words = ["run", small_bundle("dinov2"), *photos, "--k", 12]
+    data = parsed(say(*words, "-o", plain, "--json"))
+    assert (data["static_k"], data["cls_only"]) == (None, False)
+    data = parsed(say(*words, "--static", "--cls-only", "-o", fast, "--json"))
+    assert (data["static_k"], data["cls_only"]) == (12, True)
+    with np.load(plain) as expected, np.load(fast) as found:
+        assert set(found.files) == set(expected.files) - {"tokens"}
+        np.testing.assert_allclose(found["cls"], expected["cls"], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(("options", "k"), [([], 8), (["--size", "70x140"], 5), (["--k-ratio", "0.2"], 16)])
+def test_the_static_k_of_a_run_is_the_runs_own(
+    options: list[str], k: int, small_bundle: Bundles, photos: list[Path], say: Say
+) -> None:
+    assert parsed(say("run", small_bundle("dinov2"), photos[0], "--static", *options, "--json"))["static_k"] == k
+
+
+def test_verify_judges_the_static_pair(small_bundle: Bundles, say: Say) -> None:
+    plain = parsed(say("verify", small_bundle("dinov2"), "--json"))
+    assert "static_k" not in plain
+    data = parsed(say("verify", small_bundle("dinov2"), "--static", "--json"))
+    assert (data["passed"], data["static_k"], data["key"]) == (True, 8, plain["key"])
+    assert data["static_key"] != data["key"]
+    assert say("verify", small_bundle("dinov2"), "--static").startswith("openvino fp32 static k=8 equals PyTorch on ")
+
+
+@pytest.mark.parametrize("options", [["--static"], ["--static", "--k", "12"], ["--static", "--cls-only"]])
+def test_a_static_build_says_its_shape(options: list[str], copy: Path, say: Say) -> None:
+    data = parsed(say("build", copy, *options, "--json"))
+    assert data["conditions"]["static_k"] == ("12" if "--k" in options else "8")
+    assert ("cls_only" in data["conditions"]) == ("--cls-only" in options)
+    assert f"static at batch 1 and k {data['conditions']['static_k']}" in data["realised"]
+    assert parsed(say("build", copy, *options, "--json"))["built"] is False
+
+
 def test_run_takes_more_images_than_it_runs_at_once(
     small_bundle: Bundles, photographs: list[np.ndarray], say: Say, tmp_path: Path
 ) -> None:
@@ -218,7 +258,7 @@ def test_run_decodes_no_image_of_a_later_chunk_before_it_has_run_the_earlier(
     small_bundle: Bundles, photos: list[Path], say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    decode, call = chain.read_rgb, chain.Pipeline.__call__
+    decode, call = images_of_pipeline.read_rgb, chain.Pipeline.__call__
 
     def noted(pipeline: saccade.Pipeline, images: list[np.ndarray], **options: object) -> saccade.Output:
         told.append(f"run {len(images)}")
@@ -229,7 +269,7 @@ def test_run_decodes_no_image_of_a_later_chunk_before_it_has_run_the_earlier(
             told.append("decode")
         return decode(image, name)
 
-    monkeypatch.setattr(chain, "read_rgb", decoded)
+    monkeypatch.setattr(images_of_pipeline, "read_rgb", decoded)
     monkeypatch.setattr(chain.Pipeline, "__call__", noted)
     say("run", small_bundle("dinov2"), *(photos * CHUNK)[: CHUNK + 3])
     assert told == [*["decode"] * CHUNK, f"run {CHUNK}", *["decode"] * 3, "run 3"]

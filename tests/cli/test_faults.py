@@ -119,9 +119,31 @@ OPTIONS = {
     "ratio not a number": Fault("run bundle photo.png --k-ratio nan", "k_ratio nan is not a share of the patches"),
     "ratio of nothing": Fault("run bundle photo.png --k-ratio 0.01", "k_ratio 0.01 keeps none of this grid's 81 patches"),
     "look and dense": Fault(
-        "run bundle photo.png --look --dense", "--look gives the selector's map alone; leave out --dense, --k and --k-ratio"
+        "run bundle photo.png --look --dense",
+        "--look gives the selector's map alone; leave out --dense, --k, --k-ratio, --static and --cls-only",
     ),
     "look and k": Fault("run bundle photo.png --look --k 5", "--look gives the selector's map alone"),
+    "look and static": Fault("run bundle photo.png --look --static", "--look gives the selector's map alone"),
+    "dense without tokens": Fault(
+        "run bundle photo.png --dense --cls-only", "--dense is filled from the patch tokens that --cls-only leaves out"
+    ),
+    "static without a k": Fault(
+        "run bundle photo.png --static --fit native", "--static is for one k, and with --fit native each size has its own"
+    ),
+    "static for onnxruntime": Fault(
+        "run bundle photo.png --static --engine onnxruntime",
+        "onnxruntime has no static engines; leave static out, or use openvino",
+    ),
+    "static for rtx": Fault(
+        "build bundle --static --engine tensorrt-rtx",
+        "tensorrt-rtx has no static engines; leave static out, or use openvino",
+    ),
+    "no static build": Fault(
+        "run bundle photo.png --static --k 7 --cls-only --no-build",
+        "no openvino fp32 cls-only engine is built yet; 'saccade build bundle --engine openvino --cls-only' builds it",
+    ),
+    "k without static": Fault("build bundle --k 7", "--k is the k of static engines, others take any; give --static too"),
+    "static k out of range": Fault("build bundle --static --k 0", "--k 0 is out of range; give 1 to 21904"),
     "threads": Fault("run bundle photo.png --threads -1", "threads -1 is out of range"),
     "threads of verify": Fault("verify bundle --threads -1", "threads -1 is out of range"),
     "openvino on a gpu": Fault("run bundle photo.png --device 0", "openvino runs on --device cpu here, not '0'"),

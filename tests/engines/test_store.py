@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,14 +23,17 @@ import pytest
 import saccade
 from saccade import Bundle, SaccadeError, atomic, locks, read_bundle
 from saccade.bundle import GraphFile, sha256_of_file, write_manifest
+from saccade.cli.main import main
+from saccade.contract import LOOKWHERE_ROLES as ROLES
 from saccade.engines import openvino as openvino_module
 from saccade.engines import store
-from saccade.engines.engine import ROLES, Backend, Built, Capabilities, Engine, EngineRequest, Progress, load_roles
+from saccade.engines.engine import Backend, Built, Capabilities, Engine, EngineRequest, Progress, load_roles
 from saccade.engines.openvino import OpenVINOBackend
 from saccade.engines.store import RECEIPT, key_of
 
 OPENVINO = EngineRequest(engine="openvino", device="cpu")
 ONNXRUNTIME = EngineRequest(engine="onnxruntime", device="cpu")
+STATIC = EngineRequest(engine="openvino", device="cpu", static_k=9)
 BOTH = pytest.mark.parametrize("request_", [OPENVINO, ONNXRUNTIME], ids=["openvino", "onnxruntime"])
 
 
@@ -107,6 +111,14 @@ def test_threads_do_not_make_another_engine(bundle: Bundle, built: Path) -> None
     assert ensure(bundle, msgspec.structs.replace(OPENVINO, threads=1), build=False) == built
 
 
+def test_static_and_cls_only_are_conditions_that_other_engines_do_not_have(bundle: Bundle) -> None:
+    plain = store.conditions(bundle, OPENVINO)
+    assert not {"static_k", "cls_only"} & plain.keys()
+    assert store.conditions(bundle, STATIC) == plain | {"static_k": "9"}
+    both = msgspec.structs.replace(STATIC, cls_only=True)
+    assert store.conditions(bundle, both) == plain | {"static_k": "9", "cls_only": "yes"}
+
+
 # ---- building once
 
 
@@ -144,6 +156,35 @@ def test_engines_of_several_kinds_lie_side_by_side(bundle: Bundle, built: Path) 
     other = ensure(bundle, ONNXRUNTIME)
     assert [folder for folder, _ in store.receipts(bundle)] == sorted([built, other])
     assert ensure(bundle, OPENVINO, build=False) == built
+
+
+def test_no_engine_of_one_shape_stands_in_for_another(bundle: Bundle) -> None:
+    other = msgspec.structs.replace(STATIC, static_k=8)
+    alone = msgspec.structs.replace(OPENVINO, cls_only=True)
+    ensure(bundle, STATIC)
+    notes: list[str] = []
+    for request in (OPENVINO, other, alone):
+        with pytest.raises(SaccadeError, match=f"no {request.title} engine is built yet; 'saccade build .*' builds it"):
+            ensure(bundle, request, build=False)
+        ensure(bundle, request, notes.append)
+    assert notes == [f"no openvino fp32{form} engine is built yet: building it" for form in ("", " static k=8", " cls-only")]
+    assert len(engines_in(bundle)) == 4
+
+
+def test_the_command_that_builds_a_static_engine_names_its_k(bundle: Bundle) -> None:
+    request = msgspec.structs.replace(STATIC, cls_only=True)
+    with pytest.raises(SaccadeError) as error:
+        ensure(bundle, request, build=False)
+    (command,) = re.findall(r"'saccade (build .*)' builds it", str(error.value))
+    assert main(command.split()) == 0
+    assert ensure(bundle, request, build=False)
+
+
+def test_static_engines_of_older_graphs_are_removed_whatever_their_k(bundle: Bundle) -> None:
+    ensure(bundle, STATIC)
+    changed = change_graph(bundle, "selector")
+    folder = ensure(changed, OPENVINO)
+    assert engines_in(bundle) == [folder.name]
 
 
 def test_a_copied_bundle_takes_its_engines_along(bundle: Bundle, built: Path, tmp_path: Path) -> None:

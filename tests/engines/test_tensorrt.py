@@ -160,7 +160,7 @@ def make_bundle(folder: Path, depth: int = 2) -> Bundle:
     sizes = {"depth": depth, "selector_depth": depth, "prefix": PREFIX, "patch": 14, "selector_size": 42, "map_size": 6}
     manifest = Manifest(
         format=1,
-        model=Model(family="lookwhere", ffn="gelu", base_grid=(3, 3), **widths, **sizes),
+        model=Model(ffn="gelu", base_grid=(3, 3), **widths, **sizes),
         task="features",
         defaults=Defaults(size=(42, 42), k=4),
         image=ImageContract(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),

@@ -17,7 +17,7 @@ from saccade import Output, Pipeline, SaccadeError
 from saccade.bundle import Defaults
 from saccade.engines.engine import Capabilities
 from saccade.runtime import chain, loading, reference
-from saccade.runtime.chain import NEIGHBOURS, checked_k
+from saccade.runtime import pipeline as images_of_pipeline
 
 ENGINES = ("openvino", "onnxruntime")
 KINDS = ("dinov2", "franca", "classify", "segment")
@@ -256,10 +256,13 @@ def test_images_are_decoded_one_by_one_as_they_are_asked_for(
     plain: Pipeline, photographs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    decode, fit = chain.read_rgb, chain.fit_image
-    monkeypatch.setattr(chain, "read_rgb", lambda image, name: told.append(f"decode {name}") or decode(image, name))
-    monkeypatch.setattr(chain, "fit_image", lambda *arguments: told.append("fit") or fit(*arguments))
-    clock = chain.Clock()
+    decode, fit = images_of_pipeline.read_rgb, images_of_pipeline.fit_image
+    note = told.append
+    monkeypatch.setattr(
+        images_of_pipeline, "read_rgb", lambda image, name: note(f"decode {name}") or decode(image, name)
+    )
+    monkeypatch.setattr(images_of_pipeline, "fit_image", lambda *arguments: told.append("fit") or fit(*arguments))
+    clock = images_of_pipeline.Clock()
     fitted = plain.each_fitted(photographs, clock=clock)
     assert told == []
     np.testing.assert_array_equal(next(fitted), plain.pixels(photographs[0])[0])
@@ -278,7 +281,7 @@ def test_no_more_than_one_decoded_image_is_held(plain: Pipeline, monkeypatch: py
         decoded.append(weakref.ref(array))
         return array
 
-    monkeypatch.setattr(chain, "read_rgb", decode)
+    monkeypatch.setattr(images_of_pipeline, "read_rgb", decode)
     for fit in ("squash", "crop"):
         assert len(plain.pixels(["a.jpg", "b.jpg", "c.jpg"], fit=fit)) == 3
     assert len(decoded) == 6
@@ -493,14 +496,6 @@ def test_extract_takes_cells_of_any_whole_number_type(
     out = plain(photographs, k=12)
     forced = plain.extract(plain.pixels(photographs), out.indices.astype(kind_of_number), out.prefix.astype(np.float64))
     assert_same(forced, plain.extract(np.stack(plain.pixels(photographs)), out.indices, out.prefix))
-
-
-@pytest.mark.parametrize("k", [0, 10, -5])
-def test_checked_k_names_the_range(k: int) -> None:
-    with pytest.raises(SaccadeError, match="give 1 to 9"):
-        checked_k(k, 9, dense=False)
-    assert checked_k(9, 9, dense=True) == 9
-    assert checked_k(NEIGHBOURS, 9, dense=True) == NEIGHBOURS
 
 
 # ---- loading

@@ -450,6 +450,18 @@ def test_crop_covers_everywhere(height: int, width: int, size: tuple[int, int]) 
     assert fit_image(white, size, "crop", PATCH).min() == 255
 
 
+@settings(deadline=None, max_examples=100)
+@given(extents, extents, targets)
+def test_crop_is_the_centre_of_pillows_bicubic_resize(height: int, width: int, size: tuple[int, int]) -> None:
+    image = random_rgb(height, width)
+    scale = max(size[0] / height, size[1] / width)
+    covering = max(size[0], round(height * scale)), max(size[1], round(width * scale))
+    resized = np.asarray(Image.fromarray(image).resize((covering[1], covering[0]), Image.Resampling.BICUBIC))
+    top, left = (covering[0] - size[0]) // 2, (covering[1] - size[1]) // 2
+    expected = resized[top : top + size[0], left : left + size[1]]
+    np.testing.assert_array_equal(fit_image(image, size, "crop", PATCH), expected)
+
+
 def test_crop_keeps_the_aspect_ratio() -> None:
     """A ramp along the width has the same slope as one along the height, though the target is not square."""
     ramp = np.linspace(0, 250, 200)[None, :, None].repeat(100, axis=0).repeat(3, axis=2).astype(np.uint8)

@@ -1,6 +1,10 @@
 """The C++ kernels give the bits and the errors of the NumPy reference."""
 from __future__ import annotations
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -375,3 +379,18 @@ def test_door_refuses_a_grid_larger_than_the_image() -> None:
     image, out = np.zeros((4, 6, 3), np.uint8), np.empty((1, 12), np.float32)
     with pytest.raises(ValueError, match="the grid of patches is larger than the image"):
         _kernels.gather_patches(image, TABLE, np.int32([0]), 2, (3, 3), out)
+
+
+# What only C++ can see
+
+SOURCES = Path(kernels.__file__).parent / "native" / "src"
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_kernels_allocate_nothing_twice_and_their_vector_code_stays_inside_its_memory(tmp_path: Path) -> None:
+    program = Path(__file__).with_name("kernels_program.cpp")
+    others = [SOURCES / f"{name}.cpp" for name in ("fill", "gather", "positions", "resize", "select")]
+    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    subprocess.run(["c++", *flags, f"-I{SOURCES}", program, *others, "-o", tmp_path / "program"], check=True)
+    found = subprocess.run([tmp_path / "program"], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")

@@ -71,8 +71,8 @@ CONDITIONS = [
     "saccade", "python", "cpu", "threads", "pinning", "rounds", "frames_per_round", "warm_up_frames", "order", "boundary",
 ]  # fmt: skip
 SIDE = [
-    "name", "kind", "engine", "precision", "device", "size", "k", "batch", "versions", "load_s", "first_ms",
-    "peak_memory_mb", "frame_ms", "stage_ms", "images_per_s",
+    "name", "kind", "engine", "precision", "device", "size", "k", "batch", "static", "cls_only", "streams", "versions",
+    "load_s", "first_ms", "peak_memory_mb", "frame_ms", "stage_ms", "images_per_s",
 ]  # fmt: skip
 STAGES = ["decode", "fit", "resize", "selector", "select", "gather", "extractor"]
 
@@ -255,6 +255,23 @@ def test_a_plan_is_every_combination_with_pytorch_first(small_bundle: Callable[[
     }
 
 
+def test_every_wish_doubles_the_sides_of_the_chain_and_no_others(small_bundle: Callable[[str], Path]) -> None:
+    found = plan(small_bundle("dinov2"), static=True, cls_only=True, streams=2, peers=["full-backbone"])
+    assert [each.name.removesuffix(" 126x126 k=8 batch=1") for each in found[:-1]] == [
+        "openvino fp32",
+        "openvino fp32 2 streams",
+        "openvino fp32 cls-only",
+        "openvino fp32 cls-only 2 streams",
+        "openvino fp32 static",
+        "openvino fp32 static 2 streams",
+        "openvino fp32 static cls-only",
+        "openvino fp32 static cls-only 2 streams",
+    ]
+    assert len({(each.static, each.cls_only, each.streams) for each in found[:-1]}) == 8
+    whole = found[-1]
+    assert (whole.kind, whole.static, whole.cls_only, whole.streams) == ("full-backbone", False, False, 1)
+
+
 def test_a_plan_takes_the_bundles_defaults_and_every_core(small_bundle: Callable[[str], Path]) -> None:
     (only,) = plan(small_bundle("dinov2"))
     assert (only.size, only.k, only.batch) == ((126, 126), 8, 1)  # 9x9 cells, a tenth of them
@@ -270,6 +287,9 @@ def test_a_plan_takes_the_bundles_defaults_and_every_core(small_bundle: Callable
         ({"sizes": [(0, 0)]}, "size 0"),
         ({"batches": [0]}, "--batch 0"),
         ({"threads": -1}, "--threads -1"),
+        ({"streams": 0}, "--streams 0 is out of range; give 1 to 64"),
+        ({"streams": 2, "batches": [2]}, "--streams is for batch 1; leave --batch out"),
+        ({"static": True, "batches": [1, 2]}, "--static is for batch 1; leave --batch out"),
         ({"checkpoint": Path("gone.pt")}, "gone.pt: no such checkpoint file; give the one that .* was made of"),
     ],
     ids=str,
@@ -305,6 +325,30 @@ def test_a_real_run_times_every_stage_of_both_engines_against_pytorch(
         assert result["versions"][engine]
         inner = sum(result["stage_ms"][name]["min"] for name in STAGES if name not in bench_results.APART)
         assert inner <= result["frame_ms"]["p99"]
+
+
+def test_static_cls_only_and_streams_run_as_they_are_named(
+    small_bundle: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["bench", str(small_bundle("dinov2")), "--static", "--cls-only", "--streams", "2", "--k", "9"]
+    assert main([*command, "--rounds", "1", "--frames", "1", "--threads", "2", "--json"]) == 0
+    sides = json.loads(capsys.readouterr().out)["sides"]
+    assert len(sides) == 8
+    for result in sides:
+        is_stream = result["streams"] == 2
+        assert list(result["stage_ms"]) == ([] if is_stream else STAGES)
+        assert ("networks" in result) == ("outside_networks_share" in result) == (not is_stream)
+        assert result["frame_ms"]["p50"] > 0
+    whole, alone = sides[0]["networks"]["extractor"], sides[2]["networks"]["extractor"]
+    assert alone["gflop"] < whole["gflop"]
+
+
+def test_what_no_side_of_an_engine_can_be_is_refused_before_anything_is_built(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", str(copy), "--engine", "openvino", "onnxruntime", "--static"]) == 1
+    assert "onnxruntime has no static engines; leave static out, or use openvino" in capsys.readouterr().err
+    assert not (copy / "engines").exists()
 
 
 def test_a_side_that_cannot_load_ends_the_command_with_one_line(

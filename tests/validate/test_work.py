@@ -30,6 +30,14 @@ def test_the_extractor_equals_a_count_by_hand() -> None:
     assert work.extractor_gflop(SMALL, "features", 10) * 1e9 == pytest.approx(2 * 10 * 588 * 64 + 2 * block)
 
 
+def test_the_last_block_of_cls_alone_equals_a_count_by_hand() -> None:
+    rows = 10 + 1
+    whole = 2 * rows * (64 * 192 + 64 * 64 + 64 * 256 + 256 * 64) + 2 * rows * rows * 64 + 2 * rows * rows * 64
+    last = 2 * rows * 64 * 192 + 2 * (64 * 64 + 64 * 256 + 256 * 64) + 2 * rows * 64 + 2 * rows * 64
+    found = work.extractor_gflop(SMALL, "features", 10, cls_only=True)
+    assert found * 1e9 == pytest.approx(2 * 10 * 588 * 64 + whole + last)
+
+
 def test_the_selector_equals_a_count_by_hand() -> None:
     rows = 11 * 11 + 1
     block = 2 * rows * (64 * 192 + 64 * 64 + 64 * 256 + 256 * 64) + 2 * rows * rows * 64 + 2 * rows * rows * 64

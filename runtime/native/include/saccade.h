@@ -30,17 +30,26 @@
  *
  * Threads.  A bundle and a model may be shared by any threads.  A session runs one call at a time: make one per thread.
  * Two threads in one session are refused with SACCADE_BUSY.  Sessions of one model share its weights; they run side by
- * side where the model was loaded with as many `streams`, else one after the other.
+ * side on a GPU, or where the model was loaded with as many `streams`, else one after the other.  Functions without a
+ * word on threads may be called from any.  Load models after a fork, not before.
  *
  * Ownership.  The caller owns everything it passes in; nothing is kept after a call returns but what a comment says.
  * Handles are freed by their own function, in any order, and NULL may be freed.  No call on a handle may be under way.
+ * What a model runs lies in files of its bundle that it keeps mapped: replace such a file by renaming another over it.
+ * One that is written to or cut is SACCADE_CHANGED at the next call; during a call it may end the process.
  *
- * Errors.  Every call that can fail returns a saccade_status.  On failure the outputs are untouched, nothing leaks, and
- * saccade_last_error() has one line: what, where, what to do.  The library never prints, exits or aborts.  Nothing falls
- * back: an engine, precision or device that is not to be had is an error.
+ * Errors.  Every call that can fail returns a saccade_status; besides those named at a function, any may give
+ * SACCADE_INVALID_ARGUMENT, SACCADE_OUT_OF_MEMORY and SACCADE_INTERNAL.  On failure the outputs are untouched, nothing
+ * leaks, and saccade_last_error() has one line: what, where, what to do.  The library never prints, exits or aborts; a
+ * pthread_cancel waits until a call is over.  Nothing falls back: an engine, precision or device that is not to be had
+ * is an error.
  *
  * Versions.  The major number changes when something that existed changes, and with it the SONAME.  Structs that carry
- * `struct_size` grow only at their end: start from their _INIT, so that fields you do not know keep their defaults.
+ * `struct_size` grow only at their end, by fields whose default is 0: start from their _INIT.  `reserved` fields are 0.
+ *
+ * On a device the bundle needs no more than bundle.json, positions.npy and engines/.  A built engine runs with the very
+ * build of OpenVINO or TensorRT that made it, on the same kind of CPU or GPU; the option `compile` needs the .onnx files
+ * instead.  Built engines are code: load those that you trust.  Make no run while the process is exiting.  64-bit Linux.
  */
 #ifndef SACCADE_H
 #define SACCADE_H
@@ -121,23 +130,25 @@ typedef struct saccade_info {
     int32_t  default_k;                     /* on the grid of the default size                                       */
     int32_t  reserved;
     float    mean[3], std[3];               /* RGB; pixels become (x/255 - mean)/std                                 */
-    uint32_t graphs[5];                     /* per precision (SACCADE_FP32 ...): 1 where the bundle has its graphs   */
+    uint32_t precisions;                    /* bit 1 << SACCADE_FP32 ...: both graphs are there.  OpenVINO makes bf16 and
+                                               fp16 out of fp32's                                                    */
 } saccade_info;
-#define SACCADE_INFO_INIT { (uint32_t)sizeof(saccade_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {0}, {0}, {0} }
+#define SACCADE_INFO_INIT { (uint32_t)sizeof(saccade_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {0}, {0}, 0 }
 
 /* One built engine in a bundle.  Filled by saccade_bundle_engine. */
 typedef struct saccade_built_engine {
     uint32_t struct_size;
     int32_t  engine;                        /* SACCADE_ENGINE_...                                                    */
     int32_t  precision;                     /* SACCADE_FP32 ...                                                      */
-    int32_t  reserved;
+    int32_t  runs;                          /* 1: this library can load it on the machine it was built for; 0: one fixed
+                                               to a single shape or without tokens, which only Python's saccade runs  */
     char     version[64];                   /* of the engine that built it, cut to fit                               */
     char     folder[128];                   /* its name below engines/, cut to fit                                   */
 } saccade_built_engine;
 #define SACCADE_BUILT_ENGINE_INIT { (uint32_t)sizeof(saccade_built_engine), 0, 0, 0, {0}, {0} }
 
-/* Called with one line without a line break; `message` is valid during the call.  May be called from any thread that is
- * inside a call on the model or its sessions; must not call back into them. */
+/* Called by saccade_model_load, in its thread, with one line on each file that is loaded (INFO) or compiled (WARNING);
+ * `message` is valid during the call.  Must not throw, longjmp or call this library. */
 typedef void (*saccade_log_callback)(void * user, int32_t level, const char * message);
 
 typedef struct saccade_model_options {
@@ -145,24 +156,28 @@ typedef struct saccade_model_options {
     int32_t  engine;                        /* SACCADE_ENGINE_OPENVINO                                               */
     int32_t  precision;                     /* SACCADE_FP32                                                          */
     int32_t  device;                        /* index of the GPU; 0 on a CPU                                          */
-    int32_t  threads;                       /* 0: the engine's own choice                                            */
-    int32_t  streams;                       /* sessions that run side by side, sharing the threads; 0 means 1        */
+    int32_t  threads;                       /* 0: the engine's own choice.  Not on a GPU                             */
+    int32_t  streams;                       /* sessions that run side by side, sharing the threads; 0: one.  Not on a GPU */
     int32_t  compile;                       /* 1: where the bundle has no engine built for this machine, compile its
-                                               graphs now, in memory (seconds); 0: that is SACCADE_NOT_FOUND         */
+                                               graphs now, in memory (seconds; which kernels run is not audited as
+                                               `saccade build` does); 0: that is SACCADE_NOT_FOUND.  Not on a GPU    */
     int32_t  reserved;
-    const char * engine_library;            /* path of the engine's library (libopenvino_c.so.*, libnvinfer.so.*), UTF-8;
-                                               NULL: as the loader finds it.  Copied                                 */
-    saccade_log_callback log;               /* or NULL.  Kept, with `log_user`, as long as the model and its sessions */
+    const char * engine_library;            /* path of the engine's library file, UTF-8; NULL: by the loader's rules
+                                               (LD_LIBRARY_PATH), libopenvino_c.so.N of the release whose headers this
+                                               library was built with, then libopenvino_c.so; for TensorRT
+                                               libnvinfer.so.10 or .11 and libtensorrt_rtx.so.1                      */
+    saccade_log_callback log;               /* or NULL                                                               */
     void *   log_user;
 } saccade_model_options;
 #define SACCADE_MODEL_OPTIONS_INIT \
-    { (uint32_t)sizeof(saccade_model_options), SACCADE_ENGINE_OPENVINO, SACCADE_FP32, 0, 0, 1, 0, 0, NULL, NULL, NULL }
+    { (uint32_t)sizeof(saccade_model_options), SACCADE_ENGINE_OPENVINO, SACCADE_FP32, 0, 0, 0, 0, 0, NULL, NULL, NULL }
 
 typedef struct saccade_run_options {
     uint32_t struct_size;
     int32_t  fit;                           /* SACCADE_FIT_SQUASH                                                    */
     int64_t  height, width;                 /* pixels, multiples of the patch; 0, 0: the bundle's default (NATIVE: 0, 0) */
-    int64_t  k;                             /* patches to keep; 0: by k_ratio, or the bundle's default               */
+    int64_t  k;                             /* patches to keep; 0: by k_ratio, or the bundle's default, which is
+                                               usually a share of the grid's cells, whatever the grid                */
     double   k_ratio;                       /* or the share of the grid to keep, above 0 up to 1; 0: by k            */
 } saccade_run_options;
 #define SACCADE_RUN_OPTIONS_INIT { (uint32_t)sizeof(saccade_run_options), SACCADE_FIT_SQUASH, 0, 0, 0, 0.0 }
@@ -188,7 +203,7 @@ typedef struct saccade_sizes {
 /* Where a run writes: the caller's dense row-major buffers with their capacities in elements.  NULL: not wanted. */
 typedef struct saccade_outputs {
     uint32_t  struct_size;
-    uint32_t  reserved;
+    int32_t   reserved;
     int32_t * indices;        size_t indices_capacity;        /* kept cells, row by row of the grid, best score first */
     float *   score_map;      size_t score_map_capacity;      /* scores on the grid                                   */
     float *   raw_score_map;  size_t raw_score_map_capacity;  /* as the selector gives them                           */
@@ -204,7 +219,7 @@ typedef struct saccade_outputs {
 /* Milliseconds of each stage of a session's last successful run or look; 0 where a stage did not run. */
 typedef struct saccade_timings {
     uint32_t struct_size;
-    uint32_t reserved;
+    int32_t  reserved;
     double   fit_ms;                        /* images to the model's size                                            */
     double   resize_ms;                     /* to the selector's input                                               */
     double   selector_ms;
@@ -218,81 +233,86 @@ typedef struct saccade_timings {
 
 /* ---- the library -------------------------------------------------------------------------------------------------- */
 
-/* SACCADE_VERSION_NUMBER of the library, to compare with the header's.  Thread-safe: yes. */
+/* SACCADE_VERSION_NUMBER of the library, to compare with the header's. */
 SACCADE_API uint32_t saccade_version(void);
 
 /* The name of a status, an engine ("openvino") or a precision ("fp32"), as in bundle.json and on the command line; a
- * static string, never NULL ("unknown" for other numbers).  Thread-safe: yes. */
+ * static string, never NULL ("unknown" for other numbers). */
 SACCADE_API const char * saccade_status_name(saccade_status status);
 SACCADE_API const char * saccade_engine_name(int32_t engine);
 SACCADE_API const char * saccade_precision_name(int32_t precision);
 
-/* The number of a name, or -1.  NULL is no name.  Thread-safe: yes. */
+/* The number of a name, or -1.  NULL is no name. */
 SACCADE_API int32_t saccade_engine_from_name(const char * name);
 SACCADE_API int32_t saccade_precision_from_name(const char * name);
 
-/* The line of this thread's last failed call, UTF-8, never NULL; valid until its next failing call.  Do not free. */
+/* The line of the calling thread's last failed call, UTF-8, never NULL; valid until its next failing call.  Do not free. */
 SACCADE_API const char * saccade_last_error(void);
 
 /* ---- bundles ------------------------------------------------------------------------------------------------------ */
 
 /* Read and check a bundle's description and its position table (UTF-8 path; no file is kept open).  Release with
- * saccade_bundle_free.  Thread-safe: yes.  NOT_FOUND, IO_ERROR, INVALID_BUNDLE, UNSUPPORTED (a newer format). */
+ * saccade_bundle_free.  NOT_FOUND, IO_ERROR, INVALID_BUNDLE, UNSUPPORTED (a newer format, or another family of models). */
 SACCADE_API saccade_status saccade_bundle_open(const char * path, saccade_bundle ** out_bundle);
 SACCADE_API void saccade_bundle_free(saccade_bundle * bundle);
 
-/* What the bundle holds.  Thread-safe: yes. */
+/* What the bundle holds. */
 SACCADE_API saccade_status saccade_bundle_info(const saccade_bundle * bundle, saccade_info * out_info);
 
-/* Built engine number `index` of those that can be read, in order of their folders; NOT_FOUND past the last.  Looks at
- * the disk each time.  Thread-safe: yes. */
+/* Built engine number `index` of those that can be read, in order of their folders.  Looks at the disk each time, so a
+ * build meanwhile changes the numbers.  NOT_FOUND (past the last), IO_ERROR. */
 SACCADE_API saccade_status saccade_bundle_engine(
     const saccade_bundle * bundle, size_t index, saccade_built_engine * out_engine);
 
 /* ---- models ------------------------------------------------------------------------------------------------------- */
 
 /* Load the networks on an engine; what is loaded is checked against its hash.  `options` NULL: all defaults.  The bundle
- * may be freed afterwards.  Release with saccade_model_free; its sessions may outlive the handle.  Thread-safe: yes. */
+ * may be freed afterwards.  Release with saccade_model_free; its sessions may outlive the handle.
+ * NOT_FOUND (no such graphs, no engine built for this machine), IO_ERROR, INVALID_BUNDLE, UNSUPPORTED (the precision,
+ * device or option is not to be had), ENGINE_UNAVAILABLE, ENGINE_FAILED. */
 SACCADE_API saccade_status saccade_model_load(
     const saccade_bundle * bundle, const saccade_model_options * options, saccade_model ** out_model);
 SACCADE_API void saccade_model_free(saccade_model * model);
 
-/* One line on what runs: engine, version, device, precision, and how it came about.  Valid as long as the model. */
+/* One line on what runs: engine, version, device, precision, and how it came about.  Valid as long as the model; for NULL
+ * "no model". */
 SACCADE_API const char * saccade_model_description(const saccade_model * model);
 
-/* What a run would make: check images (their `pixels` may be NULL here) and options, and size its outputs.
- * Thread-safe: yes. */
+/* What a run would make: check images (their `pixels` may be NULL here) and options, and size its outputs.  Where the
+ * bundle's default k does not fit the grid, k is 0: enough for a look, and refused by a run. */
 SACCADE_API saccade_status saccade_plan(const saccade_model * model, const saccade_image * images, size_t count,
                                         const saccade_run_options * options, saccade_sizes * out_sizes);
 
 /* ---- sessions ----------------------------------------------------------------------------------------------------- */
 
-/* A chain with buffers of its own.  Release with saccade_session_free.  Thread-safe: yes. */
-SACCADE_API saccade_status saccade_session_create(saccade_model * model, saccade_session ** out_session);
+/* A chain with buffers of its own, which grow with what it is given and stay.  Release with saccade_session_free.
+ * CHANGED, ENGINE_FAILED. */
+SACCADE_API saccade_status saccade_session_create(const saccade_model * model, saccade_session ** out_session);
 SACCADE_API void saccade_session_free(saccade_session * session);
 
-/* Run the chain on `count` images of any sizes, which end up on one grid.  `options` NULL: all defaults.  Only what
- * `outputs` asks for is written, and only on success.  Images and outputs must not overlap.
- * Thread-safe: one session per thread. */
+/* Run the chain on `count` images of any sizes, 1 to 1024, which end up on one grid.  `options` NULL: all defaults.  Only
+ * what `outputs` asks for is written, if anything, and only on success.  Images and outputs must not overlap.
+ * One thread at a time.  BUSY, CANCELLED, CHANGED, BUFFER_TOO_SMALL, NOT_FINITE, ENGINE_FAILED. */
 SACCADE_API saccade_status saccade_run(saccade_session * session, const saccade_image * images, size_t count,
                                        const saccade_run_options * options, const saccade_outputs * outputs);
 
 /* Run the selector alone: only score_map, raw_score_map and prefix may be asked for; k is ignored.
- * Thread-safe: one session per thread. */
+ * One thread at a time.  As saccade_run. */
 SACCADE_API saccade_status saccade_look(saccade_session * session, const saccade_image * images, size_t count,
                                         const saccade_run_options * options, const saccade_outputs * outputs);
 
 /* Run the whole chain once on grey images of the sizes of `images` (`pixels` may be NULL), dense output included, so that
  * runs of the same images, options and format allocate nothing and meet warm kernels.
- * Thread-safe: one session per thread. */
+ * One thread at a time.  As saccade_run. */
 SACCADE_API saccade_status saccade_warm_up(saccade_session * session, const saccade_image * images, size_t count,
                                            const saccade_run_options * options);
 
-/* End the call that is under way in a session, if any, as soon as its engine lets go: it returns SACCADE_CANCELLED.
- * Thread-safe: yes, from any thread, as long as the session is not being freed. */
+/* End the call that is under way in a session as soon as its engine lets go: it returns SACCADE_CANCELLED, and the session
+ * can be used again.  Where no call is under way nothing happens, now or later.  From any thread, as long as the session
+ * is not being freed. */
 SACCADE_API saccade_status saccade_cancel(saccade_session * session);
 
-/* The stages of the session's last successful run, look or warm-up.  Thread-safe: one session per thread. */
+/* The stages of the session's last successful run, look or warm-up; zeros before the first.  One thread at a time.  BUSY. */
 SACCADE_API saccade_status saccade_session_timings(saccade_session * session, saccade_timings * out_timings);
 
 #ifdef __cplusplus

@@ -1,4 +1,6 @@
 // Every exported function of saccade.h: read the caller's structs, make one call, turn what is thrown into a status.
+#include <pthread.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -10,6 +12,7 @@
 #include "chain.hpp"
 #include "engine.hpp"
 #include "failure.hpp"
+#include "fields.hpp"
 #include "names.hpp"
 #include "receipts.hpp"
 #include "saccade.h"
@@ -38,24 +41,60 @@ constexpr int MAX_STREAMS = 64;
 // This thread's last error: an array, so that it can be written where no memory is left.
 thread_local char last_error[1024] = "no call has failed in this thread";
 
-// Keeps the line, with what is not printable (a file's content may be quoted) made visible.
+// How many bytes the UTF-8 character at `text` has; 0 where there is none, or one that would break the line.
+std::size_t character_size(const char* text) noexcept {
+    const auto byte = [text](std::size_t i) { return static_cast<unsigned char>(text[i]); };
+    const unsigned char first = byte(0);
+    if (first < 0x80) {
+        return first < 0x20 || first == 0x7F ? 0 : 1;
+    }
+    const std::size_t size = first < 0xC2 || first > 0xF4 ? 0 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
+    for (std::size_t i = 1; i < size; ++i) {
+        if ((byte(i) & 0xC0) != 0x80) {  // the end of the text, too
+            return 0;
+        }
+    }
+    const bool is_overlong = (first == 0xE0 && byte(1) < 0xA0) || (first == 0xF0 && byte(1) < 0x90);
+    const bool is_no_character = (first == 0xED && byte(1) > 0x9F) || (first == 0xF4 && byte(1) > 0x8F);  // surrogates
+    const bool is_control = first == 0xC2 && byte(1) < 0xA0;
+    const bool is_line_break = first == 0xE2 && byte(1) == 0x80 && (byte(2) == 0xA8 || byte(2) == 0xA9);
+    return is_overlong || is_no_character || is_control || is_line_break ? 0 : size;
+}
+
+// Keeps the line, with what is not printable (a path or an engine's own words may be quoted) made visible.
 saccade_status remember(saccade_status status, const char* line) noexcept {
     std::size_t used = 0;
-    for (; *line != '\0' && used + 5 < sizeof last_error; ++line) {
-        const auto byte = static_cast<unsigned char>(*line);
-        if (byte < 0x20 || byte == 0x7F) {
+    while (*line != '\0' && used + 5 < sizeof last_error) {
+        const std::size_t size = character_size(line);
+        if (size == 0) {
+            const auto byte = static_cast<unsigned char>(*line++);
             used += static_cast<std::size_t>(std::snprintf(last_error + used, 5, "\\x%02x", byte));
         } else {
-            last_error[used++] = *line;
+            std::memcpy(last_error + used, line, size);
+            used += size;
+            line += size;
         }
     }
     last_error[used] = '\0';
     return status;
 }
 
+// Puts off a pthread_cancel of this thread: its unwinding would have to get past `guarded`, and ends the process there.
+class UncancelledThread {
+public:
+    UncancelledThread() { pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before_); }
+    ~UncancelledThread() { pthread_setcancelstate(before_, nullptr); }
+    UncancelledThread(const UncancelledThread&) = delete;
+    UncancelledThread& operator=(const UncancelledThread&) = delete;
+
+private:
+    int before_ = 0;
+};
+
 // The one way into the library: nothing that is thrown gets past it.
 template <typename Body>
 saccade_status guarded(Body body) noexcept {
+    const UncancelledThread held;
     try {
         body();
         return SACCADE_OK;
@@ -70,13 +109,34 @@ saccade_status guarded(Body body) noexcept {
     }
 }
 
+// The size of each struct in the first version of the header that had it. These numbers never change: a program built with
+// that header states them.
+static_assert(sizeof(void*) == 8, "saccade.h is laid out for 64 bits");
+template <typename Struct>
+constexpr std::size_t FIRST_SIZE = 0;
+template <>
+constexpr std::size_t FIRST_SIZE<saccade_info> = 84;
+template <>
+constexpr std::size_t FIRST_SIZE<saccade_built_engine> = 208;
+template <>
+constexpr std::size_t FIRST_SIZE<saccade_model_options> = 56;
+template <>
+constexpr std::size_t FIRST_SIZE<saccade_run_options> = 40;
+template <>
+constexpr std::size_t FIRST_SIZE<saccade_sizes> = 88;
+template <>
+constexpr std::size_t FIRST_SIZE<saccade_outputs> = 136;
+template <>
+constexpr std::size_t FIRST_SIZE<saccade_timings> = 72;
+static_assert(sizeof(saccade_image) == 40, "saccade_image is passed in arrays and never grows");
+
 // The size that a struct of the caller's says it has. A smaller one is of an older header, a larger one of a newer.
 template <typename Struct>
 std::size_t stated_size(const Struct* given, const char* init) {
+    static_assert(FIRST_SIZE<Struct> > 0 && sizeof(Struct) >= FIRST_SIZE<Struct>, "structs only grow");
     std::uint32_t size = 0;
     std::memcpy(&size, given, sizeof size);
-    constexpr std::size_t FIRST_VERSION = sizeof(Struct);  // to stay as it is when the struct grows
-    if (size < FIRST_VERSION || size > MAX_STRUCT) {
+    if (size < FIRST_SIZE<Struct> || size > MAX_STRUCT) {
         fail(SACCADE_INVALID_ARGUMENT, "struct_size " + std::to_string(size) + " is wrong; start from " + init);
     }
     return size;
@@ -131,13 +191,12 @@ saccade_info info_of(const Manifest& manifest) {
     info.default_height = manifest.defaults.height;
     info.default_width = manifest.defaults.width;
     const std::int64_t cells = std::int64_t{manifest.defaults.height / model.patch} * (manifest.defaults.width / model.patch);
-    const auto ratio_k = static_cast<std::int64_t>(manifest.defaults.k_ratio * static_cast<double>(cells));
-    info.default_k = static_cast<std::int32_t>(std::min<std::int64_t>(std::max(manifest.defaults.k, ratio_k), INT32_MAX));
+    info.default_k = static_cast<std::int32_t>(std::min<std::int64_t>(manifest.defaults.k_on(cells), INT32_MAX));
     std::copy_n(manifest.mean, 3, info.mean);
     std::copy_n(manifest.std, 3, info.std);
-    const auto& variants = manifest.graphs.at(Role::extractor);
     for (std::int32_t precision = SACCADE_FP32; precision <= SACCADE_FP8; ++precision) {
-        info.graphs[precision] = variants.count(precision_name(precision)) != 0 ? 1 : 0;
+        const auto has = [&](Role role) { return manifest.graphs.at(role).count(precision_name(precision)) != 0; };
+        info.precisions |= has(Role::selector) && has(Role::extractor) ? 1u << precision : 0u;
     }
     return info;
 }
@@ -159,29 +218,15 @@ EngineRequest request_from(const saccade_model_options& options) {
             options.engine_library == nullptr ? "" : options.engine_library, options.log, options.log_user};
 }
 
-std::unique_ptr<Engine> load_engine(const Bundle& bundle, const EngineRequest& request) {
-    static_cast<void>(bundle);
-#ifdef SACCADE_WITH_OPENVINO
-    if (request.engine == SACCADE_ENGINE_OPENVINO) {
-        return load_openvino(bundle, request);
-    }
-#endif
-#ifdef SACCADE_WITH_TENSORRT
-    if (request.engine == SACCADE_ENGINE_TENSORRT || request.engine == SACCADE_ENGINE_TENSORRT_RTX) {
-        return load_tensorrt(bundle, request);
-    }
-#endif
-    fail(SACCADE_UNSUPPORTED, std::string(engine_name(request.engine)) +
-                                  " is not built into this libsaccade; configure it with that engine, or use another");
-}
-
 saccade_run_options run_options(const saccade_run_options* options) {
     return read_struct<saccade_run_options>(options, SACCADE_RUN_OPTIONS_INIT, "SACCADE_RUN_OPTIONS_INIT");
 }
 
 saccade_outputs outputs_from(const saccade_outputs* outputs) {
     require(outputs != nullptr, "outputs is NULL; give a saccade_outputs");
-    return read_struct<saccade_outputs>(outputs, SACCADE_OUTPUTS_INIT, "SACCADE_OUTPUTS_INIT");
+    const saccade_outputs known = read_struct<saccade_outputs>(outputs, SACCADE_OUTPUTS_INIT, "SACCADE_OUTPUTS_INIT");
+    require(known.reserved == 0, "reserved must be 0; start from SACCADE_OUTPUTS_INIT");
+    return known;
 }
 
 }  // namespace
@@ -250,20 +295,22 @@ saccade_status saccade_bundle_engine(const saccade_bundle* bundle, size_t index,
         require(bundle != nullptr, "bundle is NULL; open one with saccade_bundle_open");
         require(out_engine != nullptr, "out_engine is NULL; give a saccade_built_engine");
         std::vector<Receipt> receipts = receipts_of(bundle->content);
-        receipts.erase(std::remove_if(receipts.begin(), receipts.end(),  // onnxruntime's, which this library does not run
-                                      [](const Receipt& each) { return engine_from_name(each.engine.c_str()) < 0; }),
-                       receipts.end());
+        const auto is_foreign = [](const Receipt& each) {  // onnxruntime's, and those of words that only a newer one knows
+            return engine_from_name(each.engine.c_str()) < 0 || precision_from_name(each.precision.c_str()) < 0;
+        };
+        receipts.erase(std::remove_if(receipts.begin(), receipts.end(), is_foreign), receipts.end());
         if (index >= receipts.size()) {
-            fail(SACCADE_NOT_FOUND, bundle->content.path + ": has " + std::to_string(receipts.size()) + " engines, so no number " +
-                                        std::to_string(index));
+            fail(SACCADE_NOT_FOUND, bundle->content.path + ": built engines that can be read: " +
+                                        std::to_string(receipts.size()) + ", so there is no number " + std::to_string(index));
         }
         const Receipt& receipt = receipts[index];
         saccade_built_engine built = SACCADE_BUILT_ENGINE_INIT;
         built.engine = engine_from_name(receipt.engine.c_str());
         built.precision = precision_from_name(receipt.precision.c_str());
+        built.runs = has_form(receipt.conditions) ? 0 : 1;
         const auto version = receipt.conditions.find("version");
-        copy_text(version != receipt.conditions.end() ? version->second : "unknown", built.version);
-        copy_text(receipt.name, built.folder);
+        copy_text(version != receipt.conditions.end() ? shown(version->second, sizeof built.version) : "unknown", built.version);
+        copy_text(shown(receipt.name, receipt.name.size()), built.folder);
         write_struct(built, out_engine, "SACCADE_BUILT_ENGINE_INIT");
     });
 }
@@ -295,10 +342,11 @@ saccade_status saccade_plan(const saccade_model* model, const saccade_image* ima
     });
 }
 
-saccade_status saccade_session_create(saccade_model* model, saccade_session** out_session) {
+saccade_status saccade_session_create(const saccade_model* model, saccade_session** out_session) {
     return guarded([&] {
         require(model != nullptr, "model is NULL; load one with saccade_model_load");
         require(out_session != nullptr, "out_session is NULL; give the address of a handle");
+        model->content->engine->check_files();  // which the engine may read to make its requests
         *out_session = new saccade_session(model->content);
     });
 }

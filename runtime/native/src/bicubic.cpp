@@ -1,7 +1,7 @@
 // The resize before the first network: Pillow's antialiased bicubic for 8 bits a channel, bit for bit.
 //
-// Two passes, along columns and along rows, each rounded to 8 bits. Both are one weighted sum of rows of bytes; the first works
-// on bands of the image that are transposed, so that a column lies in one piece.
+// Two passes, one makes columns out of columns and one rows out of rows, each rounded to 8 bits. Both are one weighted sum
+// of rows of bytes: columns become rows by transposing a band of the image.
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -12,6 +12,7 @@
 #endif
 
 #include "kernels.hpp"
+#include "transpose.hpp"
 
 namespace saccade {
 namespace {
@@ -22,7 +23,7 @@ constexpr int FRACTION_BITS = 22;  // of a fixed-point weight: 32 - 8 for the pi
 constexpr int LOW_BITS = 15;       // of them, those in WeightPair::low
 constexpr std::uint32_t HALF = 1u << (FRACTION_BITS - 1);
 constexpr int BAND = 32;  // rows transposed at a time: one AVX2 register of bytes
-constexpr int TILE = 16;  // rows and columns of bytes transposed at a time
+constexpr int PART = 64;  // output columns made of one transposed band
 
 double cubic(double x) {
     x = std::abs(x);
@@ -46,10 +47,11 @@ void set_axis(CubicAxis& axis, int size_in, int size_out, int begin, int count) 
     const double scale = static_cast<double>(size_in) / size_out;
     const double filter_scale = std::max(scale, 1.0);
     const double support = SUPPORT * filter_scale;
-    const auto most_pairs = static_cast<std::size_t>(std::ceil(support)) + 1;
+    const auto most_taps = static_cast<std::size_t>(std::min(2.0 * std::ceil(support) + 1.0, static_cast<double>(size_in)));
+    const std::size_t most_pairs = most_taps / 2 + 1;
     TapSpan* const spans = room_for(axis.spans, static_cast<std::size_t>(count));
     WeightPair* const pairs = room_for(axis.pairs, most_pairs * static_cast<std::size_t>(count));
-    double* const weights = room_for(axis.weights, 2 * most_pairs);
+    double* const weights = room_for(axis.weights, most_taps);
     for (int i = 0; i < count; ++i) {
         const double centre = (begin + i + 0.5) * scale;
         const int first = std::max(static_cast<int>(centre - support + 0.5), 0);
@@ -60,7 +62,7 @@ void set_axis(CubicAxis& axis, int size_in, int size_out, int begin, int count) 
             total += weights[tap];
         }
         WeightPair* const own = pairs + most_pairs * static_cast<std::size_t>(i);
-        own[taps / 2] = {};  // an odd count leaves half a pair
+        own[taps / 2] = {};  // of an odd count, the last weight is half a pair
         for (int tap = 0; tap < taps; ++tap) {
             set_weight(own, tap, fixed_point(weights[tap] / total));
         }
@@ -119,19 +121,22 @@ __attribute__((target("avx2"), always_inline)) inline __m256i pixels_from_sums(_
     return _mm256_srai_epi32(_mm256_add_epi32(sum, _mm256_set1_epi32(HALF)), FRACTION_BITS);
 }
 
+__attribute__((target("avx2"), always_inline)) inline __m256i broadcast(const std::int16_t pair[2]) {
+    std::int32_t both;
+    std::memcpy(&both, pair, sizeof both);
+    return _mm256_set1_epi32(both);
+}
+
 // 32 bytes of each row. A multiplication takes pairs, a pixel of row a and one of row b, and adds both products.
 __attribute__((target("avx2"), always_inline)) inline void weigh_32_bytes(const WeightedRows& rows, std::size_t begin,
                                                                          std::uint8_t* out) {
     const __m256i zero = _mm256_setzero_si256();
-    __m256i low[4] = {zero, zero, zero, zero};
+    __m256i low[4] = {zero, zero, zero, zero};  // of bytes 0-3, 4-7, 8-11 and 12-15 in either half
     __m256i high[4] = {zero, zero, zero, zero};
-    for (int row = 0; row < rows.count; row += 2) {
-        const std::uint8_t* a = rows.first + row * rows.stride + begin;
-        const std::uint8_t* b = row + 1 < rows.count ? a + rows.stride : a;
-        std::int32_t weights[2];
-        std::memcpy(weights, &rows.weights[row / 2], sizeof weights);
-        const __m256i low_weights = _mm256_set1_epi32(weights[0]);
-        const __m256i high_weights = _mm256_set1_epi32(weights[1]);
+    const std::uint8_t* a = rows.first + begin;
+    const WeightPair* weights = rows.weights;
+    for (int left = rows.count; left > 0; left -= 2, a += 2 * rows.stride, ++weights) {
+        const std::uint8_t* const b = left > 1 ? a + rows.stride : a;  // a last one alone is weighed with 0
         const __m256i pixels_a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
         const __m256i pixels_b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
         const __m256i first = _mm256_unpacklo_epi8(pixels_a, pixels_b);
@@ -139,8 +144,8 @@ __attribute__((target("avx2"), always_inline)) inline void weigh_32_bytes(const 
         const __m256i pairs[4] = {_mm256_unpacklo_epi8(first, zero), _mm256_unpackhi_epi8(first, zero),
                                   _mm256_unpacklo_epi8(second, zero), _mm256_unpackhi_epi8(second, zero)};
         for (int i = 0; i < 4; ++i) {
-            low[i] = _mm256_add_epi32(low[i], _mm256_madd_epi16(pairs[i], low_weights));
-            high[i] = _mm256_add_epi32(high[i], _mm256_madd_epi16(pairs[i], high_weights));
+            low[i] = _mm256_add_epi32(low[i], _mm256_madd_epi16(pairs[i], broadcast(weights->low)));
+            high[i] = _mm256_add_epi32(high[i], _mm256_madd_epi16(pairs[i], broadcast(weights->high)));
         }
     }
     const __m256i first = _mm256_packs_epi32(pixels_from_sums(low[0], high[0]), pixels_from_sums(low[1], high[1]));
@@ -169,82 +174,40 @@ Weigh weigh_for_this_cpu() {
     return weigh_plain;
 }
 
-using Bytes = std::uint8_t __attribute__((vector_size(TILE)));
-
-Bytes first_halves(Bytes a, Bytes b) {
-    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-}
-Bytes second_halves(Bytes a, Bytes b) {
-    return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-}
-
-// Transposes 16 rows of 16 bytes. Each step interleaves the first half of the rows with the second: after four of them,
-// what was the number of a row is the number of a byte.
-void transpose_tile(const std::uint8_t* in, std::ptrdiff_t stride_in, std::uint8_t* out, std::ptrdiff_t stride_out) {
-    Bytes rows[TILE];
-    Bytes mixed[TILE];
-    for (int i = 0; i < TILE; ++i) {
-        std::memcpy(&rows[i], in + i * stride_in, TILE);
-    }
-    for (int two_steps = 0; two_steps < 2; ++two_steps) {
-        for (int i = 0; i < TILE / 2; ++i) {
-            mixed[2 * i] = first_halves(rows[i], rows[i + TILE / 2]);
-            mixed[2 * i + 1] = second_halves(rows[i], rows[i + TILE / 2]);
-        }
-        for (int i = 0; i < TILE / 2; ++i) {
-            rows[2 * i] = first_halves(mixed[i], mixed[i + TILE / 2]);
-            rows[2 * i + 1] = second_halves(mixed[i], mixed[i + TILE / 2]);
-        }
-    }
-    for (int i = 0; i < TILE; ++i) {
-        std::memcpy(out + i * stride_out, &rows[i], TILE);
+// Output samples `begin` to `end` of an axis, from rows of `width` bytes; `in` is the first row that they need.
+void resize_rows(const std::uint8_t* in, std::ptrdiff_t stride, const CubicAxis& axis, int begin, int end,
+                 std::size_t width, std::uint8_t* out, Weigh weigh) {
+    const TapSpan* const spans = axis.spans.data();
+    const int first = spans[begin].first;
+    for (int i = begin; i < end; ++i, out += width) {
+        const TapSpan& span = spans[i];
+        weigh({in + (span.first - first) * stride, stride, span.count, axis.pairs.data() + span.pairs}, width, out);
     }
 }
 
-// Writes byte (row, column) of `in` to (column, row) of `out`.
-void transpose(const std::uint8_t* in, std::ptrdiff_t stride_in, std::ptrdiff_t rows, std::ptrdiff_t columns,
-               std::uint8_t* out, std::ptrdiff_t stride_out) {
-    const std::ptrdiff_t whole_rows = rows - rows % TILE;
-    const std::ptrdiff_t whole_columns = columns - columns % TILE;
-    for (std::ptrdiff_t row = 0; row < whole_rows; row += TILE) {
-        for (std::ptrdiff_t column = 0; column < whole_columns; column += TILE) {
-            transpose_tile(in + row * stride_in + column, stride_in, out + column * stride_out + row, stride_out);
-        }
-    }
-    for (std::ptrdiff_t row = 0; row < rows; ++row) {
-        for (std::ptrdiff_t column = row < whole_rows ? whole_columns : 0; column < columns; ++column) {
-            out[column * stride_out + row] = in[row * stride_in + column];
-        }
-    }
-}
-
-// The rows that come from taps on the rows at `in`, of `width` bytes each.
-void resize_rows(const std::uint8_t* in, std::ptrdiff_t stride, const CubicAxis& axis, std::size_t width,
-                 std::uint8_t* out, Weigh weigh) {
-    for (int y = 0; y < axis.count; ++y, out += width) {
-        const TapSpan& span = axis.spans[static_cast<std::size_t>(y)];
-        weigh({in + (span.first - axis.begin) * stride, stride, span.count, &axis.pairs[span.pairs]}, width, out);
-    }
-}
-
-// The columns that come from taps on the columns at `in`, of `rows` pixels each.
+// All output samples of an axis, from columns of `rows` pixels; `in` is the first column that they need. What is transposed
+// at a time fits into the L1 cache.
 void resize_columns(const std::uint8_t* in, std::ptrdiff_t stride, const CubicAxis& axis, int rows, std::uint8_t* out,
                     Scratch& scratch, Weigh weigh) {
-    constexpr std::ptrdiff_t COLUMN = 3 * BAND;  // bytes of a transposed band
-    const std::ptrdiff_t row_in = std::ptrdiff_t{3} * (axis.end - axis.begin);
+    constexpr std::ptrdiff_t COLUMN = 3 * BAND;  // bytes of a transposed one
     const std::ptrdiff_t row_out = std::ptrdiff_t{3} * axis.count;
-    std::uint8_t* const band_in = room_for(scratch.band_in, static_cast<std::size_t>(row_in * BAND));
-    std::uint8_t* const band_out = room_for(scratch.band_out, static_cast<std::size_t>(row_out * BAND));
     const int height = std::min(BAND, rows);
+    std::uint8_t* const band_out = room_for(scratch.band_out, std::size_t{PART * COLUMN});
     for (int row = 0; row < rows; row += BAND) {
         const std::ptrdiff_t top = std::min(row, rows - height);  // the last bands overlap, to the same result
-        transpose(in + top * stride, stride, height, row_in, band_in, BAND);
-        resize_rows(band_in, COLUMN, axis, COLUMN, band_out, weigh);
-        transpose(band_out, BAND, row_out, height, out + top * row_out, row_out);
+        for (int begin = 0; begin < axis.count; begin += PART) {
+            const int end = std::min(begin + PART, axis.count);
+            const std::ptrdiff_t first = axis.spans[begin].first;
+            const std::ptrdiff_t columns = axis.spans[end - 1].first + axis.spans[end - 1].count - first;
+            std::uint8_t* const band_in = room_for(scratch.band_in, static_cast<std::size_t>(columns * COLUMN));
+            transpose(in + top * stride + 3 * (first - axis.begin), stride, height, 3 * columns, band_in, BAND);
+            resize_rows(band_in, COLUMN, axis, begin, end, COLUMN, band_out, weigh);
+            transpose(band_out, BAND, 3 * (end - begin), height, out + top * row_out + 3 * begin, row_out);
+        }
     }
 }
 
-// Pillow's choice since version 13, which shows in the rounding between the passes.
+// Pillow's choice since version 13; before, columns always came first. It shows in the rounding between the passes.
 bool rows_come_first(const Image& image, Size to) {
     const std::int64_t fewer_rows = image.height - to.height;
     const std::int64_t fewer_columns = image.width - to.width;
@@ -276,16 +239,16 @@ void resize_bicubic(const Image& image, Size to, Box window, std::uint8_t* out, 
     } else if (!new_height) {
         resize_columns(in, stride, columns, window.height, out, scratch, weigh);
     } else if (!new_width) {
-        resize_rows(in, stride, rows, row_out, out, weigh);
+        resize_rows(in, stride, rows, 0, rows.count, row_out, out, weigh);
     } else if (rows_come_first(image, to)) {
         std::uint8_t* const between = room_for(scratch.between, row_in * static_cast<std::size_t>(window.height));
-        resize_rows(in, stride, rows, row_in, between, weigh);
+        resize_rows(in, stride, rows, 0, rows.count, row_in, between, weigh);
         resize_columns(between, static_cast<std::ptrdiff_t>(row_in), columns, window.height, out, scratch, weigh);
     } else {
         const int height = rows.end - rows.begin;
         std::uint8_t* const between = room_for(scratch.between, row_out * static_cast<std::size_t>(height));
         resize_columns(in, stride, columns, height, between, scratch, weigh);
-        resize_rows(between, static_cast<std::ptrdiff_t>(row_out), rows, row_out, out, weigh);
+        resize_rows(between, static_cast<std::ptrdiff_t>(row_out), rows, 0, rows.count, row_out, out, weigh);
     }
 }
 

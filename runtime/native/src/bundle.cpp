@@ -44,7 +44,7 @@ void expect(Fields& fields, const char* name, const char* only) {
 
 Model read_model(Fields fields) {
     if (const std::string& family = fields.text("family"); family != "lookwhere") {
-        fail(SACCADE_UNSUPPORTED, fields.where() + ": family \"" + family + "\" is not one this library runs; use Python's saccade");
+        fail(SACCADE_UNSUPPORTED, fields.where() + ": family \"" + shown(family) + "\" is not one this library runs; use Python's saccade");
     }
     Model model{};
     model.dim = extent(fields, "dim");
@@ -115,20 +115,23 @@ void read_image(Fields fields, Manifest& manifest) {
 
 // One extent of a tensor: a whole number, or the name of what differs from run to run.
 std::int64_t tensor_extent(const nlohmann::json& extent, const Fields& tensor) {
-    if (extent == "batch" || extent == "k") {
-        return extent == "batch" ? BATCH : K;
+    if (extent.is_string()) {  // nlohmann's own comparison with a text allocates where nothing may be thrown
+        const auto& name = extent.get_ref<const std::string&>();
+        if (name == "batch" || name == "k") {
+            return name == "batch" ? BATCH : K;
+        }
     }
-    if (!extent.is_number_unsigned() || extent < 1 || extent > MAX_EXTENT) {
+    if (!extent.is_number_unsigned() || extent.get<std::uint64_t>() < 1 || extent.get<std::uint64_t>() > MAX_EXTENT) {
         tensor.refuse("'shape' must hold \"batch\", \"k\" and whole numbers, 1 to " + std::to_string(MAX_EXTENT));
     }
     return extent.get<std::int64_t>();
 }
 
-// Reads a list of tensors into `out`, outputs marked; returns whether all are float32.
-bool read_tensors(Fields& graph, const char* name, const char* mark, Tensors& out) {
+// Reads a list of tensors into `out`; returns whether all are float32.
+bool read_tensors(Fields& graph, const char* list, std::map<std::string, std::vector<std::int64_t>>& out) {
     bool is_float32 = true;
-    for (const nlohmann::json& each : graph.array(name)) {
-        Fields tensor(each, graph.where() + ": " + name, EXPORT_AGAIN);
+    for (const nlohmann::json& each : graph.array(list)) {
+        Fields tensor(each, graph.where() + ": " + list, EXPORT_AGAIN);
         const std::string& dtype = tensor.text("dtype");
         if (dtype != "float32" && dtype != "float16") {
             tensor.refuse("'dtype' must be \"float32\" or \"float16\"");
@@ -138,24 +141,25 @@ bool read_tensors(Fields& graph, const char* name, const char* mark, Tensors& ou
         for (const nlohmann::json& extent : tensor.array("shape")) {
             extents.push_back(tensor_extent(extent, tensor));
         }
-        out[mark + tensor.text("name")] = std::move(extents);
+        out[tensor.text("name")] = std::move(extents);
         tensor.finish();
     }
     return is_float32;
 }
 
 std::map<std::string, GraphFile> read_variants(Fields variants, const Tensors& expected) {
-    static const std::set<std::string> KNOWN{"fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8"};
+    // No object: programs open bundles while they exit.
+    constexpr const char* KNOWN[] = {"fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8"};
     std::map<std::string, GraphFile> files;
     for (const auto& [variant, unused] : variants.json().items()) {
-        if (KNOWN.count(variant) == 0) {
-            variants.refuse("unknown variant '" + variant + "'");
+        if (std::find(std::begin(KNOWN), std::end(KNOWN), variant) == std::end(KNOWN)) {
+            variants.refuse("unknown variant '" + shown(variant) + "'");
         }
         Fields graph = variants.object(variant.c_str());
         GraphFile file{graph.file_name("file"), graph.sha256("sha256"), true};
         Tensors tensors;
-        file.is_float32 = read_tensors(graph, "inputs", "", tensors);
-        file.is_float32 = read_tensors(graph, "outputs", "-> ", tensors) && file.is_float32;
+        file.is_float32 = read_tensors(graph, "inputs", tensors.inputs);
+        file.is_float32 = read_tensors(graph, "outputs", tensors.outputs) && file.is_float32;
         graph.finish();
         if (tensors != expected) {
             graph.refuse("its tensors do not fit the model's sizes");
@@ -190,9 +194,7 @@ Manifest read_manifest(Fields fields) {
 std::vector<float> read_positions(const Bundle& bundle) {
     const std::string path = bundle.path_of(bundle.manifest.positions_file);
     const std::string content = read_file(path, MAX_POSITIONS_BYTES, EXPORT_AGAIN);
-    if (sha256(content.data(), content.size()) != bundle.manifest.positions_sha256) {
-        fail(SACCADE_INVALID_BUNDLE, path + " was changed or cut short: its SHA-256 is not the one in bundle.json; " + EXPORT_AGAIN);
-    }
+    check_digest(sha256(content.data(), content.size()), bundle.manifest.positions_sha256, path, "bundle.json", EXPORT_AGAIN);
     FloatArray table = array_from_npy(content, path, EXPORT_AGAIN);
     const Model& model = bundle.manifest.model;
     const std::vector<std::size_t> expected{static_cast<std::size_t>(model.base_grid.rows),
@@ -221,8 +223,8 @@ const GraphFile& Bundle::graph(Role role, const std::string& variant) const {
 }
 
 Manifest manifest_from_json(const std::string& text, const std::string& where) {
-    const nlohmann::json parsed = parse_json(text, where, EXPORT_AGAIN);
-    Fields fields(parsed, where, EXPORT_AGAIN);
+    const Document parsed = parse_json(text, where, EXPORT_AGAIN);
+    Fields fields(*parsed, where, EXPORT_AGAIN);
     const std::int64_t format = fields.integer("format", INT64_MIN, INT64_MAX);
     if (format != FORMAT_VERSION) {
         fail(SACCADE_UNSUPPORTED, where + ": bundle format " + std::to_string(format) + ", but this library reads format " +

@@ -42,6 +42,11 @@ struct Defaults {
     int width;
     std::int64_t k;  // 0: by k_ratio
     double k_ratio;
+
+    // An explicit k stays k, a ratio follows the grid.
+    std::int64_t k_on(std::int64_t cells) const {
+        return k != 0 ? k : static_cast<std::int64_t>(k_ratio * static_cast<double>(cells));
+    }
 };
 
 struct Manifest {

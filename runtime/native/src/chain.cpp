@@ -87,16 +87,21 @@ std::shared_ptr<const std::vector<float>> LoadedModel::positions_on(Grid grid) c
     return table;
 }
 
-// A call's time in its session: entered once, and left whatever happens.
+// A call's time in its session: entered once, and left whatever happens. A cancel finds a call either under way or not.
 class Session::Turn {
 public:
     explicit Turn(Session& session) : session_(session) {
-        if (session_.busy_.exchange(true, std::memory_order_acquire)) {
+        const std::lock_guard<std::mutex> lock(session_.turn_mutex_);
+        if (session_.busy_) {
             fail(SACCADE_BUSY, "another thread is running this session; make one session per thread");
         }
+        session_.busy_ = true;
         session_.cancelled_ = false;
     }
-    ~Turn() { session_.busy_.store(false, std::memory_order_release); }
+    ~Turn() {
+        const std::lock_guard<std::mutex> lock(session_.turn_mutex_);
+        session_.busy_ = false;
+    }
     Turn(const Turn&) = delete;
     Turn& operator=(const Turn&) = delete;
 
@@ -130,14 +135,71 @@ Session::Session(std::shared_ptr<const LoadedModel> model)
 void Session::run(const saccade_image* images, std::size_t count, const saccade_run_options& options,
                   const saccade_outputs& out) {
     const Turn turn(*this);
-    const Clock clock;
-    under_way_ = SACCADE_TIMINGS_INIT;
     const Plan plan = plan_of(model_->manifest, images, count, options);
-    const saccade_sizes sizes = sizes_of(model_->manifest, plan);
+    check_k(plan.k, plan.grid.cells());
     check_pixels(images, count);
+    check_outputs(out, sizes_of(model_->manifest, plan));
+    take(images, count);
+    run_all(plan, out);
+}
+
+void Session::look(const saccade_image* images, std::size_t count, saccade_run_options options, const saccade_outputs& out) {
+    const Turn turn(*this);
+    options.k = 1;  // one cell is selected, for its check of the map
+    options.k_ratio = 0.0;
+    const Plan plan = plan_of(model_->manifest, images, count, options);
+    saccade_sizes sizes = sizes_of(model_->manifest, plan);
+    check_pixels(images, count);
+    sizes.indices = sizes.cls = sizes.logits = sizes.tokens = sizes.dense = 0;
     check_outputs(out, sizes);
     model_->engine->check_files();
-    fit(images, plan);
+    take(images, count);
+    const Clock clock;
+    under_way_ = SACCADE_TIMINGS_INIT;
+    fit(plan);
+    run_selector(plan);
+    select_cells(plan);
+    stop_if_cancelled();
+    copy_out(score_map_.data(), sizes.score_map, out.score_map);
+    copy_out(raw_score_map_.data(), sizes.raw_score_map, out.raw_score_map);
+    copy_out(prefix_.data(), sizes.prefix, out.prefix);
+    under_way_.total_ms = clock.elapsed_ms();
+    timings_ = under_way_;
+}
+
+void Session::warm_up(const saccade_image* images, std::size_t count, const saccade_run_options& options) {
+    const Turn turn(*this);
+    const Plan plan = plan_of(model_->manifest, images, count, options);
+    check_k(plan.k, plan.grid.cells());
+    take(images, count);
+    int widest = 0;
+    for (const Image& each : given_) {
+        widest = std::max(widest, each.width);
+    }
+    const std::vector<std::uint8_t> grey_row(std::size_t{3} * static_cast<std::size_t>(widest), GREY);
+    for (Image& each : given_) {  // every row of each image is this one
+        each.pixels = grey_row.data();
+        each.row_stride = 0;
+    }
+    std::vector<float> dense(plan.k >= NEIGHBOURS ? sizes_of(model_->manifest, plan).dense : 0);
+    saccade_outputs out = SACCADE_OUTPUTS_INIT;
+    out.dense = dense.empty() ? nullptr : dense.data();
+    run_all(plan, out);
+}
+
+// Keeps the images as the kernels know them.
+void Session::take(const saccade_image* images, std::size_t count) {
+    given_.resize(count);
+    std::transform(images, images + count, given_.begin(), image_of);
+}
+
+// The whole chain on the images taken; outputs are checked, and written at the end.
+void Session::run_all(const Plan& plan, const saccade_outputs& out) {
+    model_->engine->check_files();
+    const saccade_sizes sizes = sizes_of(model_->manifest, plan);
+    const Clock clock;
+    under_way_ = SACCADE_TIMINGS_INIT;
+    fit(plan);
     run_selector(plan);
     select_cells(plan);
     gather(plan);
@@ -158,52 +220,9 @@ void Session::run(const saccade_image* images, std::size_t count, const saccade_
     timings_ = under_way_;
 }
 
-void Session::look(const saccade_image* images, std::size_t count, saccade_run_options options, const saccade_outputs& out) {
-    const Turn turn(*this);
-    const Clock clock;
-    under_way_ = SACCADE_TIMINGS_INIT;
-    options.k = 1;  // one cell is selected, for its check of the map
-    options.k_ratio = 0.0;
-    const Plan plan = plan_of(model_->manifest, images, count, options);
-    saccade_sizes sizes = sizes_of(model_->manifest, plan);
-    check_pixels(images, count);
-    sizes.indices = sizes.cls = sizes.logits = sizes.tokens = sizes.dense = 0;
-    check_outputs(out, sizes);
-    model_->engine->check_files();
-    fit(images, plan);
-    run_selector(plan);
-    select_cells(plan);
-    stop_if_cancelled();
-    copy_out(score_map_.data(), sizes.score_map, out.score_map);
-    copy_out(raw_score_map_.data(), sizes.raw_score_map, out.raw_score_map);
-    copy_out(prefix_.data(), sizes.prefix, out.prefix);
-    under_way_.total_ms = clock.elapsed_ms();
-    timings_ = under_way_;
-}
-
-void Session::warm_up(const saccade_image* images, std::size_t count, const saccade_run_options& options) {
-    const Plan plan = plan_of(model_->manifest, images, count, options);
-    std::size_t bytes = 0;
-    for (std::size_t i = 0; i < count; ++i) {
-        bytes = std::max(bytes, static_cast<std::size_t>(3 * images[i].width * images[i].height));
-    }
-    const std::vector<std::uint8_t> grey(bytes, GREY);
-    std::vector<saccade_image> blank(images, images + count);
-    for (saccade_image& each : blank) {
-        each.pixels = grey.data();
-        each.row_stride = 0;
-    }
-    const saccade_sizes sizes = sizes_of(model_->manifest, plan);
-    std::vector<float> dense(plan.k >= NEIGHBOURS ? sizes.dense : 0);
-    saccade_outputs out = SACCADE_OUTPUTS_INIT;
-    out.dense = dense.empty() ? nullptr : dense.data();
-    out.dense_capacity = dense.size();
-    run(blank.data(), count, options, out);
-}
-
 void Session::cancel() noexcept {
-    const std::lock_guard<std::mutex> lock(running_mutex_);
-    cancelled_ = true;
+    const std::lock_guard<std::mutex> lock(turn_mutex_);
+    cancelled_ = busy_;
     if (running_ != nullptr) {
         running_->cancel();
     }
@@ -220,17 +239,16 @@ void Session::stop_if_cancelled() const {
     }
 }
 
-void Session::fit(const saccade_image* images, const Plan& plan) {
-    const auto batch = static_cast<std::size_t>(plan.batch);
-    const auto needs_pixels = [&](const saccade_image& each) {
+void Session::fit(const Plan& plan) {
+    const auto needs_pixels = [&](const Image& each) {
         return plan.fit != SACCADE_FIT_NATIVE && (each.height != plan.height || each.width != plan.width);
     };
-    const bool any = std::any_of(images, images + batch, needs_pixels);
-    fitted_.resize(batch);
-    std::uint8_t* pixels = any ? pixels_.sized(batch * plan.pixel_bytes()) : nullptr;
-    for (std::size_t i = 0; i < batch; ++i) {
+    const bool any = std::any_of(given_.begin(), given_.end(), needs_pixels);
+    fitted_.resize(given_.size());
+    std::uint8_t* pixels = any ? pixels_.sized(given_.size() * plan.pixel_bytes()) : nullptr;
+    for (std::size_t i = 0; i < given_.size(); ++i) {
         stage(&saccade_timings::fit_ms, [&] {
-            fitted_[i] = fitted(images[i], plan, any ? pixels + i * plan.pixel_bytes() : nullptr, scratch_);
+            fitted_[i] = fitted(given_[i], plan, any ? pixels + i * plan.pixel_bytes() : nullptr, scratch_);
         });
     }
 }
@@ -318,7 +336,7 @@ void Session::fill_dense(const Plan& plan, float* out) {
 // Runs a network where a cancel can reach it. What it fails with after a cancel is the cancel.
 void Session::run_network(Network& network, Arrays inputs, Arrays outputs) {
     const auto set_running = [this](Network* now) {
-        const std::lock_guard<std::mutex> lock(running_mutex_);
+        const std::lock_guard<std::mutex> lock(turn_mutex_);
         running_ = now;
     };
     set_running(&network);

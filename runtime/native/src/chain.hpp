@@ -53,7 +53,9 @@ private:
     class Turn;
     class Clock;
 
-    void fit(const saccade_image* images, const Plan& plan);
+    void take(const saccade_image* images, std::size_t count);
+    void run_all(const Plan& plan, const saccade_outputs& out);
+    void fit(const Plan& plan);
     void run_selector(const Plan& plan);
     void select_cells(const Plan& plan);
     void gather(const Plan& plan);
@@ -70,15 +72,15 @@ private:
     std::unique_ptr<Network> selector_;
     std::unique_ptr<Network> extractor_;
 
-    std::atomic<bool> busy_{false};
-    std::atomic<bool> cancelled_{false};
-    std::mutex running_mutex_;
+    std::mutex turn_mutex_;  // of these three
+    bool busy_ = false;
     Network* running_ = nullptr;  // the network that a cancel has to reach
+    std::atomic<bool> cancelled_{false};  // written under the lock, looked at between stages without it
 
     saccade_timings timings_ = SACCADE_TIMINGS_INIT;  // of the last success
     saccade_timings under_way_ = SACCADE_TIMINGS_INIT;
     Scratch scratch_;
-    std::vector<Image> fitted_;
+    std::vector<Image> given_, fitted_;
     Buffer<std::uint8_t> pixels_;
     Buffer<float> lowres_, raw_score_map_, prefix_, score_map_, patches_, positions_, pooled_, tokens_;
     Buffer<std::int32_t> indices_;

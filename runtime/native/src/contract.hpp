@@ -17,15 +17,23 @@ constexpr const char* name_of(Role role) { return role == Role::selector ? "sele
 // Extents that differ from run to run.
 constexpr std::int64_t BATCH = -1;
 constexpr std::int64_t K = -2;
-constexpr std::int64_t ANY = -1;  // as engines know them: some dynamic extent
+constexpr std::int64_t ANY = BATCH;  // as engines know them, which tell no dynamic extent from another
 
-// Extents by name; outputs stand under "-> name", since one name may be both.
-using Tensors = std::map<std::string, std::vector<std::int64_t>>;
+// What a graph takes and gives: extents by name.
+struct Tensors {
+    std::map<std::string, std::vector<std::int64_t>> inputs;
+    std::map<std::string, std::vector<std::int64_t>> outputs;
 
-// What a graph takes and gives, by the model's facts.
+    friend bool operator==(const Tensors& one, const Tensors& other) {
+        return one.inputs == other.inputs && one.outputs == other.outputs;
+    }
+    friend bool operator!=(const Tensors& one, const Tensors& other) { return !(one == other); }
+};
+
+// The same by the model's facts.
 Tensors contract_of(const Manifest& manifest, Role role);
 
-// The same as an engine knows it, all dynamic extents ANY.
+// And as an engine knows it, all dynamic extents ANY.
 Tensors ports_of(const Manifest& manifest, Role role);
 
 }  // namespace saccade

@@ -20,6 +20,14 @@ struct Array {
     std::int64_t shape[4];
 };
 
+inline std::size_t bytes_of(const Array& array) {
+    std::size_t bytes = sizeof(float);
+    for (int axis = 0; axis < array.rank; ++axis) {
+        bytes *= static_cast<std::size_t>(array.shape[axis]);
+    }
+    return bytes;
+}
+
 struct Arrays {
     const Array* first;
     std::size_t count;
@@ -65,6 +73,9 @@ struct EngineRequest {
         }
     }
 };
+
+// Loads a bundle on the engine that is asked for.
+std::unique_ptr<Engine> load_engine(const Bundle& bundle, const EngineRequest& request);
 
 // Each in a source of its own, where that engine is compiled in.
 std::unique_ptr<Engine> load_openvino(const Bundle& bundle, const EngineRequest& request);

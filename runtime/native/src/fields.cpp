@@ -9,19 +9,108 @@ namespace saccade {
 namespace {
 
 constexpr std::size_t MAX_FILE_NAME = 128;
+constexpr std::size_t MAX_DEPTH = 32;  // of objects and arrays in each other
+constexpr char HEX_DIGITS[] = "0123456789abcdef";
+constexpr char BYTE_ORDER_MARK[] = "\xEF\xBB\xBF";  // the parser would pass over it, but JSON has none
 
 bool is_alphanumeric(char c) { return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z'); }
 
 bool is_hex_digit(char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); }
 
+// Takes all values out of a tree, the innermost first, without allocating.
+void empty(nlohmann::json& tree) noexcept {
+    if (tree.is_structured()) {
+        for (nlohmann::json& child : tree) {
+            empty(child);
+        }
+        tree.clear();
+    }
+}
+
+// Builds a tree value by value in its place, so that nothing but EmptyTree ever takes a part of it apart. Of two fields
+// with one name the last counts, as in Python.
+class TreeBuilder : public nlohmann::json_sax<nlohmann::json> {
+public:
+    explicit TreeBuilder(nlohmann::json& root) : root_(root) {}
+
+    bool null() override { return add(nullptr); }
+    bool boolean(bool value) override { return add(value); }
+    bool number_integer(number_integer_t value) override { return add(value); }
+    bool number_unsigned(number_unsigned_t value) override { return add(value); }
+    bool number_float(number_float_t value, const string_t&) override { return add(value); }
+    bool string(string_t& value) override { return add(std::move(value)); }
+    bool binary(binary_t&) override { return false; }  // not in JSON
+    bool key(string_t& name) override {
+        field_ = &(*open_.back())[name];
+        empty(*field_);
+        return true;
+    }
+    bool start_object(std::size_t) override { return enter(nlohmann::json::value_t::object); }
+    bool start_array(std::size_t) override { return enter(nlohmann::json::value_t::array); }
+    bool end_object() override { return leave(); }
+    bool end_array() override { return leave(); }
+    bool parse_error(std::size_t, const std::string&, const nlohmann::json::exception&) override { return false; }
+
+private:
+    // Where the next value belongs.
+    nlohmann::json& place() {
+        if (open_.empty()) {
+            return root_;
+        }
+        if (open_.back()->is_object()) {
+            return *field_;
+        }
+        open_.back()->push_back(nullptr);
+        return open_.back()->back();
+    }
+    bool add(nlohmann::json value) {
+        place() = std::move(value);
+        return true;
+    }
+    bool enter(nlohmann::json::value_t kind) {
+        nlohmann::json& entered = place();
+        entered = kind;
+        open_.push_back(&entered);
+        return open_.size() <= MAX_DEPTH;
+    }
+    bool leave() {
+        open_.pop_back();
+        return true;
+    }
+
+    nlohmann::json& root_;
+    std::vector<nlohmann::json*> open_;  // the objects and arrays around the next value
+    nlohmann::json* field_ = nullptr;    // of the innermost object
+};
+
 }  // namespace
 
-nlohmann::json parse_json(const std::string& text, const std::string& where, const char* remedy) {
-    nlohmann::json parsed = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-    if (!parsed.is_object()) {
+void EmptyTree::operator()(nlohmann::json* tree) const noexcept {
+    empty(*tree);
+    delete tree;
+}
+
+Document parse_json(const std::string& text, const std::string& where, const char* remedy) {
+    Document document(new nlohmann::json);
+    TreeBuilder builder(*document);
+    const bool is_marked = text.rfind(BYTE_ORDER_MARK, 0) == 0;
+    if (is_marked || !nlohmann::json::sax_parse(text, &builder) || !document->is_object()) {
         fail(SACCADE_INVALID_BUNDLE, where + ": not a JSON object; " + remedy);
     }
-    return parsed;
+    return document;
+}
+
+std::string shown(const std::string& text, std::size_t limit) {
+    std::string line;
+    for (const char c : text.substr(0, limit)) {
+        if (c >= ' ' && c <= '~') {
+            line += c;
+        } else {
+            const auto byte = static_cast<unsigned char>(c);
+            line += {'\\', 'x', HEX_DIGITS[byte >> 4], HEX_DIGITS[byte & 15]};
+        }
+    }
+    return text.size() <= limit ? line : line + "\u2026";
 }
 
 bool is_file_name(const std::string& text) {
@@ -141,7 +230,7 @@ const nlohmann::json& Fields::array(const char* name, std::size_t count) {
 void Fields::finish() const {
     for (const auto& [name, unused] : object_.items()) {
         if (seen_.count(name) == 0) {
-            refuse("unknown field '" + name + "'");
+            refuse("unknown field '" + shown(name) + "'");
         }
     }
 }

@@ -1,17 +1,33 @@
 // Reading JSON that nobody vouches for: typed fields with bounds, and an error that names the field.
 #pragma once
 
+// No assertion of the JSON library may end the caller's process, whatever kind of build this is; ours under sanitizers may.
+#ifndef SACCADE_JSON_ASSERTIONS
+#define JSON_ASSERT(met) static_cast<void>(0)
+#endif
+#include <nlohmann/json.hpp>
+
 #include <cstddef>
 #include <cstdint>
-#include <nlohmann/json.hpp>
+#include <memory>
 #include <set>
 #include <string>
 #include <vector>
 
 namespace saccade {
 
+// A parsed text, always an object. The destructor of nlohmann::json allocates to take a tree apart, which ends the process
+// where no memory is left, so the tree is emptied before.
+struct EmptyTree {
+    void operator()(nlohmann::json* tree) const noexcept;
+};
+using Document = std::unique_ptr<nlohmann::json, EmptyTree>;
+
 // Parses `text`; `where` and `remedy` frame the line of what goes wrong.
-nlohmann::json parse_json(const std::string& text, const std::string& where, const char* remedy);
+Document parse_json(const std::string& text, const std::string& where, const char* remedy);
+
+// What a file says, fit to stand in a line: anything but printable ASCII made visible, and cut to `limit` bytes.
+std::string shown(const std::string& text, std::size_t limit = 40);
 
 // Whether a text is a name of one file: nothing hidden, no separator, so that no path leads out of the folder.
 bool is_file_name(const std::string& text);

@@ -1,7 +1,8 @@
 #include "files.hpp"
 
 #include <fcntl.h>
-#include <openssl/evp.h>
+#define OPENSSL_SUPPRESS_DEPRECATED  // see Sha256
+#include <openssl/sha.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -24,6 +25,9 @@ constexpr std::size_t BLOCK = std::size_t{1} << 20;  // bytes hashed at a time
     if (error == ENOMEM) {
         throw std::bad_alloc();
     }
+    if (error == EMFILE || error == ENFILE) {
+        remedy = "raise the limit of open files";
+    }
     const bool missing = error == ENOENT || error == ENOTDIR;
     const std::string what = missing ? path + " is missing" : "cannot read " + path + ": " + std::strerror(error);
     fail(missing ? SACCADE_NOT_FOUND : SACCADE_IO_ERROR, what + "; " + remedy);
@@ -36,7 +40,12 @@ public:
         if (descriptor_ < 0) {
             fail_to_read(path, errno, remedy);
         }
-        if (fstat(descriptor_, &facts_) != 0 || !S_ISREG(facts_.st_mode)) {
+        if (fstat(descriptor_, &facts_) != 0) {
+            const int error = errno;
+            close(descriptor_);
+            fail_to_read(path, error, remedy);
+        }
+        if (!S_ISREG(facts_.st_mode)) {
             close(descriptor_);
             fail(SACCADE_INVALID_BUNDLE, path + " is not a regular file; " + remedy);
         }
@@ -79,34 +88,25 @@ private:
     struct stat facts_ {};
 };
 
+// By libcrypto's plain functions: its EVP ones read the system's configuration, which may forbid them, keep global state,
+// and crash in a program that is exiting.
 class Sha256 {
 public:
-    Sha256() : context_(EVP_MD_CTX_new(), EVP_MD_CTX_free) {
-        if (context_ == nullptr || EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr) != 1) {
-            throw std::bad_alloc();
-        }
-    }
-    void update(const void* data, std::size_t size) {
-        if (EVP_DigestUpdate(context_.get(), data, size) != 1) {
-            fail(SACCADE_INTERNAL, "libcrypto cannot compute SHA-256");
-        }
-    }
+    Sha256() { SHA256_Init(&context_); }
+    void update(const void* data, std::size_t size) { SHA256_Update(&context_, data, size); }
     std::string hex() {
-        std::array<unsigned char, EVP_MAX_MD_SIZE> digest;
-        unsigned int size = 0;
-        if (EVP_DigestFinal_ex(context_.get(), digest.data(), &size) != 1) {
-            fail(SACCADE_INTERNAL, "libcrypto cannot compute SHA-256");
-        }
+        std::array<unsigned char, SHA256_DIGEST_LENGTH> digest;
+        SHA256_Final(digest.data(), &context_);
         constexpr char DIGITS[] = "0123456789abcdef";
         std::string text;
-        for (unsigned int i = 0; i < size; ++i) {
-            text += {DIGITS[digest[i] >> 4], DIGITS[digest[i] & 15]};
+        for (const unsigned char byte : digest) {
+            text += {DIGITS[byte >> 4], DIGITS[byte & 15]};
         }
         return text;
     }
 
 private:
-    std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context_;
+    SHA256_CTX context_;
 };
 
 }  // namespace
@@ -135,6 +135,14 @@ std::string sha256_of_file(const std::string& path, const char* remedy) {
         digest.update(block.data(), count);
     }
     return digest.hex();
+}
+
+void check_digest(const std::string& digest, const std::string& expected, const std::string& path, const char* recorded_in,
+                  const char* remedy) {
+    if (digest != expected) {
+        fail(SACCADE_INVALID_BUNDLE,
+             path + " was changed or cut short: its SHA-256 is not the one in " + recorded_in + "; " + remedy);
+    }
 }
 
 MappedFile::MappedFile(const std::string& path, const char* remedy) : path_(path), descriptor_(-1) {

@@ -15,6 +15,10 @@ std::string read_file(const std::string& path, std::size_t limit, const char* re
 std::string sha256(const void* data, std::size_t size);
 std::string sha256_of_file(const std::string& path, const char* remedy);
 
+// Fails unless the digest of a file is the one that `recorded_in` holds.
+void check_digest(const std::string& digest, const std::string& expected, const std::string& path, const char* recorded_in,
+                  const char* remedy);
+
 // A file mapped for reading, page by page as it is used: its pages are the disk's, and can be dropped under pressure.
 class MappedFile {
 public:

@@ -17,7 +17,7 @@ std::string reason() {
 Library::Library(const char* what, const std::string& path, const std::vector<std::string>& names, const char* remedy)
     : what_(what), path_(path), handle_(nullptr) {
     const std::vector<std::string> candidates = path.empty() ? names : std::vector<std::string>{path};
-    std::string first_reason;
+    std::string first_reason, tried;
     for (const std::string& each : candidates) {
         handle_ = dlopen(each.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
         if (handle_ != nullptr) {
@@ -26,8 +26,9 @@ Library::Library(const char* what, const std::string& path, const std::vector<st
         }
         const std::string why = reason();
         first_reason = first_reason.empty() ? why : first_reason;
+        tried += (tried.empty() ? "" : ", ") + each;
     }
-    fail(SACCADE_ENGINE_UNAVAILABLE, std::string(what) + " cannot be opened (" + first_reason + "); " + remedy);
+    fail(SACCADE_ENGINE_UNAVAILABLE, std::string(what) + " cannot be opened (tried " + tried + "; " + first_reason + "); " + remedy);
 }
 
 void* Library::symbol(const char* name) const {

@@ -1,8 +1,8 @@
 #include "npy.hpp"
 
-#include <cstdint>
+#include <algorithm>
 #include <cstring>
-#include <regex>
+#include <string_view>
 
 #include "failure.hpp"
 
@@ -19,8 +19,8 @@ bool header_extent(const std::string& content, std::size_t& begin, std::size_t& 
         return false;
     }
     const auto byte = [&](std::size_t at) { return static_cast<std::size_t>(static_cast<unsigned char>(content[at])); };
-    const std::size_t version = byte(6);
-    if (version < 1 || version > 3) {
+    const std::size_t version = byte(6), minor = byte(7);
+    if (version < 1 || version > 3 || minor != 0) {
         return false;
     }
     const std::size_t width = version == 1 ? 2 : 4;
@@ -32,6 +32,38 @@ bool header_extent(const std::string& content, std::size_t& begin, std::size_t& 
     return size <= MAX_HEADER && begin + size <= content.size();
 }
 
+// Takes `word` from the front of `text`; false, with `text` as it was, where something else stands there.
+bool take(std::string_view& text, std::string_view word) {
+    const bool is_there = text.substr(0, word.size()) == word;
+    text.remove_prefix(is_there ? word.size() : 0);
+    return is_there;
+}
+
+// Takes a whole number of at most nine digits, as Python writes it.
+bool take_extent(std::string_view& text, std::size_t& extent) {
+    const std::size_t end = std::min(text.find_first_not_of("0123456789"), text.size());
+    if (end < 1 || end > 9 || (text[0] == '0' && end > 1)) {
+        return false;
+    }
+    extent = std::stoul(std::string(text.substr(0, end)));
+    text.remove_prefix(end);
+    return true;
+}
+
+// Reads the header that NumPy writes for a plain array: one text, of which only the shape and the spaces at its end vary.
+bool read_shape(std::string_view header, std::vector<std::size_t>& shape) {
+    if (!take(header, "{'descr': '<f4', 'fortran_order': False, 'shape': (")) {
+        return false;
+    }
+    for (std::size_t extent = 0; take_extent(header, extent);) {
+        shape.push_back(extent);
+        if (!take(header, ", ") && !take(header, ",")) {  // none behind the last, but where there is only one
+            break;
+        }
+    }
+    return take(header, "), }") && header.find_first_not_of(" \n") == std::string_view::npos;
+}
+
 }  // namespace
 
 FloatArray array_from_npy(const std::string& content, const std::string& where, const char* remedy) {
@@ -40,22 +72,16 @@ FloatArray array_from_npy(const std::string& content, const std::string& where, 
     if (!header_extent(content, begin, size)) {
         refuse("not a .npy file");
     }
-    static const std::regex HEADER(R"(\{'descr': '<f4', 'fortran_order': False, 'shape': \(([0-9, ]*)\), \}\s*)");
-    const std::string header = content.substr(begin, size);
-    std::smatch match;
-    if (!std::regex_match(header, match, HEADER)) {
+    FloatArray array;
+    if (!read_shape(std::string_view(content).substr(begin, size), array.shape)) {
         refuse("not a plain array of float32");
     }
-    FloatArray array;
-    static const std::regex EXTENT("[0-9]{1,9}");
-    const std::string extents = match[1];
     std::size_t count = 1;
-    for (std::sregex_iterator each(extents.begin(), extents.end(), EXTENT), end; each != end; ++each) {
-        array.shape.push_back(std::stoul(each->str()));
-        if (array.shape.back() == 0 || array.shape.back() > MAX_ELEMENTS / count) {
+    for (const std::size_t extent : array.shape) {
+        if (extent == 0 || extent > MAX_ELEMENTS / count) {
             refuse("an array of no size, or larger than any position table");
         }
-        count *= array.shape.back();
+        count *= extent;
     }
     if (content.size() - begin - size != count * sizeof(float)) {
         refuse("cut short, or longer than its header says");

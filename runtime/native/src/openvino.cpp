@@ -6,6 +6,7 @@
 
 #include "engine.hpp"
 #include "failure.hpp"
+#include "fields.hpp"
 #include "names.hpp"
 #include "openvino_library.hpp"
 #include "openvino_network.hpp"
@@ -14,7 +15,7 @@
 namespace saccade {
 namespace {
 
-constexpr char BUILD_AGAIN[] = "delete its folder and build again";
+constexpr std::size_t MAX_REALISED = 1000;  // of what a receipt says was built, about 150
 
 // What a precision means here: the graph file, the hint, and the word for it among the CPU's capabilities. bf16 and fp16
 // are hints on the fp32 graph; what int8 leaves in floating point runs in bf16 where the CPU has it.
@@ -87,13 +88,19 @@ public:
         const std::vector<Receipt> receipts = receipts_of(bundle);
         const auto serves = [&](const Receipt& each) { return each.conditions == wanted; };
         const auto built = std::find_if(receipts.begin(), receipts.end(), serves);
+        if (built == receipts.end()) {
+            check_wanted_folder(bundle, wanted);
+        }
         for (const Role role : ROLES) {
             compiled_.push_back(built != receipts.end() ? imported(*built, role, request)
                                                         : compiled(bundle, role, request, why_none_serves(receipts, wanted)));
+            check_hint(role);
             check_ports(bundle, role);
         }
-        description_ = "openvino " + core_->api.version() + " on " + wanted.at("cpu") + ", " + precision_name(request.precision) +
-                       ", " + (built != receipts.end() ? built->realised : std::string("compiled in memory with INFERENCE_PRECISION_HINT ") + hint_);
+        const std::string how = built != receipts.end() ? shown(built->realised, MAX_REALISED)
+                                                        : "compiled in memory, INFERENCE_PRECISION_HINT " + hint_;
+        description_ = "openvino " + core_->api.version() + " on " + wanted.at("cpu") + ", " +
+                       precision_name(request.precision) + ", " + how;
     }
 
     std::unique_ptr<Network> network(Role role) const override {
@@ -137,7 +144,7 @@ private:
     }
 
     Compiled imported(const Receipt& receipt, Role role, const EngineRequest& request) const {
-        request.note(SACCADE_LOG_INFO, "load " + receipt.name + ", " + name_of(role));
+        request.note(SACCADE_LOG_INFO, "load " + shown(receipt.name, receipt.name.size()) + ", " + name_of(role));
         auto file = map_engine_file(receipt, role);
         ov_compiled_model_t* model = nullptr;
         core_->api.check(core_->api.ov_core_import_model(core_->get(), file->data(), file->size(), OPENVINO_DEVICE, &model),
@@ -147,23 +154,40 @@ private:
 
     Compiled compiled(const Bundle& bundle, Role role, const EngineRequest& request, const std::string& reason) const {
         if (!request.compile) {
-            fail(SACCADE_NOT_FOUND, bundle.path + ": " + reason + "; build it with 'saccade build " + bundle.path +
-                                        " --engine openvino --precision " + precision_name(request.precision) +
-                                        "', or set the option compile");
+            fail(SACCADE_NOT_FOUND, bundle.path + ": " + reason + "; build it here, with OpenVINO " + core_->api.version() +
+                                        ", by 'saccade build " + bundle.path + " --engine openvino --precision " +
+                                        precision_name(request.precision) + "', or set the option compile");
         }
         const GraphFile& graph = bundle.graph(role, rule_.variant);
         const std::string path = bundle.path_of(graph.file);
         request.note(SACCADE_LOG_WARNING, reason + ": compiling " + graph.file);
-        if (sha256_of_file(path, EXPORT_AGAIN) != graph.sha256) {
-            fail(SACCADE_INVALID_BUNDLE, path + " was changed or cut short: its SHA-256 is not the one in bundle.json; " + EXPORT_AGAIN);
-        }
+        const MappedFile file(path, EXPORT_AGAIN);
+        check_digest(sha256(file.data(), file.size()), graph.sha256, path, "bundle.json", EXPORT_AGAIN);
+        // From the bytes that were hashed, and not from the path: another file could stand there by now, or weights beside it.
+        ov_model_t* read = nullptr;
+        core_->api.check(core_->api.ov_core_read_model_from_memory_buffer(core_->get(), file.data(), file.size(), nullptr, &read),
+                         "read", path.c_str(), EXPORT_AGAIN);
+        const Owned<ov_model_t> graph_read(read, core_->api.ov_model_free);
         ov_compiled_model_t* model = nullptr;
-        core_->api.check(core_->api.ov_core_compile_model_from_file(core_->get(), path.c_str(), OPENVINO_DEVICE, 0, &model),
-                         "compile", path.c_str(), EXPORT_AGAIN);
+        core_->api.check(core_->api.ov_core_compile_model(core_->get(), graph_read.get(), OPENVINO_DEVICE, 0, &model), "compile",
+                         path.c_str(), EXPORT_AGAIN);
         return {nullptr, owned(model)};
     }
 
     Owned<ov_compiled_model_t> owned(ov_compiled_model_t* model) const { return {model, core_->api.ov_compiled_model_free}; }
+
+    // A hint is only a wish: what came of it is the engine's to say.
+    void check_hint(Role role) const {
+        char* value = nullptr;
+        ov_compiled_model_t* model = compiled_[static_cast<std::size_t>(role)].model.get();
+        core_->api.check(core_->api.ov_compiled_model_get_property(model, "INFERENCE_PRECISION_HINT", &value), "describe the",
+                         name_of(role), BUILD_AGAIN);
+        const Owned<const char> owner(value, core_->api.ov_free);
+        if (hint_ != value) {
+            fail(SACCADE_UNSUPPORTED, std::string("openvino computes the ") + name_of(role) + " in " + value + " here and not in " +
+                                          hint_ + "; use another precision");
+        }
+    }
 
     // A buffer of the wrong size would be written past its end, so the graph's tensors have to be the manifest's.
     void check_ports(const Bundle& bundle, Role role) const {
@@ -194,13 +218,16 @@ private:
             read(api.ov_port_get_element_type(port.get(), &type));
             ov_partial_shape_t shape{};
             read(api.ov_port_get_partial_shape(port.get(), &shape));
-            std::vector<std::int64_t> extents(type == F32 ? 0 : 99);
-            for (std::int64_t axis = 0; axis < shape.rank.max && type == F32; ++axis) {
+            const Owned<ov_partial_shape_t> shape_owner(&shape, api.ov_partial_shape_free);
+            if (type != F32) {
+                return {};  // as no graph has them
+            }
+            std::vector<std::int64_t> extents;
+            for (std::int64_t axis = 0; axis < shape.rank.max; ++axis) {
                 const ov_dimension_t& extent = shape.dims[axis];
                 extents.push_back(extent.min == extent.max ? extent.min : ANY);
             }
-            api.ov_partial_shape_free(&shape);
-            ports[(i < inputs ? "" : "-> ") + std::string(name)] = std::move(extents);
+            (i < inputs ? ports.inputs : ports.outputs)[name] = std::move(extents);
         }
         return ports;
     }

@@ -3,6 +3,8 @@
 #include <openvino/core/version.hpp>
 
 #include <cstdlib>
+#include <cstring>
+#include <locale>
 
 #include "failure.hpp"
 
@@ -11,7 +13,7 @@ namespace {
 
 constexpr long OLDEST_MAJOR = 2025;  // as in setup.cfg
 constexpr char CHECK[] = "check its installation";
-constexpr char REMEDY[] = "install OpenVINO, or give the path of libopenvino_c.so as engine_library";
+constexpr char REMEDY[] = "install OpenVINO, or give the path of the file libopenvino_c.so.* as engine_library";
 
 // The SONAME carries the release as two digits of the year, the minor and the patch number: 2026.4.1 is .so.2641.
 std::vector<std::string> library_names() {
@@ -39,8 +41,8 @@ OpenVINO::OpenVINO(const std::string& path) : library_("OpenVINO's C library", p
     if (ov_get_openvino_version(&version) != OK || version.buildNumber == nullptr) {
         fail(SACCADE_ENGINE_UNAVAILABLE, library_.path() + " does not say its version; " + REMEDY);
     }
+    const Owned<ov_version_t> owner(&version, ov_version_free);
     version_ = version.buildNumber;
-    ov_version_free(&version);
     if (std::strtol(version_.c_str(), nullptr, 10) < OLDEST_MAJOR) {
         fail(SACCADE_ENGINE_UNAVAILABLE, library_.path() + " is OpenVINO " + version_ + ", but " +
                                              std::to_string(OLDEST_MAJOR) + ".0 or newer is needed; " + REMEDY);
@@ -52,7 +54,17 @@ OpenVINO::OpenVINO(const std::string& path) : library_("OpenVINO's C library", p
 
 void OpenVINO::check(ov_status_e status, const char* what, const char* object, const char* remedy) const {
     if (status != OK) {
-        fail(SACCADE_ENGINE_FAILED, std::string("openvino cannot ") + what + " " + object + ": " + last_line(ov_get_last_err_msg()) + "; " + remedy);
+        const Owned<const char> reason(ov_get_last_err_msg(), ov_free);
+        const auto says = [&](const char* words) { return reason != nullptr && std::strstr(reason.get(), words) != nullptr; };
+        if (says("bad_alloc") || says("can't alloc") || says("Cannot allocate memory")) {
+            fail(SACCADE_OUT_OF_MEMORY, std::string("openvino cannot ") + what + " " + object + ": no memory is left; free some");
+        }
+        if (says("Resource temporarily unavailable") || says("Too many open files")) {
+            remedy = "raise the limits of this process";
+        } else if (std::locale() != std::locale::classic()) {  // with digit grouping it cannot read what it has written
+            remedy = "set the global C++ locale to the classic one while loading";
+        }
+        fail(SACCADE_ENGINE_FAILED, std::string("openvino cannot ") + what + " " + object + ": " + last_line(reason.get()) + "; " + remedy);
     }
 }
 

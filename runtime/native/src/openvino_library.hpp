@@ -21,7 +21,9 @@ namespace saccade {
     apply(ov_core_set_property)               \
     apply(ov_core_get_property)               \
     apply(ov_core_import_model)               \
-    apply(ov_core_compile_model_from_file)    \
+    apply(ov_core_read_model_from_memory_buffer) \
+    apply(ov_core_compile_model)              \
+    apply(ov_model_free)                      \
     apply(ov_compiled_model_free)             \
     apply(ov_compiled_model_get_property)     \
     apply(ov_compiled_model_inputs_size)      \

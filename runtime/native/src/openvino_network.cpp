@@ -4,6 +4,8 @@
 #include <cstring>
 #include <string>
 
+#include "failure.hpp"
+
 namespace saccade {
 namespace {
 
@@ -31,6 +33,9 @@ void OpenVINONetwork::run(Arrays inputs, Arrays outputs) {
         bind(each);
     }
     core_->api.check(core_->api.ov_infer_request_infer(request_.get()), "run the", name_of(role_), LOAD_AGAIN);
+    for (const Array& each : outputs) {
+        check_size(each);
+    }
 }
 
 void OpenVINONetwork::cancel() noexcept { core_->api.ov_infer_request_cancel(request_.get()); }
@@ -49,6 +54,19 @@ void OpenVINONetwork::bind(const Array& array) {
         *known = std::move(fresh);
     } else {
         bound_.push_back(std::move(fresh));
+    }
+}
+
+// A graph that gives less than it was asked for shrinks the tensor and leaves the rest of the array as it was.
+void OpenVINONetwork::check_size(const Array& output) {
+    const auto same_name = [&](const Bound& each) { return std::strcmp(each.array.name, output.name) == 0; };
+    const auto bound = std::find_if(bound_.begin(), bound_.end(), same_name);
+    std::size_t given = 0;
+    core_->api.check(core_->api.ov_tensor_get_byte_size(bound->owner.get(), &given), "measure the tensor", output.name, LOAD_AGAIN);
+    if (given != bytes_of(output)) {
+        bound_.erase(bound);  // its shape is not what it was bound with
+        fail(SACCADE_INVALID_BUNDLE, std::string("the ") + name_of(role_) + " gave " + std::to_string(given) + " bytes of " +
+                                         output.name + " and not " + std::to_string(bytes_of(output)) + "; " + EXPORT_AGAIN);
     }
 }
 

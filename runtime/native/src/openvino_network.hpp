@@ -23,6 +23,7 @@ private:
     };
 
     void bind(const Array& array);
+    void check_size(const Array& output);
     Owned<ov_tensor_t> wrapped(const Array& array) const;
 
     std::shared_ptr<const Core> core_;

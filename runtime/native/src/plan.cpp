@@ -9,7 +9,7 @@
 namespace saccade {
 namespace {
 
-constexpr std::size_t MAX_BATCH = 1024;
+constexpr std::size_t MAX_BATCH = 1024;  // far beyond what runs faster than batches of 8
 constexpr std::int64_t MAX_PIXELS = 178956970;  // of an image resized to be cropped, as in Python
 
 std::string pixels(std::int64_t height, std::int64_t width) {
@@ -71,43 +71,52 @@ void asked_size(const Manifest& manifest, const saccade_run_options& options, Pl
     plan.width = static_cast<int>(width);
 }
 
+// 0 where the caller leaves it to the bundle, whose default does not fit this grid: a look needs none.
 int kept(const Manifest& manifest, const saccade_run_options& options, int cells) {
     if (options.k != 0 && options.k_ratio != 0.0) {
         fail(SACCADE_INVALID_ARGUMENT, "k and k_ratio are both given; give one of them");
     }
-    const bool is_default = options.k == 0 && options.k_ratio == 0.0;
-    std::int64_t k = is_default ? manifest.defaults.k : options.k;
-    const double ratio = is_default ? manifest.defaults.k_ratio : options.k_ratio;
-    if (k == 0) {
-        if (!(ratio > 0.0 && ratio <= 1.0)) {
-            fail(SACCADE_INVALID_ARGUMENT, "k_ratio " + std::to_string(ratio) + " is no share of the patches; give above 0, up to 1");
-        }
-        k = static_cast<std::int64_t>(ratio * cells);
+    if (options.k == 0 && options.k_ratio == 0.0) {
+        const std::int64_t k = manifest.defaults.k_on(cells);
+        return k >= 1 && k <= cells ? static_cast<int>(k) : 0;
     }
-    if (k < 1 || k > cells) {
-        fail(SACCADE_INVALID_ARGUMENT, "k " + std::to_string(k) + " is not to be had: this grid has " + std::to_string(cells) +
-                                           " patches, so give 1 to " + std::to_string(cells));
+    if (options.k_ratio != 0.0 && !(options.k_ratio > 0.0 && options.k_ratio <= 1.0)) {
+        fail(SACCADE_INVALID_ARGUMENT,
+             "k_ratio " + std::to_string(options.k_ratio) + " is no share of the patches; give above 0, up to 1");
     }
+    const std::int64_t k = options.k != 0 ? options.k : static_cast<std::int64_t>(options.k_ratio * cells);
+    check_k(k, cells);
     return static_cast<int>(k);
 }
 
-// The size that covers the plan's with the shorter side fitting, and the centre of it.
-Image centre_crop(const Image& image, const Plan& plan, std::uint8_t* buffer, Scratch& scratch) {
-    const double scale = std::max(double(plan.height) / image.height, double(plan.width) / image.width);
-    const auto covering = [scale](int wanted, int extent) {  // nearbyint rounds halves to even, as Python's round does
-        return std::max<std::int64_t>(wanted, static_cast<std::int64_t>(std::nearbyint(extent * scale)));
+// What an image is resized to so that its shorter side fits and the centre can be cut out.
+Size covering_size(std::int64_t height, std::int64_t width, const Plan& plan) {
+    const double scale = std::max(double(plan.height) / double(height), double(plan.width) / double(width));
+    const auto covering = [scale](int wanted, std::int64_t extent) {  // nearbyint rounds halves to even, as Python's round does
+        return std::max<std::int64_t>(wanted, static_cast<std::int64_t>(std::nearbyint(double(extent) * scale)));
     };
-    const std::int64_t height = covering(plan.height, image.height), width = covering(plan.width, image.width);
-    if (height > MAX_EXTENT || width > MAX_EXTENT || height * width > MAX_PIXELS) {
-        fail(SACCADE_INVALID_ARGUMENT, "a " + pixels(image.height, image.width) + " image is too narrow for fit crop; use fit squash");
+    const std::int64_t to_height = covering(plan.height, height), to_width = covering(plan.width, width);
+    if (to_height > MAX_EXTENT || to_width > MAX_EXTENT || to_height * to_width > MAX_PIXELS) {
+        fail(SACCADE_INVALID_ARGUMENT, "a " + pixels(height, width) + " image is too narrow for fit crop; use fit squash");
     }
-    const Size to{static_cast<int>(height), static_cast<int>(width)};
+    return {static_cast<int>(to_height), static_cast<int>(to_width)};
+}
+
+Image centre_crop(const Image& image, const Plan& plan, std::uint8_t* buffer, Scratch& scratch) {
+    const Size to = covering_size(image.height, image.width, plan);
     const Box centre{(to.height - plan.height) / 2, (to.width - plan.width) / 2, plan.height, plan.width};
     resize_bicubic(image, to, centre, buffer, scratch);
     return {buffer, plan.height, plan.width, std::ptrdiff_t{3} * plan.width, image.bgr};
 }
 
 }  // namespace
+
+void check_k(std::int64_t k, int cells) {
+    if (k < 1 || k > cells) {
+        fail(SACCADE_INVALID_ARGUMENT, "k " + std::to_string(k) + " is not to be had: this grid has " + std::to_string(cells) +
+                                           " patches, so give 1 to " + std::to_string(cells));
+    }
+}
 
 Plan plan_of(const Manifest& manifest, const saccade_image* images, std::size_t count, const saccade_run_options& options) {
     require(images != nullptr, "images is NULL; give an array of saccade_image");
@@ -127,6 +136,9 @@ Plan plan_of(const Manifest& manifest, const saccade_image* images, std::size_t 
         require(options.fit == SACCADE_FIT_SQUASH || options.fit == SACCADE_FIT_CROP,
                 "fit is unknown; give SACCADE_FIT_SQUASH, _CROP or _NATIVE");
         asked_size(manifest, options, plan);
+    }
+    for (std::size_t i = 0; options.fit == SACCADE_FIT_CROP && i < count; ++i) {
+        covering_size(images[i].height, images[i].width, plan);  // for its check
     }
     plan.grid = {plan.height / manifest.model.patch, plan.width / manifest.model.patch};
     if (plan.cells() > MAX_GRID_CELLS) {
@@ -162,10 +174,12 @@ saccade_sizes sizes_of(const Manifest& manifest, const Plan& plan) {
     return sizes;
 }
 
-Image fitted(const saccade_image& given, const Plan& plan, std::uint8_t* buffer, Scratch& scratch) {
+Image image_of(const saccade_image& given) {
     const std::ptrdiff_t stride = given.row_stride != 0 ? given.row_stride : 3 * given.width;
-    const Image image{given.pixels, static_cast<int>(given.height), static_cast<int>(given.width), stride,
-                      given.format == SACCADE_BGR};
+    return {given.pixels, static_cast<int>(given.height), static_cast<int>(given.width), stride, given.format == SACCADE_BGR};
+}
+
+Image fitted(const Image& image, const Plan& plan, std::uint8_t* buffer, Scratch& scratch) {
     if (plan.fit == SACCADE_FIT_NATIVE || (image.height == plan.height && image.width == plan.width)) {
         return {image.pixels, plan.height, plan.width, image.row_stride, image.bgr};
     }

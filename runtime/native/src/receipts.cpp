@@ -1,9 +1,13 @@
 #include "receipts.hpp"
 
+#include <dirent.h>
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <filesystem>
+#include <memory>
+#include <new>
 #include <set>
 
 #include "failure.hpp"
@@ -14,7 +18,6 @@ namespace {
 
 constexpr std::size_t MAX_RECEIPT_BYTES = std::size_t{1} << 20;
 constexpr std::size_t KEY_DIGITS = 16;
-constexpr char BUILD_AGAIN[] = "delete its folder and build again";
 
 std::map<std::string, std::string> texts(Fields fields) {
     std::map<std::string, std::string> found;
@@ -24,13 +27,17 @@ std::map<std::string, std::string> texts(Fields fields) {
     return found;
 }
 
-// 16 hex digits over all conditions, as the store names an engine's folder.
+std::string quoted(const std::string& text) {
+    return nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+// 16 hex digits over all conditions as a JSON array of pairs, as the store names an engine's folder.
 std::string key_of(const Conditions& conditions) {
-    nlohmann::json pairs = nlohmann::json::array();
+    std::string text;
     for (const auto& [name, value] : conditions) {
-        pairs.push_back({name, value});
+        text += (text.empty() ? "[[" : ",[") + quoted(name) + "," + quoted(value) + "]";
     }
-    const std::string text = pairs.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    text += text.empty() ? "[]" : "]";
     return sha256(text.data(), text.size()).substr(0, KEY_DIGITS);
 }
 
@@ -57,14 +64,46 @@ bool is_consistent(const Receipt& receipt) {
     return files == hashed && says("engine", receipt.engine) && says("precision", receipt.precision);
 }
 
-std::string shortened(const std::string& value) { return value.size() <= 40 ? value : value.substr(0, 12) + "..."; }
+// What lies in a folder, sorted, without what is hidden (an interrupted build); where there is no folder there is nothing.
+// Not by std::filesystem, whose iterator ends the process where no memory is left.
+std::vector<std::string> names_in(const std::string& path) {
+    struct Close {
+        void operator()(DIR* folder) const { closedir(folder); }
+    };
+    const std::unique_ptr<DIR, Close> folder(opendir(path.c_str()));
+    if (folder == nullptr && (errno == ENOENT || errno == ENOTDIR)) {
+        return {};
+    }
+    const auto refuse = [&](int error) {
+        error == ENOMEM ? throw std::bad_alloc()
+                        : fail(SACCADE_IO_ERROR, "cannot read " + path + ": " + std::strerror(error) + "; make it readable");
+    };
+    if (folder == nullptr) {
+        refuse(errno);
+    }
+    std::vector<std::string> names;
+    errno = 0;
+    while (const dirent* each = readdir(folder.get())) {
+        if (each->d_name[0] != '.') {
+            names.emplace_back(each->d_name);
+        }
+        errno = 0;
+    }
+    if (errno != 0) {
+        refuse(errno);
+    }
+    std::sort(names.begin(), names.end());
+    return names;
+}
+
+std::string shortened(const std::string& value) { return shown(value, value.size() <= 40 ? 40 : 12); }
 
 }  // namespace
 
 Receipt receipt_from_json(const std::string& text, const std::string& folder) {
     const std::string where = folder + "/receipt.json";
-    const nlohmann::json parsed = parse_json(text, where, BUILD_AGAIN);
-    Fields fields(parsed, where, BUILD_AGAIN);
+    const Document parsed = parse_json(text, where, BUILD_AGAIN);
+    Fields fields(*parsed, where, BUILD_AGAIN);
     Receipt receipt{};
     receipt.folder = folder;
     receipt.name = folder.substr(folder.rfind('/') + 1);
@@ -95,39 +134,54 @@ Receipt receipt_from_json(const std::string& text, const std::string& folder) {
 }
 
 std::vector<Receipt> receipts_of(const Bundle& bundle) {
+    const std::string engines = bundle.path_of("engines");
     std::vector<Receipt> found;
-    std::error_code error;
-    for (std::filesystem::directory_iterator each(bundle.path_of("engines"), error), end; !error && each != end;
-         each.increment(error)) {
-        const std::string folder = each->path().string();
-        if (each->path().filename().string()[0] == '.') {  // an interrupted build
-            continue;
-        }
+    for (const std::string& name : names_in(engines)) {
+        const std::string folder = engines + "/" + name;
         try {
             found.push_back(receipt_from_json(read_file(folder + "/receipt.json", MAX_RECEIPT_BYTES, BUILD_AGAIN), folder));
         } catch (const Failure&) {  // somebody else's, or damaged: not an engine
         }
     }
-    std::sort(found.begin(), found.end(), [](const Receipt& one, const Receipt& other) { return one.name < other.name; });
     return found;
 }
 
+void check_wanted_folder(const Bundle& bundle, const Conditions& wanted) {
+    const std::string name = wanted.at("engine") + "-" + wanted.at("precision") + "-" + key_of(wanted);
+    const std::string folder = bundle.path_of("engines") + "/" + name;
+    struct stat facts {};
+    if (lstat(folder.c_str(), &facts) == 0) {
+        receipt_from_json(read_file(folder + "/receipt.json", MAX_RECEIPT_BYTES, BUILD_AGAIN), folder);
+    }
+}
+
+// Conditions of engines of another form: static ones, and those without patch tokens, which this library does not run.
+bool has_form(const Conditions& conditions) { return conditions.count("static_k") + conditions.count("cls_only") != 0; }
+
 std::string why_none_serves(const std::vector<Receipt>& receipts, const Conditions& wanted) {
     const std::string kind = wanted.at("engine") + " " + wanted.at("precision");
+    const auto value_in = [](const Conditions& conditions, const std::string& name) {
+        const auto found = conditions.find(name);
+        return found == conditions.end() ? "none" : found->second;
+    };
     std::string nearest;
+    std::size_t fewest = SIZE_MAX;
     for (const Receipt& receipt : receipts) {
-        if (receipt.engine != wanted.at("engine") || receipt.precision != wanted.at("precision")) {
+        if (receipt.engine != wanted.at("engine") || receipt.precision != wanted.at("precision") || has_form(receipt.conditions)) {
             continue;
         }
+        Conditions either = wanted;
+        either.insert(receipt.conditions.begin(), receipt.conditions.end());
         std::string changes;
-        for (const auto& [name, value] : wanted) {
-            const auto built = receipt.conditions.find(name);
-            const std::string old = built == receipt.conditions.end() ? "none" : shortened(built->second);
-            if (built == receipt.conditions.end() || built->second != value) {
-                changes += (changes.empty() ? "" : ", ") + name + " " + old + " -> " + shortened(value);
+        std::size_t count = 0;
+        for (const auto& [name, unused] : either) {
+            const std::string old = value_in(receipt.conditions, name), now = value_in(wanted, name);
+            if (old != now) {
+                changes += (count++ == 0 ? "" : "; ") + shown(name) + " " + shortened(old) + " -> " + shortened(now);
             }
         }
-        if (!changes.empty() && (nearest.empty() || changes.size() < nearest.size())) {
+        if (count < fewest) {
+            fewest = count;
             nearest = changes;
         }
     }
@@ -142,9 +196,7 @@ std::unique_ptr<MappedFile> map_engine_file(const Receipt& receipt, Role role) {
     }
     const std::string path = receipt.folder + "/" + file->second;
     auto mapped = std::make_unique<MappedFile>(path, BUILD_AGAIN);
-    if (sha256(mapped->data(), mapped->size()) != receipt.sha256.at(file->second)) {
-        fail(SACCADE_INVALID_BUNDLE, path + " was changed or cut short: its SHA-256 is not its receipt's; " + BUILD_AGAIN);
-    }
+    check_digest(sha256(mapped->data(), mapped->size()), receipt.sha256.at(file->second), path, "receipt.json", BUILD_AGAIN);
     return mapped;
 }
 

@@ -13,6 +13,8 @@ namespace saccade {
 
 using Conditions = std::map<std::string, std::string>;
 
+constexpr char BUILD_AGAIN[] = "delete its folder and build again";
+
 struct Receipt {
     std::string folder;  // its path
     std::string name;    // the last component of it
@@ -29,6 +31,12 @@ Receipt receipt_from_json(const std::string& text, const std::string& folder);
 
 // All receipts of a bundle that can be read, in the order of their folders; a bundle without engines has none.
 std::vector<Receipt> receipts_of(const Bundle& bundle);
+
+// Fails where the folder of the very engine that is wanted is there, but cannot be used: missing would be the wrong word.
+void check_wanted_folder(const Bundle& bundle, const Conditions& wanted);
+
+// Whether an engine is of a form of its own, fixed to one shape or without patch tokens, which this library does not run.
+bool has_form(const Conditions& conditions);
 
 // Says what differs between the conditions here and those of the nearest engine of the same kind, or that there is none.
 std::string why_none_serves(const std::vector<Receipt>& receipts, const Conditions& wanted);

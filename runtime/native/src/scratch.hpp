@@ -31,9 +31,9 @@ struct TapSpan {
 
 // One axis of a bicubic resize.
 struct CubicAxis {
-    int count;  // output samples
-    int begin;  // the input samples that these need
-    int end;
+    int count = 0;  // output samples
+    int begin = 0;  // the input samples that these need
+    int end = 0;
     std::vector<TapSpan> spans;
     std::vector<WeightPair> pairs;
     std::vector<double> weights;  // of one output sample

@@ -2,13 +2,14 @@
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <cstring>
+#include <iterator>
 #include <sstream>
 #include <vector>
 
 #include "cuda_driver.hpp"
 #include "engine.hpp"
 #include "failure.hpp"
+#include "fields.hpp"
 #include "names.hpp"
 #include "receipts.hpp"
 #include "tensorrt_adapter.hpp"
@@ -16,7 +17,9 @@
 namespace saccade {
 namespace {
 
-constexpr char BUILD_AGAIN[] = "build it again here";
+constexpr char BUILD_HERE[] = "build it again here";
+// Conditions that say how much an engine takes, and not what it is made of or runs on; as in engines/tensorrt.py.
+constexpr const char* LENIENT[] = {"max_batch", "max_k", "opt_k", "compute_capabilities"};
 
 // int8 wants fp16 around it, or attention does not fuse; the other precisions are graphs of their own name.
 const char* variant_of(std::int32_t precision) { return precision == SACCADE_INT8 ? "int8-fp16" : precision_name(precision); }
@@ -50,7 +53,7 @@ public:
         const auto fits = [&](const TensorRTGeneration& each) {
             return each.engine == request.engine && each.version / each.divisor == version_ / each.divisor;
         };
-        const auto& generations = tensorrt_generations();
+        const auto generations = tensorrt_generations();
         const auto generation = std::find_if(generations.begin(), generations.end(), fits);
         if (generation == generations.end()) {
             fail(SACCADE_ENGINE_UNAVAILABLE, library_.path() + " is version " + version_text(version_) +
@@ -83,27 +86,28 @@ public:
                     std::shared_ptr<TensorRTPlan> plan, Role role)
         : device_(std::move(device)), library_(std::move(library)), plan_(std::move(plan)), role_(role) {
         const CudaDevice::Current current(*device_);
-        device_->driver.check(device_->driver.cuStreamCreate_(&stream_, CU_STREAM_NON_BLOCKING), "create a stream");
         context_ = plan_->context();
         if (context_ == nullptr) {
-            device_->driver.cuStreamDestroy_(stream_);
             refuse("create its execution context", "free GPU memory, or build with smaller limits");
         }
+        device_->driver.check(device_->driver.cuStreamCreate_(&stream_, CU_STREAM_NON_BLOCKING), "create a stream");
     }
 
     ~TensorRTNetwork() override {
         try {
             const CudaDevice::Current current(*device_);
+            device_->driver.cuStreamSynchronize_(stream_);
             context_.reset();
             tensors_.clear();
             device_->driver.cuStreamDestroy_(stream_);
-        } catch (const Failure&) {  // the device is gone, and its memory with it
+        } catch (...) {  // the device is gone, and its memory with it
         }
     }
 
     void run(Arrays inputs, Arrays outputs) override {
         const CudaDevice::Current current(*device_);
         const CudaDriver& cuda = device_->driver;
+        const Settled settled{cuda, stream_};
         for (const Array& each : inputs) {
             if (!context_->set_input_shape(each.name, each.rank, each.shape)) {
                 refuse_shape(each);
@@ -125,13 +129,12 @@ public:
     void cancel() noexcept override {}  // what a stream has taken runs to its end; the session stops after it
 
 private:
-    static std::size_t bytes_of(const Array& array) {
-        std::size_t bytes = sizeof(float);
-        for (int axis = 0; axis < array.rank; ++axis) {
-            bytes *= static_cast<std::size_t>(array.shape[axis]);
-        }
-        return bytes;
-    }
+    // Waits for the stream whatever happens: what it has taken reads and writes the session's buffers.
+    struct Settled {
+        const CudaDriver& cuda;
+        CUstream stream;
+        ~Settled() { cuda.cuStreamSynchronize_(stream); }
+    };
 
     // The device address of a tensor with room for it, which the context knows.
     CUdeviceptr bound(const Array& array) {
@@ -142,7 +145,7 @@ private:
         }
         const CUdeviceptr address = known->buffer.sized(bytes_of(array));
         if (!context_->set_tensor_address(array.name, reinterpret_cast<void*>(address))) {
-            refuse("take its tensors", BUILD_AGAIN);
+            refuse("take its tensors", BUILD_HERE);
         }
         return address;
     }
@@ -183,6 +186,11 @@ bool serves(const Receipt& receipt, const Conditions& wanted, const std::string&
         const bool same = built != receipt.conditions.end() &&
                           (built->second == value || (name == "version" && built->second.rfind(value + ".", 0) == 0));
         if (!same) {
+            return false;
+        }
+    }
+    for (const auto& [name, unused] : receipt.conditions) {
+        if (wanted.count(name) == 0 && std::find(std::begin(LENIENT), std::end(LENIENT), name) == std::end(LENIENT)) {
             return false;
         }
     }
@@ -234,18 +242,18 @@ public:
                                         bundle.path + " --engine " + name_ + " --precision " + precision_name(request.precision) + "'");
         }
         for (const Role role : ROLES) {
-            request.note(SACCADE_LOG_INFO, "load " + newest->name + ", " + name_of(role));
+            request.note(SACCADE_LOG_INFO, "load " + shown(newest->name, newest->name.size()) + ", " + name_of(role));
             plans_.push_back(load(bundle, *newest, role));
         }
         description_ = name_ + " " + library_->version() + " on " + device_->name() + ", " + precision_name(request.precision) + ", " +
-                       newest->realised;
+                       shown(newest->realised, 200);
     }
 
     ~TensorRTEngine() override {
         try {
             const CudaDevice::Current current(*device_);
             plans_.clear();
-        } catch (const Failure&) {  // the device is gone
+        } catch (...) {  // the device is gone
         }
     }
 
@@ -279,10 +287,10 @@ private:
         const auto file = map_engine_file(receipt, role);
         std::shared_ptr<TensorRTPlan> plan = library_->adapter().plan(file->data(), file->size());
         if (plan == nullptr) {
-            fail(SACCADE_ENGINE_FAILED, name_ + " cannot load " + file->path() + " (" + library_->adapter().last_error() + "); " + BUILD_AGAIN);
+            fail(SACCADE_ENGINE_FAILED, name_ + " cannot load " + file->path() + " (" + library_->adapter().last_error() + "); " + BUILD_HERE);
         }
         if (plan->tensors() != ports_of(bundle.manifest, role)) {
-            fail(SACCADE_INVALID_BUNDLE, file->path() + ": its tensors are not those of bundle.json's " + name_of(role) + "; " + BUILD_AGAIN);
+            fail(SACCADE_INVALID_BUNDLE, file->path() + ": its tensors are not those of bundle.json's " + name_of(role) + "; " + BUILD_HERE);
         }
         return plan;
     }

@@ -6,6 +6,8 @@
 
 #include <NvInferRuntime.h>
 
+#include "saccade.h"
+
 #include <algorithm>
 #include <mutex>
 
@@ -48,7 +50,7 @@ std::vector<std::int64_t> extents_of(const nvinfer1::Dims& dims) {
 
 class Context : public TensorRTContext {
 public:
-    explicit Context(nvinfer1::IExecutionContext* context) : context_(context) {}
+    explicit Context(std::unique_ptr<nvinfer1::IExecutionContext> context) : context_(std::move(context)) {}
 
     bool set_input_shape(const char* name, int rank, const std::int64_t* shape) override {
         return context_->setInputShape(name, dims_of(rank, shape));
@@ -62,11 +64,11 @@ private:
 
 class Plan : public TensorRTPlan {
 public:
-    explicit Plan(nvinfer1::ICudaEngine* engine) : engine_(engine) {}
+    explicit Plan(std::unique_ptr<nvinfer1::ICudaEngine> engine) : engine_(std::move(engine)) {}
 
     std::unique_ptr<TensorRTContext> context() override {
-        nvinfer1::IExecutionContext* context = engine_->createExecutionContext();
-        return context == nullptr ? nullptr : std::make_unique<Context>(context);
+        std::unique_ptr<nvinfer1::IExecutionContext> context(engine_->createExecutionContext());
+        return context == nullptr ? nullptr : std::make_unique<Context>(std::move(context));
     }
 
     Tensors tensors() const override {
@@ -77,7 +79,7 @@ public:
                 return {};
             }
             const bool is_input = engine_->getTensorIOMode(name) == nvinfer1::TensorIOMode::kINPUT;
-            found[(is_input ? "" : "-> ") + std::string(name)] = extents_of(engine_->getTensorShape(name));
+            (is_input ? found.inputs : found.outputs)[name] = extents_of(engine_->getTensorShape(name));
         }
         return found;
     }
@@ -100,8 +102,8 @@ public:
     }
 
     std::unique_ptr<TensorRTPlan> plan(const void* data, std::size_t size) override {
-        nvinfer1::ICudaEngine* engine = runtime_->deserializeCudaEngine(data, size);
-        return engine == nullptr ? nullptr : std::make_unique<Plan>(engine);
+        std::unique_ptr<nvinfer1::ICudaEngine> engine(runtime_->deserializeCudaEngine(data, size));
+        return engine == nullptr ? nullptr : std::make_unique<Plan>(std::move(engine));
     }
 
     std::string last_error() const override { return log_.last_error(); }

@@ -11,10 +11,8 @@
 #include <vector>
 
 #include "contract.hpp"
-#include "engine.hpp"
 
 namespace saccade {
-
 
 // One execution context: one inference at a time.
 class TensorRTContext {
@@ -53,6 +51,12 @@ struct TensorRTGeneration {
 };
 
 // Those that were compiled in.
-const std::vector<TensorRTGeneration>& tensorrt_generations();
+struct TensorRTGenerations {
+    const TensorRTGeneration* first;
+    std::size_t count;
+    const TensorRTGeneration* begin() const { return first; }
+    const TensorRTGeneration* end() const { return first + count; }
+};
+TensorRTGenerations tensorrt_generations();
 
 }  // namespace saccade

@@ -1,4 +1,6 @@
 // The generations of TensorRT that this library is compiled for; CMake writes one line for each.
+#include <iterator>
+
 #include "tensorrt_adapter.hpp"
 
 namespace saccade {
@@ -7,13 +9,13 @@ namespace saccade {
 #include "tensorrt_generations.inc"
 #undef SACCADE_GENERATION
 
-const std::vector<TensorRTGeneration>& tensorrt_generations() {
-    static const std::vector<TensorRTGeneration> generations{
+TensorRTGenerations tensorrt_generations() {
+    static const TensorRTGeneration generations[] = {
 #define SACCADE_GENERATION(entry) entry(),
 #include "tensorrt_generations.inc"
 #undef SACCADE_GENERATION
     };
-    return generations;
+    return {generations, std::size(generations)};
 }
 
 }  // namespace saccade

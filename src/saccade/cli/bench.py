@@ -46,6 +46,9 @@ def _add_sides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", nargs="+", type=shared.size, metavar="S|HxW", help="pixels (default: the bundle's)")
     parser.add_argument("--k", nargs="+", type=int, metavar="K", help="patches (default: the bundle's)")
     parser.add_argument("--batch", nargs="+", type=int, default=[1], metavar="B")
+    parser.add_argument("--static", action="store_true", help="time each also with engines for batch 1 and one k alone")
+    parser.add_argument("--cls-only", action="store_true", help="time each also without patch tokens")
+    parser.add_argument("--streams", type=int, default=1, metavar="N", help="time each also as a stream, N frames at once")
     parser.add_argument("--device", metavar="cpu|N", help="cpu, or the number of a GPU (default: each engine's own kind)")
     parser.add_argument("--threads", type=int, default=0, metavar="T", help="default: every core, stated in the result")
     parser.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT", help="what the bundle was made of, for the peers")
@@ -74,6 +77,9 @@ def bench(options: argparse.Namespace) -> Report:
         checkpoint=options.checkpoint,
         peers=options.peers,
         roof=options.roof,
+        static=options.static,
+        cls_only=options.cls_only,
+        streams=options.streams,
     )
     with tempfile.TemporaryDirectory(prefix="saccade-bench-") as folder:
         with Phases() as phases:
@@ -83,7 +89,8 @@ def bench(options: argparse.Namespace) -> Report:
         with progress_bar(len(plan) * options.rounds, "bench", "turn") as bar:
             data = benchmark.run(plan, rounds=options.rounds, frames=options.frames, on_turn=lambda: bar.update(1))
     for side in data["sides"]:
-        if side["kind"] == CHAIN and (side["engine"], side["precision"]) in parity:
+        usual = side["kind"] == CHAIN and not side["static"] and not side["cls_only"]
+        if usual and (side["engine"], side["precision"]) in parity:
             side["parity"] = parity[side["engine"], side["precision"]]
     lines = [bench_table.conditions_line(data["conditions"]), *table(bench_table.rows(data))]
     if data["roofs"]:
@@ -108,7 +115,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
 
 def _parity(bundle: Bundle, plan: Sequence[Side], phases: Phases) -> dict[tuple[str, str], float]:
     """Return how far each engine and precision is from PyTorch on the bundle's golden images, before any clock runs."""
-    from saccade.runtime.loading import load
+    from saccade.runtime.loading import load_lookwhere
     from saccade.validate.verify import verify
 
     found = {}
@@ -117,7 +124,7 @@ def _parity(bundle: Bundle, plan: Sequence[Side], phases: Phases) -> dict[tuple[
         if side.kind != CHAIN or pair in found:
             continue
         phases(f"{side.engine} {side.precision}: parity")
-        with load(
+        with load_lookwhere(
             bundle, engine=side.engine, precision=side.precision, device=side.device, threads=side.threads, build=False
         ) as pipeline:
             measures = {measure.name: measure.value for measure in verify(pipeline).measures}

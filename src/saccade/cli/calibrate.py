@@ -11,7 +11,7 @@ import numpy as np
 from saccade.cli import options as shared
 from saccade.cli.console import Phases, progress_bar
 from saccade.cli.convert import LEAST_IMAGES
-from saccade.engines.engine import ROLES
+from saccade.contract import LOOKWHERE_ROLES
 from saccade.errors import SaccadeError
 from saccade.export.calibration import Statistics, channel_maxima
 from saccade.export.quantization import round_weights
@@ -97,7 +97,7 @@ class Calibrator:
         scales: dict[str, Scales] = {}
         chosen: dict[str, str] = {}
         trials: list[Trial] = []
-        for role in ROLES:
+        for role in LOOKWHERE_ROLES:
             source, graphs[role] = self.judge.graph_path(role), self.folder / f"{role}.smoothed.onnx"
             with self._feeds(role, "channel ranges") as feeds:
                 maxima = channel_maxima(source, feeds)

@@ -48,6 +48,7 @@ def _add_verify(commands: Any) -> None:
     )
     shared.add_bundle(parser)
     shared.add_running(parser)
+    shared.add_static(parser)
     parser.set_defaults(execute=verify)
 
 
@@ -56,9 +57,10 @@ def verify(options: argparse.Namespace) -> Report:
     from saccade.validate.verify import verify as run_verify
 
     bundle = read_bundle(options.bundle)
-    with shared.open_pipeline(bundle, options) as pipeline:
+    with shared.open_pipeline(bundle, options, static=options.static) as pipeline:
         result = run_verify(pipeline)
-    data = _identity(bundle, pipeline, options) | result.summary()
+    static = pipeline.static_receipt and {"static_k": pipeline.static_k, "static_key": pipeline.static_receipt.key}
+    data = _identity(bundle, pipeline, options) | (static or {}) | result.summary()
     return Report(data, _lines(data, result), result.passed)
 
 
@@ -175,7 +177,8 @@ def _lines(data: dict[str, Any], result: ParityResult) -> list[str]:
     same = "equals PyTorch" if data["precision"] == "fp32" else f"is within the {data['precision']} bounds of PyTorch"
     verdict = same if result.passed else "DIFFERS from PyTorch"
     swaps = f"{data['swaps']} patches kept by one side only" if data["swaps"] else "the same patches kept"
-    head = f"{data['engine']} {data['precision']} {verdict} on {data['images']} images ({swaps})"
+    static = f" static k={data['static_k']}" if "static_k" in data else ""
+    head = f"{data['engine']} {data['precision']}{static} {verdict} on {data['images']} images ({swaps})"
     tensors: list[str] = []
     if "tensors" in data:
         names = list(next(iter(data["tensors"].values())))

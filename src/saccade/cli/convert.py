@@ -16,7 +16,8 @@ from saccade._version import VERSION
 from saccade.bundle import CALIBRATED, MANIFEST, Bundle, GraphFile, read_bundle, sha256_of_file, write_manifest
 from saccade.cli import options as shared
 from saccade.cli.console import Phases, Report, size_text, table
-from saccade.engines.engine import ROLES, refuse_path
+from saccade.contract import LOOKWHERE_ROLES
+from saccade.engines.engine import refuse_path
 from saccade.errors import SaccadeError
 from saccade.golden import cases_of
 
@@ -132,7 +133,9 @@ class _Conversion:
         )
         self._calibrated = calibrator.run()
 
-    def _write(self, variant: Any, folder: Path, roles: Sequence[str] = ROLES, blocks: Sequence[int] | None = None) -> Pair:
+    def _write(
+        self, variant: Any, folder: Path, roles: Sequence[str] = LOOKWHERE_ROLES, blocks: Sequence[int] | None = None
+    ) -> Pair:
         """Write one variant's graphs; with `blocks`, only those blocks of them."""
         from saccade.export.variants import write_variant
 
@@ -156,7 +159,7 @@ class _Conversion:
         from saccade.export.variants import VARIANTS_OF
 
         variant, trials = VARIANTS_OF[self._precision][0], []
-        for role in ROLES:
+        for role in LOOKWHERE_ROLES:
             found: list[Trial] = []
             for block in range(depth_of_file(self._judge.graph_path(role))):
                 self._phases(f"{role}: block {block} alone")
@@ -187,7 +190,7 @@ class _Conversion:
         """Return every method's numbers, and each variant's against its bounds."""
         lines = []
         if self._calibrated:
-            for role in ROLES:
+            for role in LOOKWHERE_ROLES:
                 trials = [trial for trial in self._calibrated.trials if trial.role == role]
                 chosen = self._calibrated.methods[role]
                 rows = [(f"{role}, worst image not calibrated on", *trials[0].measures, "")]
@@ -210,7 +213,7 @@ def _trial_data(trial: Trial) -> dict[str, Any]:
 def _sensitivity_lines(sensitivity: Sequence[dict[str, Any]]) -> list[str]:
     """Return the blocks of each graph, the one that hurts most first."""
     lines = []
-    for role in ROLES:
+    for role in LOOKWHERE_ROLES:
         trials = [each for each in sensitivity if each["graph"] == role]
         rows = [(f"{role}, one block at a time", *trials[0]["measures"])]
         rows += [(f"  {each['name']}", *(f"{value:.3g}" for value in each["measures"].values())) for each in trials]
@@ -231,13 +234,14 @@ def _keep(bundle: Bundle, pairs: dict[Any, Pair], provenance: dict[Any, Any]) ->
     }
     before = (bundle.path / MANIFEST).read_bytes()
     manifest = read_bundle(bundle.path).manifest  # as it is now: this took a while
-    if any(manifest.graphs[role]["fp32"] != bundle.graph(role, "fp32") for role in ROLES):
+    if any(manifest.graphs[role]["fp32"] != bundle.graph(role, "fp32") for role in LOOKWHERE_ROLES):
         raise SaccadeError(f"{bundle.path} was exported again meanwhile; repeat the command")
     others = {
-        role: {variant: graph for variant, graph in manifest.graphs[role].items() if variant not in pairs} for role in ROLES
+        role: {variant: graph for variant, graph in manifest.graphs[role].items() if variant not in pairs}
+        for role in LOOKWHERE_ROLES
     }
     graphs: dict[str, dict[Any, GraphFile]] = {
-        role: others[role] | {variant: entries[role, variant] for variant in pairs} for role in ROLES
+        role: others[role] | {variant: entries[role, variant] for variant in pairs} for role in LOOKWHERE_ROLES
     }
     kept = dict(manifest.provenance.get("variants") or {}) | provenance
     sizes = {path.name: path.stat().st_size for pair in pairs.values() for path in pair.values()}

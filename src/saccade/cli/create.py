@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from saccade import atomic, locks
-from saccade.bundle import ENGINES_FOLDER, MANIFEST, Bundle, DataFile, read_bundle, sha256_of_file, write_manifest
+from saccade.bundle import BACKBONES, ENGINES_FOLDER, MANIFEST, Bundle, DataFile, read_bundle, sha256_of_file, write_manifest
 from saccade.cli import options as shared
 from saccade.cli.console import Phases, Report, progress_bar, size_text, table
 from saccade.cli.verdicts import measured_on
 from saccade.engines import store
 from saccade.engines.engine import DEFAULT_MAX_BATCH, ENGINE_NAMES, EngineRequest, default_request, refuse_path
 from saccade.errors import SaccadeError
-from saccade.runtime.chain import MAX_CELLS, checked_k
+from saccade.runtime.kept import MAX_CELLS, checked_k
+from saccade.runtime.loading import requests_of
 
 EXPORT_MODULES = ("torch", "onnx", "onnxscript", "onnxruntime", "polygraphy")
 MAX_PROFILE_BATCH = 4096  # far beyond what any GPU's memory holds
@@ -31,6 +32,9 @@ TAKEN_BY = {
     "max_k": ("tensorrt", "tensorrt-rtx"),
     "compute_capability": ("tensorrt-rtx",),
 }
+
+LOOKWHERE = "lookwhere"
+FAMILIES = (LOOKWHERE, *BACKBONES)
 
 if TYPE_CHECKING:
     from saccade.bundle import Defaults
@@ -117,6 +121,8 @@ def _add_export(commands: Any) -> None:
     kept.add_argument("--k", type=int, metavar="K", help="default number of patches to keep")
     kept.add_argument("--k-ratio", type=float, metavar="R", help="default share of patches to keep (default: 0.1)")
     parser.add_argument("--task", choices=("features", "classify", "segment"), help="needed where there is a head")
+    parser.add_argument("--family", choices=FAMILIES, help="whose code the model is from, where the file cannot tell")
+    parser.add_argument("--checkpoint-key", choices=("teacher", "student"), help="which network of a training checkpoint")
     parser.add_argument("--force", action="store_true", help="replace a bundle that holds converted graphs")
     parser.set_defaults(execute=export)
 
@@ -140,7 +146,7 @@ def export(options: argparse.Namespace) -> Report:
         files = {path.name: path.stat().st_size for path in sorted(target.iterdir()) if path.is_file()}
     task, layout = manifest.task, manifest.provenance["checkpoint_layout"]
     data = {"bundle": str(target), "task": task, "files": files, "parity": summary}
-    lines = [f"{target}: {task}, {layout} layout, equal to PyTorch on {summary['images']} images"]
+    lines = [f"{target}: {task}, equal to PyTorch on {summary['images']} images", f"  from {layout}"]
     lines += table([(f"  {name}", size_text(size)) for name, size in files.items()])
     return Report(data | {"seconds": round(time.perf_counter() - start, 2)}, lines)
 
@@ -149,8 +155,13 @@ def _export_to(target: Path, options: argparse.Namespace, phases: Phases) -> dic
     """Write and check the bundle; return the verdict."""
     from saccade.export.bundle_export import resolve_defaults, write_bundle
     from saccade.export.checkpoint import read_checkpoint, resolve_task
+    from saccade.export.weights_file import is_lookwhere
 
     phases("read the checkpoint")
+    if options.family not in (None, LOOKWHERE) or not is_lookwhere(options.checkpoint):
+        return _export_backbone_to(target, options, phases)
+    if options.checkpoint_key is not None:
+        raise SaccadeError("--checkpoint-key chooses among a training checkpoint's networks; a LookWhere file has none")
     checkpoint = read_checkpoint(options.checkpoint)
     task = resolve_task(checkpoint, options.task)
     defaults = resolve_defaults(checkpoint, options.size, options.k, options.k_ratio)
@@ -160,6 +171,25 @@ def _export_to(target: Path, options: argparse.Namespace, phases: Phases) -> dic
         bundle = _add_golden(checkpoint, folder, phases)
         phases("check the graphs against PyTorch")
         summary = _check_against_pytorch(bundle)
+        phases("move into place")
+    return summary
+
+
+def _export_backbone_to(target: Path, options: argparse.Namespace, phases: Phases) -> dict[str, Any]:
+    """Write and check the bundle of a plain backbone; return the verdict."""
+    from saccade.export.backbone_checkpoint import read_backbone
+    from saccade.export.backbone_export import write_backbone_bundle
+    from saccade.validate.backbone_parity import check_exported
+
+    given = {"--k": options.k, "--k-ratio": options.k_ratio, "--task": options.task}
+    for flag in (name for name, value in given.items() if value is not None):
+        raise SaccadeError(f"{flag} means nothing to a plain backbone: it keeps every patch and has no head; leave it out")
+    checkpoint = read_backbone(options.checkpoint, options.family, options.checkpoint_key)
+    with atomic.pending_folder(target) as folder:
+        write_backbone_bundle(checkpoint, options.size, folder, phases)
+        phases("check the graph against PyTorch")
+        summary = check_exported(checkpoint, folder)
+        shutil.rmtree(folder / ENGINES_FOLDER)  # only a receipt for this machine; bundles travel without it
         phases("move into place")
     return summary
 
@@ -199,7 +229,7 @@ def _refuse_losing_graphs(target: Path) -> None:
 
 def _bundle_names(folder: Path) -> set[str]:
     """Return the names that a bundle's folder may hold: those its manifest names, where that can be read."""
-    names = {MANIFEST, ENGINES_FOLDER, "positions.npy", "golden.npz", "selector.onnx", "extractor.onnx"}
+    names = {MANIFEST, ENGINES_FOLDER, "positions.npy", "golden.npz", "selector.onnx", "extractor.onnx", "backbone.onnx"}
     with contextlib.suppress(SaccadeError):
         manifest = read_bundle(folder).manifest
         names |= {graph.file for variants in manifest.graphs.values() for graph in variants.values()}
@@ -221,10 +251,10 @@ def _add_golden(checkpoint: Checkpoint, folder: Path, phases: Phases) -> Bundle:
 
 def _check_against_pytorch(bundle: Bundle) -> dict[str, Any]:
     """Run the graphs in ONNX Runtime at other batches, k and grids than the tracer saw; raise where they differ."""
-    from saccade.runtime.loading import load
+    from saccade.runtime.loading import load_lookwhere
     from saccade.validate.verify import verify
 
-    with load(bundle, engine="onnxruntime", note=lambda line: None) as pipeline:
+    with load_lookwhere(bundle, engine="onnxruntime", note=lambda line: None) as pipeline:
         result = verify(pipeline)
     shutil.rmtree(bundle.path / ENGINES_FOLDER)  # only a receipt for this machine; bundles travel without it
     summary = result.summary() | measured_on(pipeline.receipt, None)
@@ -246,6 +276,9 @@ def _add_build(commands: Any) -> None:
     )
     shared.add_bundle(parser)
     shared.add_engine(parser)
+    shared.add_static(parser)
+    parser.add_argument("--k", type=int, metavar="K", help="patches of the static engines (default: the bundle's)")
+    shared.add_cls_only(parser)
     parser.add_argument("--max-batch", type=int, metavar="B", help=f"TensorRT profile (default: {DEFAULT_MAX_BATCH})")
     parser.add_argument("--max-k", type=int, metavar="K", help="TensorRT profile (default: every patch of the base grid)")
     parser.add_argument(
@@ -281,7 +314,8 @@ def build(options: argparse.Namespace) -> Report:
 def engine_request(bundle: Bundle, options: argparse.Namespace) -> EngineRequest:
     """Return what `saccade.load` would ask for, with the limits of the build options where they are given."""
     _check_build_options(options)
-    usual = default_request(bundle, options.engine, options.precision, options.device)
+    dynamic = default_request(bundle, options.engine, options.precision, options.device, cls_only=options.cls_only)
+    usual = requests_of(bundle, dynamic, options.static and (True if options.k is None else options.k))[-1]
     return msgspec.structs.replace(
         usual,
         max_batch=usual.max_batch if options.max_batch is None else options.max_batch,
@@ -297,7 +331,10 @@ def _check_build_options(options: argparse.Namespace) -> None:
         if getattr(options, name) is not None and options.engine not in engines:
             flag = f"--{name.replace('_', '-')}"
             raise SaccadeError(f"{flag} means nothing to --engine {options.engine}; leave it out, or use {_choice(engines)}")
-    for flag, value, most in (("--max-batch", options.max_batch, MAX_PROFILE_BATCH), ("--max-k", options.max_k, MAX_CELLS)):
+    if options.k is not None and not options.static:
+        raise SaccadeError("--k is the k of static engines, others take any; give --static too")
+    limits = (("--max-batch", options.max_batch, MAX_PROFILE_BATCH), ("--max-k", options.max_k, MAX_CELLS))
+    for flag, value, most in (*limits, ("--k", options.k, MAX_CELLS)):
         if value is not None and not 1 <= value <= most:
             raise SaccadeError(f"{flag} {value} is out of range; give 1 to {most}")
     targets = options.compute_capability or []

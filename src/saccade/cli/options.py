@@ -14,7 +14,7 @@ from saccade.engines.engine import ENGINE_NAMES
 from saccade.errors import SaccadeError
 from saccade.runtime.chain import Pipeline
 from saccade.runtime.images import FITS
-from saccade.runtime.loading import DEFAULT_ENGINE, load
+from saccade.runtime.loading import DEFAULT_ENGINE, load_lookwhere
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff"})
@@ -48,15 +48,29 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-build", action="store_true", help="stop where the engine is missing or stale")
 
 
-def open_pipeline(bundle: Bundle, options: argparse.Namespace) -> Pipeline:
+def add_static(parser: argparse.ArgumentParser) -> None:
+    """Add the static pair of engines."""
+    parser.add_argument("--static", action="store_true", help="engines for batch 1 and this k alone: faster (openvino)")
+
+
+def add_cls_only(parser: argparse.ArgumentParser) -> None:
+    """Add the extractor without patch tokens."""
+    parser.add_argument("--cls-only", action="store_true", help="cls (or logits) without patch tokens: faster (openvino)")
+
+
+def open_pipeline(
+    bundle: Bundle, options: argparse.Namespace, *, static: bool | int = False, cls_only: bool = False
+) -> Pipeline:
     """Load the engine that the options of `add_running` ask for, showing what is being built."""
     with Phases() as phases:
-        return load(
+        return load_lookwhere(
             bundle,
             engine=options.engine,
             precision=options.precision,
             device=options.device,
             threads=options.threads,
+            static=static,
+            cls_only=cls_only,
             build=not options.no_build,
             progress=phases,
             note=phases.note,

@@ -13,12 +13,15 @@ from saccade import atomic
 from saccade.bundle import Bundle, read_bundle
 from saccade.cli import options as shared
 from saccade.cli.console import Report, progress_bar
+from saccade.engines.engine import STATIC_BATCH
 from saccade.errors import SaccadeError
-from saccade.runtime.chain import Clock, Look, Output, Pipeline, checked_k
+from saccade.runtime.chain import Look, Output, Pipeline
 from saccade.runtime.images import check_size
+from saccade.runtime.kept import kept_on
 from saccade.runtime.memory import peak_bytes
+from saccade.runtime.pipeline import Clock
 
-CHUNK = 8  # images per call of the chain; more do not run faster and cost memory
+CHUNK = 8  # images per call of the chain; more do not run faster and cost memory. A static pair takes one
 TOP = 5
 
 
@@ -32,6 +35,8 @@ def add_commands(commands: Any) -> None:
     shared.add_bundle(parser)
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     shared.add_running(parser)
+    shared.add_static(parser)
+    shared.add_cls_only(parser)
     shared.add_selection(parser)
     parser.add_argument("--dense", action="store_true", help="also fill every cell (always on for segment)")
     parser.add_argument("--look", action="store_true", help="run only the selector: its map, no features")
@@ -44,8 +49,9 @@ def run(options: argparse.Namespace) -> Report:
     """Run all images and report shapes, top classes and times."""
     _check_options(options)
     bundle = read_bundle(options.bundle)
-    _check_size_and_k(bundle, options)
-    with shared.open_pipeline(bundle, options) as pipeline:
+    k = _checked_k(bundle, options)
+    static = k if options.static and k is not None else False
+    with shared.open_pipeline(bundle, options, static=static, cls_only=options.cls_only) as pipeline:
         clock = Clock()
         outputs, pictured = _run_chunks(pipeline, options, clock)
     arrays = _concatenated([_arrays(output) for output in outputs])
@@ -59,8 +65,14 @@ def run(options: argparse.Namespace) -> Report:
 
 def _check_options(options: argparse.Namespace) -> None:
     """Refuse what can be known before anything slow: options that exclude each other, and outputs with no place to go."""
-    if options.look and (options.dense or options.k is not None or options.k_ratio is not None):
-        raise SaccadeError("--look gives the selector's map alone; leave out --dense, --k and --k-ratio")
+    chosen = options.k is not None or options.k_ratio is not None
+    if options.look and (options.dense or chosen or options.static or options.cls_only):
+        others = "--dense, --k, --k-ratio, --static and --cls-only"
+        raise SaccadeError(f"--look gives the selector's map alone; leave out {others}")
+    if options.static and options.fit == "native" and options.k is None:
+        raise SaccadeError("--static is for one k, and with --fit native each size has its own; give --k too")
+    if options.cls_only and options.dense:
+        raise SaccadeError("--dense is filled from the patch tokens that --cls-only leaves out; give one of them")
     shared.check_output("-o", options.output, ".npz")
     shared.check_output("--overlay", options.overlay, ".png")
     for flag, path in (("-o", options.output), ("--overlay", options.overlay)):
@@ -71,15 +83,17 @@ def _check_options(options: argparse.Namespace) -> None:
             raise SaccadeError(f"{path}: no such image file")
 
 
-def _check_size_and_k(bundle: Bundle, options: argparse.Namespace) -> None:
-    """Refuse before an engine is built or loaded what the bundle alone can tell."""
+def _checked_k(bundle: Bundle, options: argparse.Namespace) -> int | None:
+    """Return k where it is known, and refuse before an engine is built or loaded what the bundle alone can tell."""
     if options.fit == "native":  # the grid is the images' own
-        return
-    patch = bundle.model.patch
-    height, width = check_size(options.size or bundle.manifest.defaults.size, patch)
-    if options.k is not None:
-        dense = options.dense or bundle.manifest.task == "segment"
-        checked_k(options.k, (height // patch) * (width // patch), dense=dense)
+        k: int | None = options.k
+        return k
+    patch, defaults = bundle.model.patch, bundle.manifest.defaults
+    height, width = check_size(options.size or defaults.size, patch)
+    if options.look:
+        return None
+    dense = options.dense or bundle.manifest.task == "segment"
+    return kept_on((height // patch, width // patch), defaults, options.k, options.k_ratio, dense)
 
 
 def _ms_per_image(stages: list[dict[str, float]], count: int) -> dict[str, float]:
@@ -91,12 +105,13 @@ def _ms_per_image(stages: list[dict[str, float]], count: int) -> dict[str, float
 def _run_chunks(
     pipeline: Pipeline, options: argparse.Namespace, clock: Clock
 ) -> tuple[list[Look], list[np.ndarray]]:
-    """Run CHUNK images at a time; return what each call gave, and the fitted images where an overlay needs them."""
+    """Run so many images at a time; return what each call gave, and the fitted images where an overlay needs them."""
     outputs: list[Look] = []
     pictured: list[np.ndarray] = []
     fitted = pipeline.each_fitted(options.images, options.size, options.fit, clock)
+    size = STATIC_BATCH if options.static else CHUNK
     with progress_bar(len(options.images), "run") as bar:
-        while chunk := list(itertools.islice(fitted, CHUNK)):
+        while chunk := list(itertools.islice(fitted, size)):
             outputs.append(_run_chunk(pipeline, chunk, options))
             if options.overlay:
                 pictured += chunk
@@ -149,6 +164,8 @@ def _report(
         "engine_version": pipeline.receipt.conditions.get("version"),
         "precision": pipeline.receipt.precision,
         "key": pipeline.receipt.key,
+        "static_k": pipeline.static_k,
+        "cls_only": pipeline.cls_only,
         "outputs": {name: list(array.shape) for name, array in arrays.items()},
         "ms_per_image": timings,
         "peak_memory_mb": round(peak_bytes() / 1e6, 1),

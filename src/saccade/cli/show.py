@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from saccade.bundle import Bundle, DataFile, GraphFile, read_bundle
+from saccade.bundle import BackboneModel, Bundle, DataFile, GraphFile, Model, family_of, read_bundle
 from saccade.cli import options as shared
 from saccade.cli.console import Report, size_text, table
 from saccade.cli.create import audit_lines, receipt_data
@@ -36,7 +36,7 @@ def add_commands(commands: Any) -> None:
 def inspect(options: argparse.Namespace) -> Report:
     """Check all files of a bundle and describe it; fails where an engine is damaged."""
     bundle = read_bundle(options.bundle)
-    manifest, model = bundle.manifest, bundle.model
+    manifest = bundle.manifest
     entries: list[GraphFile | DataFile] = [graph for each in manifest.graphs.values() for graph in each.values()]
     entries += [manifest.positions, *([manifest.golden] if manifest.golden else [])]
     files = {entry.file: bundle.checked_path(entry).stat().st_size for entry in entries}
@@ -45,12 +45,8 @@ def inspect(options: argparse.Namespace) -> Report:
     data = {"bundle": str(bundle.path), **msgspec.to_builtins(manifest), "files": files}
     data |= {"engines": [each.data for each in engines], "parity": verdicts}
     lines = [
-        f"{bundle.path}: {model.family}, task {manifest.task}",
-        f"  extractor: {model.depth} blocks, width {model.dim}, {model.heads} heads, {model.ffn}, patch {model.patch}",
-        f"  selector: {model.selector_depth} blocks, {model.selector_size} px -> {model.map_size}x{model.map_size} scores",
-        f"  prefix: {model.prefix} row{'s' if model.prefix > 1 else ''} from the selector; "
-        f"positions on a {model.base_grid[0]}x{model.base_grid[1]} grid"
-        + (f"; {model.classes} classes" if model.classes else ""),
+        f"{bundle.path}: {family_of(manifest.model)}, task {manifest.task}",
+        *_model_lines(manifest.model),
         f"  defaults: {_defaults(bundle)}",
         *table([(f"  {name}", size_text(size), "hash checked") for name, size in files.items()]),
     ]
@@ -65,6 +61,20 @@ def inspect(options: argparse.Namespace) -> Report:
         where = f"{verdict.get('engine')} {verdict.get('precision')} {word} on {verdict.get('images')} images"
         lines.append(f"  parity: {where} ({version}, device {verdict.get('device', 'unknown')}); {verdict['state']}")
     return Report(data, lines, all(each.passed for each in engines))
+
+
+def _model_lines(model: Model | BackboneModel) -> list[str]:
+    """Describe the networks."""
+    width = f"{model.depth} blocks, width {model.dim}, {model.heads} heads, {model.ffn}, patch {model.patch}"
+    rows = f"{model.prefix} row{'s' if model.prefix > 1 else ''}"
+    grid = f"positions on a {model.base_grid[0]}x{model.base_grid[1]} grid"
+    if isinstance(model, BackboneModel):
+        return [f"  backbone: {width}", f"  prefix: {rows} (cls and {model.prefix - 1} registers); {grid}"]
+    return [
+        f"  extractor: {width}",
+        f"  selector: {model.selector_depth} blocks, {model.selector_size} px -> {model.map_size}x{model.map_size} scores",
+        f"  prefix: {rows} from the selector; {grid}" + (f"; {model.classes} classes" if model.classes else ""),
+    ]
 
 
 def _inspect_engine(bundle: Bundle, folder: Path) -> Report:
@@ -87,8 +97,11 @@ def _inspect_engine(bundle: Bundle, folder: Path) -> Report:
 
 def _defaults(bundle: Bundle) -> str:
     defaults = bundle.manifest.defaults
+    size = f"{defaults.size[0]}x{defaults.size[1]} px"
+    if isinstance(bundle.manifest.model, BackboneModel):
+        return size
     kept = f"k = {defaults.k}" if defaults.k is not None else f"k = {defaults.k_ratio} of the patches"
-    return f"{defaults.size[0]}x{defaults.size[1]} px, {kept}"
+    return f"{size}, {kept}"
 
 
 def doctor(options: argparse.Namespace) -> Report:

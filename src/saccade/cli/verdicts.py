@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from saccade.bundle import Bundle
-from saccade.engines.engine import ROLES, default_device
+from saccade.contract import ALL_ROLES
+from saccade.engines.engine import default_device
 from saccade.engines.store import Receipt
 
 
@@ -43,4 +44,4 @@ def changed_graphs(bundle: Bundle, recorded: Mapping[str, Any]) -> str | None:
 
 def graphs_of(receipt: Receipt) -> dict[str, str]:
     """Return the SHA-256 of the graphs that an engine was built from, by role."""
-    return {role: receipt.conditions.get(f"{role}_sha256", "") for role in ROLES}
+    return {role: sha256 for role in ALL_ROLES if (sha256 := receipt.conditions.get(f"{role}_sha256"))}

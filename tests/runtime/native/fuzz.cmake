@@ -1,0 +1,26 @@
+# The fuzz targets. With SACCADE_BUILD_FUZZERS clang's libFuzzer feeds them; else, under AddressSanitizer, they are programs
+# that replay files: the corpus, and what the fuzzer found.
+if(SACCADE_BUILD_FUZZERS AND NOT CMAKE_CXX_COMPILER_ID MATCHES Clang)
+  message(FATAL_ERROR "the fuzz targets need clang with libFuzzer: apt install clang-14 libclang-rt-14-dev")
+endif()
+
+if(SACCADE_BUILD_FUZZERS OR SACCADE_SANITIZE MATCHES address)
+  # What the library does without an engine, built once more: the library itself shows nothing but saccade.h.
+  set(parts bicubic bundle contract fields files fill gather npy plan positions receipts resize select)
+  list(TRANSFORM parts PREPEND ${PROJECT_SOURCE_DIR}/src/)
+  list(TRANSFORM parts APPEND .cpp)
+  add_library(fuzzed STATIC ${parts})
+  target_include_directories(fuzzed PUBLIC ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
+  target_link_libraries(fuzzed PUBLIC OpenSSL::Crypto nlohmann_json::nlohmann_json)
+  foreach(target fuzz_bundle fuzz_image)
+    add_executable(${target} ${target}.cpp fuzz_main.cpp)
+    target_link_libraries(${target} PRIVATE fuzzed)
+    if(SACCADE_BUILD_FUZZERS)
+      target_compile_definitions(${target} PRIVATE SACCADE_LIBFUZZER)
+      target_link_options(${target} PRIVATE -fsanitize=fuzzer)
+    endif()
+  endforeach()
+  if(SACCADE_BUILD_FUZZERS)
+    target_compile_options(fuzzed PUBLIC -fsanitize=fuzzer-no-link)
+  endif()
+endif()

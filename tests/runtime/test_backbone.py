@@ -1,0 +1,143 @@
+"""Plain backbones from checkpoint to features: export, engines and the pipeline, against PyTorch."""
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import saccade
+from saccade.cli.main import main
+from saccade.export.backbone_checkpoint import read_backbone
+from saccade.export.backbone_reference import BackboneReference
+from saccade.export.seeded import seeded_weights
+from saccade.export.seeded_backbones import BackboneSizes, backbone_shapes
+from saccade.golden import relative_difference
+from saccade.runtime.backbone import MAX_CACHED_TABLES, BackbonePipeline
+
+# family -> sizes of a small model that every test can afford
+SMALL = {
+    "neco": BackboneSizes(dim=128, patch=14, grid=9, depth=4, registers=4),
+    "dinov2": BackboneSizes(dim=128, patch=14, grid=9, depth=4, registers=4),
+    "dino": BackboneSizes(dim=64, patch=8, grid=6, depth=5, layer_scale=False, mask_token=False),
+}
+Family = pytest.mark.parametrize("family", SMALL)
+ENGINES = ("openvino", "onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    folder = tmp_path_factory.mktemp("backbones")
+
+    def make(family: str) -> Path:
+        path = folder / f"{family}.pt"
+        if not path.exists():
+            weights = seeded_weights(backbone_shapes(SMALL[family]), 1)
+            torch.save({name: torch.from_numpy(array) for name, array in weights.items()}, path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Callable[[str], Path]) -> Callable[[str], Path]:
+    def make(family: str) -> Path:
+        path = checkpoint(family)
+        target = path.with_suffix("")
+        if not target.exists():
+            assert main(["export", str(path), "-o", str(target), "--family", family]) == 0
+        return target
+
+    return make
+
+
+def opened(path: Path, engine: str = "openvino", **options: int) -> BackbonePipeline:
+    pipeline = saccade.load(path, engine=engine, **options)
+    assert isinstance(pipeline, BackbonePipeline)
+    return pipeline
+
+
+@Family
+@pytest.mark.parametrize("engine", ENGINES)
+def test_features_equal_pytorch_at_other_sizes_and_batches(
+    checkpoint: Callable[[str], Path],
+    bundle: Callable[[str], Path],
+    photographs: list[np.ndarray],
+    family: str,
+    engine: str,
+) -> None:
+    extras = ("attention", "cls_last4")
+    reference = BackboneReference(read_backbone(checkpoint(family), family), extras)
+    patch = SMALL[family].patch
+    with opened(bundle(family), engine) as pipe:
+        for size in ((6 * patch, 6 * patch), (4 * patch, 11 * patch), (13 * patch, 5 * patch)):
+            out = pipe(photographs, size=size)
+            truth = reference(pipe.pixels(photographs, size))
+            for name, array in out.arrays().items():
+                assert array.dtype == np.float32
+                assert relative_difference(array, truth[name]) < 2e-5, (name, size)
+            assert out.dense.shape == (2, SMALL[family].dim, size[0] // patch, size[1] // patch)
+            np.testing.assert_array_equal(out.dense[1, :, 0, 2], out.tokens[1, 2])
+            np.testing.assert_array_less(out.attention.sum(axis=2), 1)  # the rest is on cls and registers
+
+
+def test_the_family_decides_how_positions_are_resized(
+    bundle: Callable[[str], Path], photographs: list[np.ndarray]
+) -> None:
+    with opened(bundle("neco")) as neco, opened(bundle("dinov2")) as dinov2:
+        own, other = (9 * 14, 9 * 14), (5 * 14, 7 * 14)
+        np.testing.assert_array_equal(neco(photographs[0], size=own).tokens, dinov2(photographs[0], size=own).tokens)
+        assert np.abs(neco(photographs[0], size=other).tokens - dinov2(photographs[0], size=other).tokens).max() > 0.01
+
+
+def test_a_stream_gives_what_calls_give(bundle: Callable[[str], Path], photographs: list[np.ndarray]) -> None:
+    with opened(bundle("dino"), streams=2) as pipe:
+        frames = [photographs[index % 2] for index in range(5)]
+        calls = [pipe(frame, size=48).tokens for frame in frames]
+        for expected, out in zip(calls, pipe.stream(frames, size=48), strict=True):
+            np.testing.assert_allclose(out.tokens, expected, atol=1e-5)
+
+
+def test_no_more_than_a_few_position_tables_are_kept(
+    bundle: Callable[[str], Path], photographs: list[np.ndarray]
+) -> None:
+    with opened(bundle("dino")) as pipe:
+        for columns in range(1, 2 * MAX_CACHED_TABLES):
+            pipe(photographs[0], size=(8, 8 * columns))
+        assert len(pipe._positions) == MAX_CACHED_TABLES
+
+
+def test_a_file_that_cannot_tell_its_family_needs_it_said(
+    checkpoint: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(checkpoint("neco")), "-o", str(tmp_path / "b")]) == 1
+    assert "say --family neco or --family dinov2" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("option", [["--k", "3"], ["--k-ratio", "0.1"], ["--task", "classify"]])
+def test_what_only_lookwhere_has_is_refused(
+    checkpoint: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]
+) -> None:
+    assert main(["export", str(checkpoint("dino")), "-o", str(tmp_path / "b"), *option]) == 1
+    assert f"{option[0]} means nothing to a plain backbone" in capsys.readouterr().err
+
+
+def test_inspect_says_what_a_backbone_is(bundle: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(bundle("neco"))]) == 0
+    out = capsys.readouterr().out
+    assert "neco, task features" in out
+    assert "prefix: 5 rows (cls and 4 registers); positions on a 9x9 grid" in out
+    assert main(["inspect", str(bundle("neco")), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"]["position_rule"] == "scale-factor"
+
+
+def test_commands_for_lookwhere_refuse_a_backbone_in_one_line(
+    bundle: Callable[[str], Path], photo_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (["verify"], ["bench"], ["run", str(photo_folder / "00.png")]):
+        assert main([command[0], str(bundle("neco")), *command[1:]]) == 1
+        assert "is a plain neco backbone, not LookWhere; give a LookWhere bundle" in capsys.readouterr().err

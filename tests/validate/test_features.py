@@ -1,0 +1,146 @@
+"""The store of features: order, resumption, unreadable images, and memory."""
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from saccade.errors import SaccadeError
+from saccade.validate.features import STATE, Features, extract
+
+RECIPE = {"engine": "none", "size": "4"}
+
+
+def decode(path: Path) -> np.ndarray:
+    """Read the number in a file's name as an image of one value; some names cannot be read."""
+    if "bad" in path.name:
+        raise SaccadeError(f"{path.name} is not an image")
+    return np.full((4, 4, 3), int(path.stem) % 256, np.uint8)
+
+
+class Network:
+    """Means of images, and a record of the batches that it was given."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        self.batches: list[int] = []
+        self.fails_at = fails_at
+
+    def __call__(self, images: list[np.ndarray]) -> Mapping[str, np.ndarray]:
+        if self.fails_at is not None and sum(self.batches) >= self.fails_at:
+            raise KeyboardInterrupt
+        self.batches.append(len(images))
+        means = np.array([image.mean() for image in images], np.float32)
+        return {"cls": means[:, None], "tokens": np.repeat(means[:, None, None], 6, axis=1), "unused": means}
+
+
+def run(names: list[str], root: Path, network: Network | None = None, **options: int) -> Features:
+    network, outputs = network or Network(), ("cls", "tokens")
+    return extract([Path(name) for name in names], root, RECIPE, decode=decode, run=network, outputs=outputs, **options)
+
+
+def test_row_i_of_every_array_belongs_to_name_i(tmp_path: Path) -> None:
+    names = [f"{number}.png" for number in range(100)]
+    found = run(names, tmp_path, batch=7)
+    assert found.names == names
+    assert set(found.arrays) == {"cls", "tokens"}
+    np.testing.assert_array_equal(found.arrays["cls"][:, 0], np.arange(100))
+    assert found.arrays["tokens"].shape == (100, 6, 1)
+
+
+def test_unreadable_images_have_no_row_and_are_named_with_the_reason(tmp_path: Path) -> None:
+    found = run(["0.png", "bad1.png", "2.png", "bad3.png"], tmp_path)
+    assert found.names == ["0.png", "2.png"]
+    assert found.failed == {"bad1.png": "bad1.png is not an image", "bad3.png": "bad3.png is not an image"}
+    np.testing.assert_array_equal(found.arrays["cls"][:, 0], [0, 2])
+
+
+def test_an_interrupted_extraction_is_taken_up_where_it_stopped(tmp_path: Path) -> None:
+    names = [f"{number}.png" for number in range(50)] + ["bad.png"] + [f"{number}.png" for number in range(50, 90)]
+    with pytest.raises(KeyboardInterrupt):
+        run(names, tmp_path, Network(fails_at=40), batch=8)
+    second = Network()
+    found = run(names, tmp_path, second, batch=8)
+    assert sum(second.batches) == 90 - 40
+    np.testing.assert_array_equal(found.arrays["cls"][:, 0], np.arange(90))
+    assert list(found.failed) == ["bad.png"]
+
+
+def test_rows_written_after_the_last_save_do_not_count(tmp_path: Path) -> None:
+    names = [f"{number}.png" for number in range(30)]
+    with pytest.raises(KeyboardInterrupt):
+        run(names, tmp_path, Network(fails_at=16), batch=8)
+    (rows,) = tmp_path.glob("*/cls.rows")
+    with rows.open("ab") as file:
+        file.write(b"\xff" * 10)  # what a killed process leaves
+    np.testing.assert_array_equal(run(names, tmp_path).arrays["cls"][:, 0], np.arange(30))
+
+
+def test_finished_features_are_not_extracted_again(tmp_path: Path) -> None:
+    names = [f"{number}.png" for number in range(10)]
+    run(names, tmp_path)
+    second = Network()
+    assert run(names, tmp_path, second).names == names
+    assert second.batches == []
+
+
+def test_another_recipe_or_list_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    run(["1.png"], tmp_path)
+    run(["1.png", "2.png"], tmp_path)
+    extract([Path("1.png")], tmp_path, {"engine": "other"}, decode=decode, run=Network(), outputs=("cls",))
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 3
+
+
+def test_images_of_another_size_get_a_batch_of_their_own(tmp_path: Path) -> None:
+    network = Network()
+    extract(
+        [Path(f"{number}.png") for number in range(6)], tmp_path, RECIPE,
+        decode=lambda path: np.zeros((4 if int(path.stem) < 3 else 8, 4, 3), np.uint8),
+        run=network, outputs=("cls",), batch=4,
+    )  # fmt: skip
+    assert network.batches == [3, 3]
+
+
+def test_a_row_of_another_shape_is_refused_by_its_image(tmp_path: Path) -> None:
+    def shapes(images: list[np.ndarray]) -> Mapping[str, np.ndarray]:
+        return {"cls": np.zeros((len(images), images[0].shape[0]), np.float32)}
+
+    with pytest.raises(SaccadeError, match=r"5\.png: its cls has shape \[8\], the others \[4\]; use fit squash"):
+        extract(
+            [Path(f"{number}.png") for number in range(6)], tmp_path, RECIPE,
+            decode=lambda path: np.zeros((8 if path.stem == "5" else 4, 4, 3), np.uint8), run=shapes, outputs=("cls",),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [[], ["bad.png", "bad2.png"]])
+def test_nothing_readable_is_an_error(tmp_path: Path, names: list[str]) -> None:
+    with pytest.raises(SaccadeError, match=f"none of {len(names)} images can be read"):
+        run(names, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"recipe": {}}', '{"recipe": 3}', "[" * 10000])
+def test_a_damaged_state_is_named_with_the_remedy(tmp_path: Path, text: str) -> None:
+    run(["1.png"], tmp_path)
+    (state,) = tmp_path.glob(f"*/{STATE}")
+    state.write_text(text)
+    with pytest.raises(SaccadeError, match=f"{STATE}: .*; delete {state.parent}"):
+        run(["1.png"], tmp_path)
+
+
+def test_memory_stays_flat_over_thousands_of_images(tmp_path: Path) -> None:
+    program = """
+import resource, sys, numpy as np
+from pathlib import Path
+from saccade.validate.features import extract
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def run(count):
+    extract([Path(f"{i}.png") for i in range(count)], Path(sys.argv[1]), {},
+            decode=lambda path: np.zeros((8, 8, 3), np.uint8),
+            run=lambda images: {"tokens": np.zeros((len(images), 256, 16), np.float32)}, outputs=("tokens",), batch=16)
+run(500); first = peak(); run(5000); print(peak() - first)
+"""
+    grown = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert int(grown.stdout) < 8 << 10, "KiB over 82 MB of rows"

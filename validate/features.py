@@ -1,0 +1,261 @@
+"""Features of many images on disk: extracted in batches, in the order of the images, and taken up again where they stopped.
+
+A folder holds one file of raw rows for each output and `state.json`, which says how many rows of them count. Rows are
+appended and never mapped while they are written, so memory does not grow with the number of images.
+"""
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from saccade import atomic, locks
+from saccade.errors import SaccadeError
+
+STATE = "state.json"
+SAVE_EVERY = 64  # images: what an interrupted run does again at most
+MAX_STATE_BYTES = 1 << 28
+AHEAD = 2  # batches that are decoded before their turn
+
+Decode: TypeAlias = Callable[[Path], np.ndarray]  # a file as uint8 (H, W, 3), already of the size it runs at
+Run: TypeAlias = Callable[[list[np.ndarray]], Mapping[str, np.ndarray]]  # images of one size -> outputs, batch axis first
+
+
+class RowSpec(Struct, frozen=True):
+    """One row of an output."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Return the size of a row."""
+        return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
+
+
+class State(Struct, kw_only=True):
+    """How far an extraction has come."""
+
+    recipe: dict[str, str]
+    seen: int = 0  # images taken from the list, unreadable ones included
+    outputs: dict[str, RowSpec] = {}
+    failed: dict[int, str] = {}  # number of an unreadable image in the list -> why
+
+    @property
+    def rows(self) -> int:
+        """Return how many rows of each output count."""
+        return self.seen - len(self.failed)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What was extracted: row i of every array belongs to `names[i]`."""
+
+    names: list[str]
+    arrays: dict[str, np.ndarray]  # mapped from disk, read only
+    failed: dict[str, str]
+
+
+def extract(
+    images: Sequence[Path],
+    root: Path,
+    recipe: Mapping[str, str],
+    *,
+    decode: Decode,
+    run: Run,
+    outputs: Sequence[str],
+    batch: int = 8,
+    workers: int = 2,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Features:
+    """Extract `outputs` of all images below `root` and return them; what an earlier run has left there is not done again.
+
+    `recipe` is everything the features depend on beside the images (graphs, engine, size, k, ...): another one gets another
+    folder. `progress` hears how many images are done. An unreadable image has no row and is named in `failed`.
+    Raises SaccadeError where none is readable.
+    """
+    names = [str(path) for path in images]
+    full = {**recipe, "outputs": " ".join(outputs), "images": _digest(names)}
+    folder = root / _digest([f"{name}={value}" for name, value in sorted(full.items())])[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = f"{folder} is being filled by another process; wait for it"
+    with locks.reserved(folder, busy):
+        state = _read_state(folder, full)
+        if state.seen < len(names):
+            with ExitStack() as stack:
+                writer = stack.enter_context(_Writer(folder, state))
+                progress(state.seen)
+                for done in _extracted(images[state.seen :], decode, run, outputs, batch, workers):
+                    writer.add(done)
+                    progress(state.seen)
+    if not state.rows:
+        why = next(iter(state.failed.values()), "the list is empty")
+        raise SaccadeError(f"none of {len(names)} images can be read ({why})")
+    readable = [name for index, name in enumerate(names) if index not in state.failed]
+    return Features(readable, _mapped(folder, state), {names[index]: why for index, why in state.failed.items()})
+
+
+def _digest(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(os.fsencode(text) + b"\0")
+    return digest.hexdigest()
+
+
+def _read_state(folder: Path, recipe: dict[str, str]) -> State:
+    """Return what an earlier run left, or a beginning."""
+    path = folder / STATE
+    if not path.exists():
+        return State(recipe=recipe)
+    remedy = f"delete {folder}"
+    if path.stat().st_size > MAX_STATE_BYTES:
+        raise SaccadeError(f"{path}: not a state of an extraction; {remedy}")
+    try:
+        state = msgspec.json.decode(path.read_bytes(), type=State)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise SaccadeError(f"{path}: {error}; {remedy}") from error
+    short = [name for name, spec in state.outputs.items() if _size(folder / f"{name}.rows") < state.rows * spec.bytes]
+    if state.recipe != recipe or short or state.rows < 0:
+        raise SaccadeError(f"{path}: it does not belong to the rows beside it; {remedy}")
+    return state
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else -1
+
+
+def _mapped(folder: Path, state: State) -> dict[str, np.ndarray]:
+    return {
+        name: np.memmap(folder / f"{name}.rows", spec.dtype, "r", shape=(state.rows, *spec.shape))
+        for name, spec in state.outputs.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Done:
+    """Some images that are dealt with: those of one batch, or one that cannot be read."""
+
+    names: list[str]
+    outputs: Mapping[str, np.ndarray]
+    failure: str | None = None
+
+
+def _extracted(
+    images: Sequence[Path], decode: Decode, run: Run, outputs: Sequence[str], batch: int, workers: int
+) -> Iterator[_Done]:
+    """Run batches of images that share a size, in order; the next ones are decoded meanwhile."""
+    waiting: list[tuple[str, np.ndarray]] = []
+
+    def flushed() -> Iterator[_Done]:
+        if waiting:
+            found = run([pixels for _, pixels in waiting])
+            yield _Done([name for name, _ in waiting], {name: found[name] for name in outputs})
+            waiting.clear()
+
+    for path, result in _decoded(images, decode, batch, workers):
+        if isinstance(result, SaccadeError):
+            yield from flushed()  # before it, in the order of the list
+            yield _Done([str(path)], {}, str(result))
+            continue
+        if waiting and (len(waiting) == batch or waiting[0][1].shape != result.shape):
+            yield from flushed()
+        waiting.append((str(path), result))
+    yield from flushed()
+
+
+def _decoded(
+    images: Sequence[Path], decode: Decode, batch: int, workers: int
+) -> Iterator[tuple[Path, np.ndarray | SaccadeError]]:
+    """Yield each image decoded, or what is wrong with it, in order; a few are decoded ahead in other threads."""
+
+    def attempt(path: Path) -> np.ndarray | SaccadeError:
+        try:
+            return decode(path)
+        except SaccadeError as error:
+            return error
+
+    pending: deque[tuple[Path, Future[np.ndarray | SaccadeError]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="saccade-decode") as pool:
+        try:
+            for path in images:
+                pending.append((path, pool.submit(attempt, path)))
+                if len(pending) > AHEAD * batch:
+                    first, future = pending.popleft()
+                    yield first, future.result()
+            while pending:
+                first, future = pending.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in pending:
+                future.cancel()
+
+
+class _Writer:
+    """Appends rows, and now and then says in state.json that they count."""
+
+    def __init__(self, folder: Path, state: State) -> None:
+        self._folder, self._state = folder, state
+        self._files: dict[str, BinaryIO] = {}
+        self._saved = state.seen
+
+    def __enter__(self) -> _Writer:
+        for name, spec in self._state.outputs.items():
+            os.truncate(self._folder / f"{name}.rows", self._state.rows * spec.bytes)  # rows that do not count yet
+            self._files[name] = self._opened(name)
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        try:
+            self._save()  # also after an interrupt: what is done is done
+        finally:
+            for file in self._files.values():
+                file.close()
+
+    def _opened(self, name: str) -> BinaryIO:
+        path = self._folder / f"{name}.rows"
+        try:
+            return path.open("ab")
+        except OSError as error:
+            raise atomic.write_error(path, error) from error
+
+    def add(self, done: _Done) -> None:
+        """Write the rows of a batch; they count from the next save on."""
+        for name, array in done.outputs.items():
+            spec = RowSpec(array.dtype.str, array.shape[1:])
+            if self._state.outputs.setdefault(name, spec) != spec:
+                have, want = list(spec.shape), list(self._state.outputs[name].shape)
+                raise SaccadeError(f"{done.names[0]}: its {name} has shape {have}, the others {want}; use fit squash")
+            if name not in self._files:
+                (self._folder / f"{name}.rows").unlink(missing_ok=True)
+                self._files[name] = self._opened(name)
+            self._write(name, np.ascontiguousarray(array))
+        if done.failure is not None:
+            self._state.failed[self._state.seen] = done.failure
+        self._state.seen += len(done.names)
+        if self._state.seen - self._saved >= SAVE_EVERY:
+            self._save()
+
+    def _write(self, name: str, array: np.ndarray) -> None:
+        try:
+            self._files[name].write(array.data)
+        except OSError as error:
+            raise atomic.write_error(self._folder / f"{name}.rows", error) from error
+
+    def _save(self) -> None:
+        try:
+            for file in self._files.values():
+                file.flush()
+        except OSError as error:
+            raise atomic.write_error(self._folder, error) from error
+        atomic.write_bytes(self._folder / STATE, msgspec.json.encode(self._state))
+        self._saved = self._state.seen
