@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from saccade import atomic, locks
-from saccade.bundle import BACKBONES, ENGINES_FOLDER, MANIFEST, Bundle, DataFile, read_bundle, sha256_of_file, write_manifest
+from saccade.bundle import (
+    BACKBONES,
+    ENGINES_FOLDER,
+    MANIFEST,
+    Bundle,
+    DataFile,
+    Model,
+    read_bundle,
+    sha256_of_file,
+    write_manifest,
+)
 from saccade.cli import options as shared
 from saccade.cli.console import Phases, Report, progress_bar, size_text, table
 from saccade.cli.verdicts import measured_on
@@ -291,8 +301,7 @@ def build(options: argparse.Namespace) -> Report:
     """Build what is missing, stale or damaged and report what there is."""
     bundle = read_bundle(options.bundle)
     request = engine_request(bundle, options)
-    is_tested = request.engine in SELF_TESTED and store.backend(request.engine).capabilities().can_build
-    verdict = None
+    is_tested, verdict = _is_self_tested(bundle, request), None
     if is_tested:
         from saccade.validate.self_test import check_testable, self_test
 
@@ -309,6 +318,12 @@ def build(options: argparse.Namespace) -> Report:
     lines = _build_lines(folder, receipt, kept=kept)
     lines += [f"  equal to PyTorch on {verdict['images']} images"] if verdict else []
     return Report(receipt_data(folder, receipt) | {"built": not kept, "self_test": verdict}, lines)
+
+
+def _is_self_tested(bundle: Bundle, request: EngineRequest) -> bool:
+    """Tell whether what is built here can be run here: the five numbers are of LookWhere's selection and features."""
+    is_lookwhere = isinstance(bundle.manifest.model, Model)
+    return request.engine in SELF_TESTED and is_lookwhere and store.backend(request.engine).capabilities().can_build
 
 
 def engine_request(bundle: Bundle, options: argparse.Namespace) -> EngineRequest:
