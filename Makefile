@@ -12,6 +12,7 @@ IMAGES      ?= examples
 CALIBRATION ?=
 PEERS       ?= eager full-backbone
 NVCC        ?= nvcc
+GPU_CHECK_ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 BIN     := .venv/bin
@@ -36,7 +37,7 @@ JUDGE   := $(wildcard validate/*.py) $(EXPORT) $(CHAIN)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo onnx engines parity bench lib lib-test cuda no-nvcc fuzz clang test lint doctor clean FORCE
+.PHONY: help demo onnx engines parity bench lib lib-test cuda no-nvcc gpu-check fuzz clang test lint doctor clean FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +49,8 @@ engines: $(BUNDLE).$(CHOICE).built.json ## Build ENGINE in PRECISION (int8, fp8:
 parity:  $(BUNDLE).$(CHOICE).parity.json ## Prove that engine equal to PyTorch on IMAGES
 bench:   build/bench/$(notdir $(BUNDLE)).$(CHOICE).json ## Time that engine against PEERS and the machine's roof
 cuda:    $(if $(shell command -v $(NVCC)),$(FATBIN),no-nvcc) ## Compile the CUDA kernels (NVCC=) to build/cuda; see docs/gpu.md
+gpu-check: $(if $(shell command -v $(NVCC)),$(FATBIN),no-nvcc) build/gpu-check/kernels ## Check and time it all on this GPU, with torch in PYTHON; see docs/gpu.md
+	PYTHONPATH=src$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m saccade.validate.gpu_check $(GPU_CHECK_ARGS)
 lib:     build/native/release/built ## Build the C library, build/lib/libsaccade.so
 lib-test: $(foreach kind,release asan tsan,build/native/$(kind)/built) ## Test the C library, under sanitizers too
 	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/runtime/native
@@ -118,6 +121,11 @@ $(FATBIN): $(wildcard runtime/cuda/*) runtime/native/src/taps.hpp runtime/native
 	  -I runtime/cuda -I runtime/native/include -I runtime/native/src \
 	  $(foreach n,$(CUDA_ARCHITECTURES),-gencode arch=compute_$n,code=sm_$n) -gencode arch=compute_75,code=compute_75 \
 	  -fatbin -o $@ runtime/cuda/saccade.cu 2> $(@D)/ptxas.txt || { cat $(@D)/ptxas.txt >&2; exit 1; }
+# For the machine's own Python, which has torch with CUDA: nothing is installed there.
+build/gpu-check/kernels: setup.py $(NATIVE)
+	mkdir -p $(@D)
+	$(PYTHON) setup.py --quiet build_ext --inplace
+	touch $@
 no-nvcc:
 	@echo '$(NVCC) is not here, so the CUDA kernels are not compiled; they need CUDA toolkit 13.0'
 

@@ -23,6 +23,7 @@ from saccade import atomic, locks
 from saccade._version import VERSION
 from saccade.bundle import Bundle, FileName, Sha256, check_hash, read_bundle, sha256_of_file
 from saccade.contract import ALL_ROLES
+from saccade.engines import quarantine
 from saccade.engines.audit import Audit
 from saccade.engines.engine import (
     ENGINE_NAMES,
@@ -276,6 +277,8 @@ def ensure(
 def _why_missing(bundle: Bundle, request: EngineRequest, fields: dict[str, str], *, thorough: bool) -> str:
     """Say why no built engine serves; one that is damaged is an error unless it is to be built again."""
     folder = folder_of(bundle, request, fields)
+    if not thorough:
+        quarantine.refuse(folder, build_command(bundle, request))
     if os.path.lexists(folder):
         if not thorough:
             read_receipt(folder)

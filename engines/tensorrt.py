@@ -5,18 +5,15 @@ capabilities that are named; the rest of its compilation happens on the user's G
 """
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from saccade import atomic
-from saccade.bundle import Bundle, GraphFile
-from saccade.engines.cuda import Cuda, Gpu, find_gpus
+from saccade.bundle import Bundle
+from saccade.engines.cuda import Gpu, find_gpus
 from saccade.engines.engine import (
     LIMITS,
     Backend,
@@ -28,13 +25,15 @@ from saccade.engines.engine import (
     build_command,
     load_roles,
 )
-from saccade.engines.tensorrt_build import Finished, Job, build_in_child, import_binding, process_log
+from saccade.engines.tensorrt_build import Finished, Job, build_in_child, import_binding
+from saccade.engines.tensorrt_engine import TensorRTEngine
 from saccade.errors import SaccadeError
 
 # Precision -> graph file: int8 wants fp16 around it, or attention does not fuse.
 VARIANTS = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16", "int8": "int8-fp16", "fp8": "fp8"}
 PRECISIONS = tuple(VARIANTS)
 NOT_TARGETS = ("NONE", "CURRENT")  # members of trt.ComputeCapability that name no hardware
+TIMING_CACHE = ".tensorrt.timings"  # hidden, since it is no engine
 DEFAULT_TARGETS = "default"  # TensorRT-RTX's own choice of compute capabilities
 
 
@@ -144,6 +143,7 @@ class TensorRTBackend(Backend):
             opt_k=request.opt_k,
             compute_capabilities=self._targets(import_binding(self.name), request) if self.is_rtx else (),
             device=None if self.is_rtx else int(request.device),
+            timing_cache=None if self.is_rtx else str(bundle.engines_path / TIMING_CACHE),
             parent=os.getpid(),
         )
 
@@ -211,136 +211,3 @@ def _finding(finished: Finished) -> dict[str, Any]:
     """Return what goes into the receipt about one engine: the fields of its audit, and the seconds spent."""
     audit: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(finished.audit))
     return audit | {"seconds": finished.seconds}
-
-
-class TensorRTEngine(Engine):
-    """One plan on one GPU, fed from host arrays; tensors are addressed by name, since their order is not fixed.
-
-    Owns its device buffers (they only grow), one stream and one execution context.
-    """
-
-    def __init__(self, role: str, graph: GraphFile, engine: str, plan: Path, device: int, build_command: str) -> None:
-        super().__init__(role, graph)
-        self._build_command = build_command
-        self._cuda = Cuda(engine, device)
-        self._trt = import_binding(engine)
-        self._log = process_log(self._trt, keep_lines=False)
-        self._name, self._plan = f"{engine}: {role}", plan
-        self._runtime = self._trt.Runtime(self._log)
-        self._engine = self._deserialize()
-        self._check_tensors()
-        self._jit_cache: Any = None
-        self._context = self._create_context()
-        self._stream = self._cuda.call("cudaStreamCreate")
-        self._buffers: dict[str, tuple[int, int]] = {}  # name -> device address, bytes
-        self._results: dict[str, np.ndarray] = {}
-
-    def _deserialize(self) -> Any:
-        """Return the engine on the device; a plan for other hardware or another version is refused with the reason."""
-        data = self._plan.read_bytes()
-        if hasattr(self._runtime, "get_engine_validity"):  # RTX only
-            validity, bits = self._runtime.get_engine_validity(data)
-            if validity == self._trt.EngineValidity.INVALID:
-                flags = self._trt.EngineInvalidityDiagnostics.__members__.items()
-                why = ", ".join(name for name, flag in flags if int(flag) & int(bits)) or "no reason given"
-                raise SaccadeError(f"{self._name}: {self._plan} does not fit this machine ({why}); build it again here")
-        self._log.errors.clear()
-        engine = self._runtime.deserialize_cuda_engine(data)
-        if engine is None:
-            raise self._error("cannot load it", "build it again here")
-        return engine
-
-    def _check_tensors(self) -> None:
-        """Compare the plan's tensors with the manifest's: a buffer of the wrong size would be written past its end."""
-        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
-        found = {name: np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name))) for name in names}
-        expected = {name: np.dtype(spec.dtype) for name, spec in (self.inputs | self.outputs).items()}
-        if found != expected:
-            raise SaccadeError(f"{self._name}: {self._plan} has other tensors than bundle.json says; build it again")
-
-    def _create_context(self) -> Any:
-        """Return an execution context; RTX compiles for this GPU here (seconds) unless its cache knows the result."""
-        if not hasattr(self._trt, "IRuntimeCache"):  # RTX only
-            context = self._engine.create_execution_context()
-        else:
-            config = self._engine.create_runtime_config()
-            self._jit_cache = config.create_runtime_cache()
-            with contextlib.suppress(OSError):  # none yet
-                self._jit_cache.deserialize(self._cache_path.read_bytes())  # False where another GPU or driver wrote it
-            config.set_runtime_cache(self._jit_cache)
-            context = self._engine.create_execution_context(config)
-        if context is None:
-            raise self._error("cannot create its execution context", "free GPU memory, or build with smaller limits")
-        return context
-
-    @property
-    def _cache_path(self) -> Path:
-        """Where the compiled kernels of this GPU are kept: beside the plan."""
-        return self._plan.with_suffix(".jit-cache")
-
-    def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        self._cuda.call("cudaSetDevice", self._cuda.device)  # the current device belongs to the calling thread
-        self._log.errors.clear()
-        sources = {name: np.ascontiguousarray(array) for name, array in feed.items()}  # alive until the copies are done
-        for name, array in sources.items():
-            if not self._context.set_input_shape(name, array.shape):
-                raise self._limits_error(name, array.shape)
-            self._copy("cudaMemcpyHostToDevice", self._bind(name, array.nbytes), array)
-        for name, spec in self.outputs.items():
-            shape = tuple(self._context.get_tensor_shape(name))
-            if name not in self._results or self._results[name].shape != shape:
-                self._results[name] = np.empty(shape, spec.dtype)
-            self._bind(name, self._results[name].nbytes)
-        if not self._context.execute_async_v3(int(self._stream)):
-            raise self._error("the run failed", "free GPU memory, or use a smaller batch")
-        for name, array in self._results.items():
-            self._copy("cudaMemcpyDeviceToHost", self._buffers[name][0], array)
-        self._cuda.call("cudaStreamSynchronize", self._stream)
-        return self._results
-
-    def _bind(self, name: str, size: int) -> int:
-        """Give a tensor a device buffer of at least `size` bytes and return its address."""
-        address, capacity = self._buffers.get(name, (0, 0))
-        if capacity < size:
-            if address:
-                del self._buffers[name]
-                self._cuda.call("cudaFree", address)
-            address = self._cuda.call("cudaMalloc", size)
-            self._buffers[name] = (address, size)
-        self._context.set_tensor_address(name, address)
-        return address
-
-    def _copy(self, direction: str, address: int, array: np.ndarray) -> None:
-        """Copy between a device buffer and a host array, in the order of the stream."""
-        ends = (array.ctypes.data, address) if direction == "cudaMemcpyDeviceToHost" else (address, array.ctypes.data)
-        self._cuda.call("cudaMemcpyAsync", *ends, array.nbytes, self._cuda.copy_kind(direction), self._stream)
-
-    def _limits_error(self, name: str, shape: tuple[int, ...]) -> SaccadeError:
-        """Return the error for a shape outside the optimization profile, with the command that builds a larger one."""
-        most = tuple(self._engine.get_tensor_profile_shape(name, 0)[2])
-        beyond, flags = [], ""
-        for extent, asked, limit in zip(self.inputs[name].shape, shape, most, strict=True):
-            if isinstance(extent, str):
-                flags += f" --max-{extent} {max(asked, limit)}"
-                beyond += [f"{extent} {asked} is beyond the {limit}"] if asked > limit else []
-        if not beyond:
-            return self._error(f"input {name!r} {list(shape)} is outside its limits", "build with larger ones")
-        what = f"{self._name}: {' and '.join(beyond)} that the engine was built for"
-        return SaccadeError(f"{what}; '{self._build_command}{flags}' builds a larger one")
-
-    def _error(self, what: str, remedy: str) -> SaccadeError:
-        """Return an error with the reason TensorRT logged."""
-        return SaccadeError(f"{self._name}: {what} ({self._log.error_line('no reason given')}); {remedy}")
-
-    def _close(self) -> None:
-        """Free the GPU's memory and keep what TensorRT-RTX compiled for the next load."""
-        if self._jit_cache is not None:
-            with contextlib.suppress(SaccadeError):  # a read-only bundle: compiled again at the next load
-                atomic.write_bytes(self._cache_path, bytes(self._jit_cache.serialize()))
-        self._context = self._engine = self._runtime = self._jit_cache = None
-        for address, _ in self._buffers.values():
-            self._cuda.call("cudaFree", address)
-        self._buffers.clear()
-        if self._stream is not None:
-            self._cuda.call("cudaStreamDestroy", self._stream)
-            self._stream = None

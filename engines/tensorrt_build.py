@@ -60,6 +60,7 @@ class Job(Struct, frozen=True, kw_only=True):
     opt_k: int
     compute_capabilities: tuple[str, ...]
     device: int | None  # the GPU plain TensorRT builds on
+    timing_cache: str | None  # where it keeps what it measured there for the next build; RTX measures nothing
     parent: int
 
 
@@ -235,16 +236,30 @@ def build_plan(job: Job, begin: Callable[[str], None]) -> Finished:
     _parse(trt, job, network, log)
     clock.append(time.monotonic())
     begin("building the engine")
-    plan = builder.build_serialized_network(network, _config(trt, job, builder))
+    config = _config(trt, job, builder)
+    plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise _build_error(job, log)
+    _keep_timings(job, config)
     clock.append(time.monotonic())
     begin(f"writing {Path(job.plan).name}")
     _write(Path(job.plan), plan)
     clock.append(time.monotonic())
     seconds = [round(end - start, 2) for start, end in itertools.pairwise(clock)]
-    audit = audit_of_text("\n".join(log.lines), job.precision)
+    audit = audit_of_text(_layers_text(trt, job, log, plan), job.precision)
     return Finished(audit, dict(zip(("parse", "build", "write"), seconds, strict=True)))
+
+
+def _layers_text(trt: Any, job: Job, log: Any, plan: Any) -> str:
+    """Return what the audit reads: the build's log, in which on a GPU the engine's own inspector speaks for the layers."""
+    if job.device is None:
+        return "\n".join(log.lines)
+    engine = trt.Runtime(log).deserialize_cuda_engine(plan)
+    if engine is None:
+        reason = log.error_line("no reason given")
+        raise SaccadeError(f"{job.engine}: cannot load the {job.role} it has just built ({reason}); free GPU memory")
+    layers = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.ONELINE)
+    return "\n".join([*(line for line in log.lines if "LayerType:" not in line), layers])
 
 
 def _select_gpu(job: Job) -> None:
@@ -307,11 +322,32 @@ def _config(trt: Any, job: Job, builder: Any) -> Any:
         profile.set_shape(spec.name, *(_shape(job, spec, batch, k) for batch, k in ends))
     if config.add_optimization_profile(profile) < 0:  # its only sign of an inconsistent profile
         raise SaccadeError(f"{job.onnx}: batch 1..{job.max_batch}, k 1..{job.max_k} is no range; give larger limits")
+    if job.timing_cache is not None:
+        _take_timings(Path(job.timing_cache), config)
     if job.compute_capabilities:
         config.num_compute_capabilities = len(job.compute_capabilities)
         for index, name in enumerate(job.compute_capabilities):
             config.set_compute_capability(trt.ComputeCapability.__members__[name], index)
     return config
+
+
+def _take_timings(path: Path, config: Any) -> None:
+    """Give the build what earlier ones measured; what another GPU or version measured is refused by TensorRT itself."""
+    known = b""
+    with contextlib.suppress(OSError):  # none yet
+        known = path.read_bytes()
+    for content in (known, b""):
+        cache = config.create_timing_cache(content)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return
+
+
+def _keep_timings(job: Job, config: Any) -> None:
+    """Write what was measured, beside the engines of the bundle; without it the next build only takes longer."""
+    cache = config.get_timing_cache() if job.timing_cache is not None else None
+    if job.timing_cache is not None and cache is not None:
+        with contextlib.suppress(SaccadeError):
+            atomic.write_bytes(Path(job.timing_cache), bytes(cache.serialize()))
 
 
 def _shape(job: Job, spec: TensorSpec, batch: int, k: int) -> tuple[int, ...]:

@@ -13,11 +13,15 @@ import numpy as np
 
 from saccade.bundle import BackboneModel, Bundle, read_bundle
 from saccade.engines import store
+from saccade.engines.device_engine import DeviceEngine
 from saccade.engines.engine import ByShape, Engine, EngineRequest, Progress, default_request
 from saccade.errors import SaccadeError
 from saccade.runtime.backbone import BackbonePipeline
 from saccade.runtime.chain import Pipeline
+from saccade.runtime.cuda_device import CudaDevice
+from saccade.runtime.gpu_chain import GpuPipeline
 from saccade.runtime.kept import MAX_CELLS, kept_on
+from saccade.runtime.launch import read_fatbin
 
 DEFAULT_ENGINE = "openvino"  # the fastest here on a CPU
 MAX_THREADS = 1024
@@ -29,7 +33,7 @@ def load(
     *,
     engine: str = DEFAULT_ENGINE,
     precision: str = "fp32",
-    device: str | None = None,
+    device: str | int | None = None,
     threads: int = 0,
     streams: int = 1,
     static: bool | int = False,
@@ -53,8 +57,9 @@ def load(
     opened = opened_bundle(bundle)
     threads, streams = _counted("threads", threads, 0, MAX_THREADS), _counted("streams", streams, 1, MAX_STREAMS)
     store.backend(engine)  # refuses a name that is none
+    where = None if device is None else str(device)
     asked = default_request(
-        opened, engine, precision, device, threads=threads, streams=streams, cls_only=bool(cls_only)
+        opened, engine, precision, where, threads=threads, streams=streams, cls_only=bool(cls_only)
     )
     requests = requests_of(opened, asked, static)
     for each in requests:
@@ -66,7 +71,31 @@ def load(
     engines, model = _engines(opened, requests, built), opened.manifest.model
     if isinstance(model, BackboneModel):
         return BackbonePipeline(opened, model, engines, receipt, streams)
-    return Pipeline(opened, engines, receipt, streams, *of_static)
+    return lookwhere_pipeline(opened, engines, receipt, requests[0], *of_static)
+
+
+def open_built(bundle: Bundle, request: EngineRequest, folder: Path, receipt: store.Receipt) -> Pipeline:
+    """Return a LookWhere bundle's pipeline on one built set of engines."""
+    return lookwhere_pipeline(bundle, store.load(bundle, request, folder, receipt), receipt, request)
+
+
+def lookwhere_pipeline(
+    bundle: Bundle,
+    engines: dict[str, Engine],
+    receipt: store.Receipt,
+    request: EngineRequest,
+    static_receipt: store.Receipt | None = None,
+) -> Pipeline:
+    """Return the chain where the engines run: on a GPU nothing between the networks comes back to the host."""
+    on_device = {role: engine for role, engine in engines.items() if isinstance(engine, DeviceEngine)}
+    if not on_device:
+        return Pipeline(bundle, engines, receipt, request.streams, static_receipt)
+    try:
+        return GpuPipeline(bundle, on_device, receipt, CudaDevice(int(request.device), read_fatbin()))
+    except BaseException:
+        for engine in engines.values():
+            engine.close()
+        raise
 
 
 def load_lookwhere(bundle: str | os.PathLike[str] | Bundle, **options: Any) -> Pipeline:

@@ -92,8 +92,7 @@ class ImagePipeline:
 
     def _streamed(self: Own, frames: Iterable[ImageLike], run: Callable[[Own, ImageLike], Result]) -> Iterator[Result]:
         """Yield what `run` gives for each frame, in order, as many under way as there are streams."""
-        if isinstance(frames, (str, bytes, os.PathLike, np.ndarray, Image.Image)):
-            raise SaccadeError("stream takes several frames, one after the other; call the pipeline itself for one image")
+        check_frames(frames)
         return self._in_lanes(frames, run)
 
     def _in_lanes(self: Own, frames: Iterable[ImageLike], run: Callable[[Own, ImageLike], Result]) -> Iterator[Result]:
@@ -137,6 +136,12 @@ class Clock:
         start = time.perf_counter_ns()
         yield
         self.timings_ms[name] = self.timings_ms.get(name, 0.0) + (time.perf_counter_ns() - start) / 1e6
+
+
+def check_frames(frames: object) -> None:
+    """Refuse a single image where frames are wanted: iterating over it would give its rows, or a path's letters."""
+    if isinstance(frames, (str, bytes, os.PathLike, np.ndarray, Image.Image)):
+        raise SaccadeError("stream takes several frames, one after the other; call the pipeline itself for one image")
 
 
 def checked_target(size: tuple[int, int], patch: int) -> tuple[int, int]:

@@ -14,8 +14,9 @@ from saccade._version import VERSION
 from saccade.bundle import Bundle, read_bundle
 from saccade.errors import SaccadeError
 from saccade.runtime.chain import Look, Output, Pipeline
+from saccade.runtime.gpu_chain import GpuPipeline
 from saccade.runtime.loading import load
 
 __version__ = VERSION
 
-__all__ = ["Bundle", "Look", "Output", "Pipeline", "SaccadeError", "__version__", "load", "read_bundle"]
+__all__ = ["Bundle", "GpuPipeline", "Look", "Output", "Pipeline", "SaccadeError", "__version__", "load", "read_bundle"]

@@ -33,7 +33,8 @@ from saccade.bundle import (
     write_manifest,
 )
 from saccade.engines import tensorrt as module
-from saccade.engines.audit import audit_lines
+from saccade.engines import tensorrt_build
+from saccade.engines.audit import audit_lines, audit_of_text
 from saccade.engines.engine import LIMITS, Built, EngineRequest
 from saccade.engines.tensorrt import Gpu, TensorRTBackend, find_gpus
 from saccade.engines.tensorrt_build import Job, build_in_child, readable
@@ -184,7 +185,7 @@ def job(bundle: Bundle, plan: Path, **fields: Any) -> Job:
     role, precision = fields.pop("role", "extractor"), fields.pop("precision", "fp32")
     graph = bundle.graph(role, precision)
     files = {"onnx": str(bundle.path / graph.file), "plan": str(plan), "inputs": graph.inputs, "outputs": graph.outputs}
-    limits = {"max_batch": 8, "max_k": 64, "opt_k": 16, "compute_capabilities": (), "device": None}
+    limits = {"max_batch": 8, "max_k": 64, "opt_k": 16, "compute_capabilities": (), "device": None, "timing_cache": None}
     names: dict[str, Any] = {"engine": "tensorrt-rtx", "role": role, "precision": precision, "parent": os.getpid()}
     return Job(**names | files | limits | fields)
 
@@ -554,6 +555,84 @@ def test_the_child_dies_with_its_parent(running_build: Any) -> None:
     assert is_gone(child)
 
 
+# ---- what TensorRT measures is kept from build to build
+
+
+class Timings:
+    """The timing caches of a builder config: each holds bytes, and those of another GPU are refused."""
+
+    def __init__(self, refused: bytes = b"another GPU") -> None:
+        self.refused, self.current, self.tried = refused, b"", list[bytes]()
+
+    def create_timing_cache(self, content: bytes) -> Any:
+        return types.SimpleNamespace(content=content, serialize=lambda: memoryview(content + b"+more"))
+
+    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        assert ignore_mismatch is False
+        self.tried.append(cache.content)
+        self.current = cache
+        return cache.content != self.refused
+
+    def get_timing_cache(self) -> Any:
+        return self.current
+
+
+@pytest.mark.parametrize(
+    ("known", "tried"),
+    [(None, [b""]), (b"this GPU", [b"this GPU"]), (b"another GPU", [b"another GPU", b""])],
+    ids=["none yet", "of this GPU", "of another GPU"],
+)
+def test_timings_are_taken_where_they_fit_and_kept_for_the_next_build(
+    bundle: Bundle, tmp_path: Path, known: bytes | None, tried: list[bytes]
+) -> None:
+    path, config = tmp_path / ".tensorrt.timings", Timings()
+    if known is not None:
+        path.write_bytes(known)
+    tensorrt_build._take_timings(path, config)
+    assert config.tried == tried
+    tensorrt_build._keep_timings(job(bundle, tmp_path, timing_cache=str(path)), config)
+    assert path.read_bytes() == tried[-1] + b"+more"
+
+
+def test_rtx_measures_nothing_and_keeps_nothing(bundle: Bundle, built: Any, tmp_path: Path) -> None:
+    tensorrt_build._keep_timings(job(bundle, tmp_path), Timings())
+    assert list(tmp_path.iterdir()) == []
+    assert not (bundle.engines_path / ".tensorrt.timings").exists()
+
+
+# ---- what the inspector on a GPU says is what is audited
+
+
+def inspector(layers: str, *, loads: bool = True) -> Any:
+    """Return a binding whose engines say that of themselves."""
+    found = types.SimpleNamespace(get_engine_information=lambda form: {"oneline": layers}[form])
+    engine = types.SimpleNamespace(create_engine_inspector=lambda: found) if loads else None
+    runtime = types.SimpleNamespace(deserialize_cuda_engine=lambda plan: engine)
+    forms = types.SimpleNamespace(ONELINE="oneline")
+    return types.SimpleNamespace(Runtime=lambda log: runtime, LayerInformationFormat=forms)
+
+
+LOGGED = types.SimpleNamespace(
+    lines=["Parsing node: a [Softmax]", "Name: _gemm_mha_v2, LayerType: kgen, "], error_line=lambda otherwise: otherwise
+)
+
+
+def test_on_a_gpu_the_layers_are_those_of_the_engine_itself_and_no_layer_counts_twice(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    on_gpu = job(bundle, tmp_path, device=0, precision="fp16")
+    text = tensorrt_build._layers_text(inspector("Name: x_mha_y, LayerType: kgen, "), on_gpu, LOGGED, b"plan")
+    assert text.splitlines() == ["Parsing node: a [Softmax]", "Name: x_mha_y, LayerType: kgen, "]
+    assert audit_of_text(text, "fp16").fused_attention == 1
+    without = tensorrt_build._layers_text(None, job(bundle, tmp_path), LOGGED, b"plan")
+    assert without.splitlines() == LOGGED.lines
+
+
+def test_a_plan_that_does_not_load_where_it_was_built_is_one_line(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(SaccadeError, match=r"cannot load the extractor it has just built \(no reason given\)"):
+        tensorrt_build._layers_text(inspector("", loads=False), job(bundle, tmp_path, device=0), LOGGED, b"plan")
+
+
 # ---- running, on a stand-in for the GPU: its memory is ours, its engine adds one
 
 
@@ -619,7 +698,7 @@ class FakeEngine:
     create_runtime_cache = create_runtime_config
 
     def create_execution_context(self, config: Any = None) -> FakeEngine:
-        return self
+        return type(self)()
 
     def set_runtime_cache(self, cache: Any) -> None:
         assert cache is self
@@ -716,6 +795,56 @@ def test_a_shape_outside_the_profile_is_refused(fake_gpu: Any) -> None:
     )
     with pytest.raises(SaccadeError, match=f"^{re.escape(message)}$"):
         fake_gpu[0]().run({"x": np.zeros((65, 3), np.float32)})
+
+
+def bound(engine: Any, batch: int) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Return the engine bound to arrays of ours, and the arrays."""
+    x, y = np.full((batch, 3), batch, np.float32), np.zeros((batch, 3), np.float32)
+    return engine.bind(batch, 1, {"x": x.ctypes.data, "y": y.ctypes.data}), x, y
+
+
+def test_each_binding_keeps_its_own_shapes_and_addresses(fake_gpu: Any) -> None:
+    engine = fake_gpu[0]()
+    cases = [bound(engine, batch) for batch in (2, 5)]
+    for network, x, y in (*cases, cases[0]):
+        y[:] = 0
+        network.check_capturable(77)
+        network.enqueue(77)
+        np.testing.assert_array_equal(y, x + 1)
+    assert fake_gpu[1].memory == {}  # nothing is allocated: the memory is the caller's
+
+
+def test_a_binding_outside_the_profile_is_refused(fake_gpu: Any) -> None:
+    with pytest.raises(SaccadeError, match="batch 65 is beyond the 64 that the engine was built for"):
+        bound(fake_gpu[0](), 65)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "message"),
+    [
+        ("execute_async_v3", lambda self, stream: False, "the run failed"),
+        ("set_tensor_address", lambda self, name, address: False, "does not take the address of 'x'"),
+        ("get_tensor_shape", lambda self, name: (9, 9), r"output 'y' is \[9, 9\], not \[2, 3\]"),
+        ("create_execution_context", lambda self, config=None: None, "cannot create its execution context"),
+        ("is_stream_capturable", lambda self, stream: False, "these shapes cannot be captured in a CUDA graph"),
+    ],
+)
+def test_what_a_context_refuses_is_one_line(
+    fake_gpu: Any, monkeypatch: pytest.MonkeyPatch, name: str, answer: Any, message: str
+) -> None:
+    engine = fake_gpu[0]()
+    monkeypatch.setattr(FakeEngine, name, answer, raising=False)
+    with pytest.raises(SaccadeError, match=f"tensorrt-rtx: selector: {message}"):
+        network, *_ = bound(engine, 2)
+        network.check_capturable(77)
+        network.enqueue(77)
+
+
+def test_a_closed_engine_is_not_bound(fake_gpu: Any) -> None:
+    engine = fake_gpu[0]()
+    engine.close()
+    with pytest.raises(SaccadeError, match="the engine is closed"):
+        bound(engine, 1)
 
 
 def test_the_kernels_compiled_for_this_gpu_are_kept_beside_the_plan(fake_gpu: Any, tmp_path: Path) -> None:

@@ -112,6 +112,29 @@ int launch(const char* kernel, const void* params, std::uint32_t order) {
     return 1;
 }
 
+// The grid and block of a kernel with these parameters, as `launch.hpp` has them; 0 where there is no kernel of this name.
+int launch_shape(const char* kernel, const void* params, std::uint32_t shape[3]) {
+    const std::string name = kernel;
+    Launch found{};
+    if (name == PREPROCESS_FP32 || name == PREPROCESS_FP16 || name == PREPROCESS_BF16) {
+        found = preprocess_launch(*static_cast<const PreprocessParams*>(params));
+    } else if (name == RESIZE_SCORES) {
+        found = resize_scores_launch(*static_cast<const SelectParams*>(params));
+    } else if (name == RANK) {
+        found = rank_launch(*static_cast<const SelectParams*>(params));
+    } else if (name == GATHER_32BIT || name == GATHER_16BIT) {
+        found = gather_launch(*static_cast<const GatherParams*>(params));
+    } else if (name == FILL) {
+        found = fill_launch(*static_cast<const FillParams*>(params));
+    } else {
+        return 0;
+    }
+    shape[0] = found.x;
+    shape[1] = found.y;
+    shape[2] = found.threads;
+    return 1;
+}
+
 // The layouts that a caller in another language has to match.
 void struct_sizes(std::uint64_t sizes[5]) {
     const std::uint64_t all[5] = {sizeof(ImageView), sizeof(PreprocessParams), sizeof(SelectParams),

@@ -1,0 +1,79 @@
+"""k from a latency budget: the time of a few k is measured once, and the largest that fits is taken."""
+from __future__ import annotations
+
+import functools
+import statistics
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+
+from saccade.errors import SaccadeError
+
+SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)  # of the grid's cells; 0.1 is the models' own
+WARM_UPS, FRAMES = 2, 10  # of each k; the first frame of a shape also compiles and captures
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a budget bought, and what it was chosen from."""
+
+    k: int
+    budget_ms: float
+    measured_ms: Mapping[int, float]  # k -> median milliseconds of a frame, from the images given to the results there
+
+    def __str__(self) -> str:
+        more = [k for k in self.measured_ms if k > self.k]
+        beyond = f"; k {min(more)} takes {self.measured_ms[min(more)]:.2f} ms" if more else ", the most there is"
+        return f"k {self.k} takes {self.measured_ms[self.k]:.2f} ms of {self.budget_ms:g}{beyond}"
+
+
+def buckets(cells: int, least: int, most: int) -> list[int]:
+    """Return the k to measure on a grid, ascending, none below `least` or above `most`."""
+    limit = min(cells, most)
+    return sorted({min(max(least, int(share * cells)), limit) for share in SHARES})
+
+
+def measure(frame: Callable[[], object], clock: Callable[[], float]) -> float:
+    """Return the median milliseconds of a frame; `clock` counts nanoseconds."""
+    for _ in range(WARM_UPS):
+        frame()
+    times = []
+    for _ in range(FRAMES):
+        start = clock()
+        frame()
+        times.append((clock() - start) / 1e6)
+    return statistics.median(times)
+
+
+def choose(measured_ms: Mapping[int, float], budget_ms: float) -> Choice:
+    """Return the largest measured k within the budget."""
+    fitting = [k for k, taken in measured_ms.items() if taken <= budget_ms]
+    if not fitting:
+        least = min(measured_ms, key=lambda k: measured_ms[k])
+        raise SaccadeError(
+            f"budget_ms {budget_ms:g} is not to be had: the fastest measured, k {least}, takes {measured_ms[least]:.2f} ms"
+        )
+    return Choice(max(fitting), budget_ms, dict(measured_ms))
+
+
+class Budget:
+    """Measures what it has not measured yet, and chooses. `choice` is the last one."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.choice: Choice | None = None
+        self.measured_ms: dict[Hashable, dict[int, float]] = {}
+
+    def k(self, budget_ms: object, kind: Hashable, offered: Iterable[int], frame: Callable[[int], None]) -> int:
+        """Return the k of one kind of frame; `frame` runs one with a given k and waits for it."""
+        limit = checked_budget(budget_ms)
+        if kind not in self.measured_ms:
+            self.measured_ms[kind] = {k: measure(functools.partial(frame, k), self._clock) for k in offered}
+        self.choice = choose(self.measured_ms[kind], limit)
+        return self.choice.k
+
+
+def checked_budget(budget_ms: object) -> float:
+    """Return a budget that is a positive number."""
+    if isinstance(budget_ms, bool) or not isinstance(budget_ms, (int, float)) or not 0 < budget_ms < float("inf"):
+        raise SaccadeError(f"budget_ms {budget_ms!r} is no time; give milliseconds above 0")
+    return float(budget_ms)

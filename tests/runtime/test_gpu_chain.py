@@ -1,0 +1,731 @@
+"""The chain on a GPU that the host plays: bit for bit the numbers of the chain on a CPU, and CUDA's rules kept."""
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import saccade
+from saccade.bundle import TensorSpec
+from saccade.engines.engine import default_request
+from saccade.errors import SaccadeError
+from saccade.runtime import loading
+from saccade.runtime.chain import Output, Pipeline
+from saccade.runtime.device import LEGACY_STREAM
+from saccade.runtime.device_arrays import DeviceArray
+from saccade.runtime.gpu_chain import GpuPipeline
+from saccade.runtime.gpu_frame import check_types
+from saccade.runtime.gpu_frames import MAX_FRAMES
+from saccade.validate.verify import verify
+
+SELECTOR = ["saccade_preprocess_fp32", "selector", "saccade_resize_scores", "saccade_rank"]
+KERNELS = [*SELECTOR, "saccade_gather_32bit", "extractor"]
+Open = Callable[..., GpuPipeline]
+
+
+@pytest.fixture(scope="module")
+def cpu(small_bundle: Callable[[str], Path]) -> Iterator[Pipeline]:
+    with saccade.load(small_bundle("dinov2"), engine="openvino", threads=1, note=lambda line: None) as pipeline:
+        yield pipeline
+
+
+@pytest.fixture
+def open_gpu(
+    small_bundle: Callable[[str], Path], new_device: Callable[..., Any], host_device: Any
+) -> Iterator[Open]:
+    """Return a function that opens a bundle on a GPU of ours, its networks run by OpenVINO; memory is checked at the end."""
+    opened: list[tuple[GpuPipeline, Any]] = []
+
+    def open_one(kind: str = "dinov2", *, device: Any = None, max_k: int = 1 << 30, **options: Any) -> GpuPipeline:
+        device = device or new_device()
+        host = saccade.load(small_bundle(kind), engine="openvino", threads=1, note=lambda line: None)
+        engines = {role: host_device.HostEngine(device, engine, max_k) for role, engine in host.engines.items()}
+        opened.append((GpuPipeline(host.bundle, engines, host.receipt, device, **options), device))
+        return opened[-1][0]
+
+    yield open_one
+    for pipeline, device in opened:
+        pipeline.close()
+        assert device.graphs == {}
+        assert len(device._streams) == 1
+        assert device._events == {}
+
+
+def crops(photographs: list[np.ndarray], count: int, size: tuple[int, int] = (126, 126)) -> list[np.ndarray]:
+    """Return different crops of one size."""
+    return [photographs[i % 2][20 * i : 20 * i + size[0], 30 * i : 30 * i + size[1]] for i in range(count)]
+
+
+def assert_equal(ours: Output, theirs: Output) -> None:
+    """Compare every array bit for bit."""
+    assert ours.arrays().keys() == theirs.arrays().keys()
+    for name, expected in (theirs.arrays() | {"raw_score_map": theirs.raw_score_map}).items():
+        found = getattr(ours, name)
+        found = found.numpy() if isinstance(found, DeviceArray) else found
+        assert found.dtype == expected.dtype, name
+        np.testing.assert_array_equal(found, expected, err_msg=name)
+
+
+def on_device(pipeline: GpuPipeline, array: np.ndarray, stream: int | None = None) -> SimpleNamespace:
+    """Return a guest's array on the device, of any layout; it is written once `stream` has come to it."""
+    pipeline.device.adopt(base_of(array))
+    interface = {"shape": array.shape, "typestr": array.dtype.str, "data": (array.ctypes.data, False), "version": 3}
+    interface |= {"strides": array.strides, "stream": stream}
+    return SimpleNamespace(__cuda_array_interface__=interface, keep=array)
+
+
+def base_of(array: np.ndarray) -> np.ndarray:
+    return array if array.base is None else base_of(array.base)
+
+
+# ---- the numbers
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "franca", "classify", "segment"])
+@pytest.mark.parametrize("graphs", [True, False])
+def test_every_task_has_the_bits_of_the_chain_on_a_cpu(
+    open_gpu: Open, small_bundle: Callable[[str], Path], photographs: list[np.ndarray], kind: str, graphs: bool
+) -> None:
+    pipeline = open_gpu(kind, graphs=graphs)
+    with saccade.load(small_bundle(kind), engine="openvino", threads=1, note=lambda line: None) as reference:
+        for images, options in ((crops(photographs, 1), {"k": 9}), (crops(photographs, 3), {"k_ratio": 0.5, "dense": True})):
+            for _ in range(2):
+                assert_equal(pipeline(images, size=126, **options), reference(images, size=126, **options))
+
+
+@pytest.mark.parametrize(("size", "k"), [((126, 126), 1), ((126, 126), 81), ((70, 196), 12), ((14, 14), 1), ((252, 98), 60)])
+def test_any_grid_and_k_have_the_bits_of_the_chain_on_a_cpu(
+    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray], size: tuple[int, int], k: int
+) -> None:
+    assert_equal(open_gpu()(photographs, size=size, k=k), cpu(photographs, size=size, k=k))
+
+
+def test_shapes_may_change_from_call_to_call(open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray]) -> None:
+    pipeline = open_gpu()
+    for batch, size, k in ((1, 126, 9), (2, 126, 9), (1, 70, 9), (1, 126, 20), (1, 126, 9), (2, 126, 9)):
+        images = crops(photographs, batch)
+        assert_equal(pipeline(images, size=size, k=k), cpu(images, size=size, k=k))
+
+
+def test_photographs_are_fitted_as_for_a_cpu(open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray]) -> None:
+    pipeline = open_gpu()
+    for fit in ("squash", "crop"):
+        assert_equal(pipeline(photographs, fit=fit, k=11), cpu(photographs, fit=fit, k=11))
+    native = crops(photographs, 2, (131, 150))
+    assert_equal(pipeline(native, fit="native", k=11), cpu(native, fit="native", k=11))
+
+
+def test_look_gives_the_map_of_the_chain_on_a_cpu(open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray]) -> None:
+    ours, theirs = open_gpu().look(photographs, size=126), cpu.look(photographs, size=126)
+    for name in ("score_map", "prefix", "raw_score_map"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "segment"])
+def test_extract_on_given_cells_gives_what_a_cpu_gives(
+    open_gpu: Open, small_bundle: Callable[[str], Path], photographs: list[np.ndarray], kind: str
+) -> None:
+    images, random = crops(photographs, 2), np.random.default_rng(0)
+    cells = np.stack([random.permutation(81)[:10] for _ in images])
+    prefix = random.standard_normal((2, 5, 128)).astype(np.float32)
+    with saccade.load(small_bundle(kind), engine="openvino", threads=1, note=lambda line: None) as reference:
+        assert_equal(
+            open_gpu(kind).extract(images, cells, prefix, dense=True), reference.extract(images, cells, prefix, dense=True)
+        )
+
+
+def test_the_self_test_of_a_bundle_passes(open_gpu: Open) -> None:
+    result = verify(open_gpu())
+    assert result.passed, result.measures
+
+
+def test_outputs_belong_to_the_caller(open_gpu: Open, photographs: list[np.ndarray]) -> None:
+    pipeline = open_gpu()
+    first = pipeline(photographs[0], size=126, k=9)
+    kept = {name: array.copy() for name, array in first.arrays().items()}
+    pipeline(photographs[1], size=126, k=9)
+    for name, array in kept.items():
+        np.testing.assert_array_equal(getattr(first, name), array)
+
+
+def test_scores_that_are_not_finite_are_the_error_of_a_cpu_and_the_next_frame_runs(
+    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = open_gpu()
+    network = pipeline.engines["selector"].network
+    run = network.run
+
+    def overflow(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = {name: array.copy() for name, array in run(feed).items()}
+        found["score_map"][-1, 3, 4] = np.inf
+        return found
+
+    monkeypatch.setattr(network, "run", overflow)
+    message = "score map holds NaN or infinity in 1 of 1936 values: the selector overflowed"
+    for call in (pipeline, pipeline.look):
+        with pytest.raises(SaccadeError, match=message):
+            call(crops(photographs, 2), size=126)
+    image = on_device(pipeline, np.ascontiguousarray(crops(photographs, 1)[0]))
+    with pytest.raises(SaccadeError, match=message):
+        pipeline(image, size=126)
+    monkeypatch.setattr(network, "run", run)
+    assert_equal(pipeline(photographs[0], size=126, k=9), cpu(photographs[0], size=126, k=9))
+
+
+HALVED = {"selector": ("lowres", "prefix"), "extractor": ("patches", "positions", "prefix")}
+
+
+class Rounding:
+    """A network of the host whose inputs and prefix are rounded to float16, and in `halves` given and taken as such."""
+
+    def __init__(self, network: Any, *, halves: bool) -> None:
+        self.network, self.role, self.halves = network, network.role, halves
+        self.inputs, self.outputs = (self._specs(specs) for specs in (network.inputs, network.outputs))
+
+    def _specs(self, specs: dict[str, TensorSpec]) -> dict[str, TensorSpec]:
+        small = {name: TensorSpec(name, "float16", spec.shape) for name, spec in specs.items() if name in HALVED[self.role]}
+        return specs | small if self.halves else specs
+
+    def _rounded(self, arrays: dict[str, np.ndarray], dtype: type) -> dict[str, np.ndarray]:
+        named = HALVED[self.role]
+        return {name: each.astype(np.float16).astype(dtype) if name in named else each for name, each in arrays.items()}
+
+    def run(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = self.network.run(self._rounded(feed, np.float32))
+        return self._rounded(found, np.float16 if self.halves else np.float32)
+
+    def close(self) -> None:
+        self.network.close()
+
+
+def test_tensors_in_float16_are_the_float32_ones_rounded_once(
+    small_bundle: Callable[[str], Path], new_device: Callable[..., Any], host_device: Any, photographs: list[np.ndarray]
+) -> None:
+    def opened() -> Pipeline:
+        return saccade.load(small_bundle("dinov2"), engine="openvino", threads=1, note=lambda line: None)
+
+    device, host, plain = new_device(), opened(), opened()
+    halved = {role: Rounding(network, halves=True) for role, network in host.engines.items()}
+    engines = {role: host_device.HostEngine(device, network) for role, network in halved.items()}
+    rounded: Any = {role: Rounding(network, halves=False) for role, network in plain.engines.items()}
+    reference = Pipeline(plain.bundle, rounded, plain.receipt)
+    with GpuPipeline(host.bundle, engines, host.receipt, device) as pipeline, reference:
+        images = crops(photographs, 2)
+        ours, theirs = (each(images, size=126, k=9, dense=True) for each in (pipeline, reference))
+        assert_equal(ours, theirs)
+        assert {"saccade_preprocess_fp16", "saccade_gather_16bit"} <= set(device.calls)
+        forced = [each.extract(images, theirs.indices, theirs.prefix) for each in (pipeline, reference)]
+        np.testing.assert_array_equal(forced[0].tokens, forced[1].tokens)
+
+
+# ---- graphs
+
+
+def test_a_frame_is_one_upload_one_graph_launch_and_one_download(open_gpu: Open, photographs: list[np.ndarray]) -> None:
+    pipeline = open_gpu()
+    pipeline(photographs[0], size=126, k=9)
+    pipeline(photographs[0], size=126, k=9)
+    calls = pipeline.device.calls
+    calls.clear()
+    pipeline(photographs[0], size=126, k=9)
+    done = [call for call in calls if call not in ("wait", "synchronize")]
+    assert done == ["copy_in", "copy_in", "launch_graph", "copy_out"]  # pixels; where they lie; the frame; its results
+
+
+def test_images_that_stay_where_they_are_need_the_graph_launch_alone(open_gpu: Open, photographs: list[np.ndarray]) -> None:
+    pipeline = open_gpu()
+    image = on_device(pipeline, np.ascontiguousarray(crops(photographs, 1)[0]))
+    pipeline(image, size=126, k=9)
+    pipeline.device.calls.clear()
+    pipeline(image, size=126, k=9)
+    done = [call for call in pipeline.device.calls if call != "wait"]
+    assert done == ["launch_graph", "copy_out"]  # the status of its scores is looked at
+
+
+@pytest.mark.parametrize(("dense", "steps"), [(False, KERNELS), (True, [*KERNELS, "saccade_fill"])])
+def test_the_graph_is_captured_after_one_warm_run_of_the_same_launches(
+    open_gpu: Open, photographs: list[np.ndarray], dense: bool, steps: list[str]
+) -> None:
+    pipeline = open_gpu()
+    pipeline(photographs[0], size=126, k=9, dense=dense)
+    calls = pipeline.device.calls
+    warm = calls.index(steps[0])
+    assert calls[warm : warm + len(steps) + 1] == [*steps, "synchronize"]
+    assert calls[warm + len(steps) + 1 :][: len(steps)] == steps
+    (graph,) = pipeline.device.graphs.values()
+    stream = pipeline.device._streams[pipeline._stream]
+    warmed = [operation for operation in stream.queue if operation.name in steps]
+    assert [(each.name, each.arguments) for each in graph] == [(each.name, each.arguments) for each in warmed]
+
+
+def test_each_shape_has_its_graph_and_its_contexts_until_the_pipeline_closes(
+    open_gpu: Open, photographs: list[np.ndarray]
+) -> None:
+    pipeline = open_gpu()
+    for k in (5, 6, 5, 6):
+        pipeline(photographs[0], size=126, k=k)
+    assert len(pipeline.device.graphs) == 2
+    assert len(pipeline.engines["extractor"].open_contexts) == 2
+    pipeline.close()
+    assert pipeline.device.graphs == {}
+    assert pipeline.engines["extractor"].open_contexts == []
+
+
+def test_the_shape_used_longest_ago_makes_room_and_is_captured_again(
+    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray]
+) -> None:
+    pipeline, image = open_gpu(), photographs[0]
+    for k in range(1, MAX_FRAMES + 1):
+        pipeline(image, size=126, k=k)
+    pipeline(image, size=126, k=1)
+    graphs = set(pipeline.device.graphs)
+    pipeline(image, size=126, k=MAX_FRAMES + 1)  # in the place of k = 2
+    assert len(pipeline.device.graphs) == MAX_FRAMES == len(pipeline.engines["selector"].open_contexts)
+    assert_equal(pipeline(image, size=126, k=1), cpu(image, size=126, k=1))
+    assert len(set(pipeline.device.graphs) - graphs) == 1
+    assert_equal(pipeline(image, size=126, k=2), cpu(image, size=126, k=2))
+    assert len(set(pipeline.device.graphs) - graphs) == 2
+
+
+def test_memory_is_given_back_with_the_last_array(open_gpu: Open, photographs: list[np.ndarray]) -> None:
+    pipeline = open_gpu()
+    out = pipeline(pipeline.upload(np.ascontiguousarray(crops(photographs, 1)[0])), size=126, k=9)
+    tokens = out.tokens
+    expected = tokens.numpy()
+    pipeline.close()
+    del out
+    np.testing.assert_array_equal(tokens.numpy(), expected)
+    device, held = pipeline.device, len(pipeline.device.memory)
+    del tokens
+    assert len(device.memory) == held - 1
+
+
+def test_position_tables_are_read_by_graphs_that_outlive_their_place_in_the_cache(
+    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saccade.runtime.gpu_frames.MAX_POSITION_BYTES", 1)
+    pipeline, image = open_gpu(), photographs[0]
+    for size in (126, 70, 126, 84, 70):
+        assert_equal(pipeline(image, size=size, k=5), cpu(image, size=size, k=5))
+    assert len(pipeline.frames.tables) == 1
+
+
+def test_too_little_memory_is_one_line_and_leaves_the_pipeline_usable(
+    open_gpu: Open, cpu: Pipeline, new_device: Callable[..., Any], photographs: list[np.ndarray]
+) -> None:
+    pipeline = open_gpu(device=new_device(capacity=4 << 20))
+    with pytest.raises(SaccadeError, match="bytes of memory are not to be had"):
+        pipeline(crops(photographs, 8), size=252, k=300, dense=True)
+    assert_equal(pipeline(photographs[0], size=126, k=5), cpu(photographs[0], size=126, k=5))
+
+
+def test_what_an_engine_does_not_take_is_refused_before_any_launch(open_gpu: Open, photographs: list[np.ndarray]) -> None:
+    pipeline = open_gpu(max_k=20)
+    pipeline.device.calls.clear()
+    with pytest.raises(SaccadeError, match="k 21 is beyond the 20 that the engine was built for"):
+        pipeline(photographs[0], size=126, k=21)
+    assert not set(pipeline.device.calls) & {*KERNELS, "launch_graph"}
+    assert pipeline.engines["selector"].open_contexts == []
+
+
+# ---- guests
+
+
+def layouts(image: np.ndarray) -> dict[str, np.ndarray]:
+    """Return one picture in memory as guests may have it."""
+    wide = np.zeros((image.shape[0], image.shape[1] + 10, 3), np.uint8)
+    wide[:, 4:-6] = image
+    bgr = np.ascontiguousarray(image[..., ::-1])
+    return {"packed": image.copy(), "crop": wide[:, 4:-6], "bgr": bgr[..., ::-1], "upside down": image[::-1].copy()[::-1]}
+
+
+@pytest.mark.parametrize("layout", ["packed", "crop", "bgr", "upside down"])
+def test_an_array_on_the_device_is_read_where_it_lies(
+    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray], layout: str
+) -> None:
+    pipeline = open_gpu()
+    image = np.ascontiguousarray(crops(photographs, 1)[0])
+    pipeline.device.calls.clear()
+    out = pipeline(on_device(pipeline, layouts(image)[layout]), size=126, k=9, dense=True)
+    assert all(isinstance(array, DeviceArray) for array in out.arrays().values())
+    assert_equal(out, cpu(image, size=126, k=9, dense=True))
+
+
+def test_a_batch_on_the_device_is_one_array_or_several(open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray]) -> None:
+    pipeline, images = open_gpu(), [np.ascontiguousarray(image) for image in crops(photographs, 3)]
+    expected = cpu(images, size=126, k=9)
+    assert_equal(pipeline(on_device(pipeline, np.stack(images)), size=126, k=9), expected)
+    assert_equal(pipeline([on_device(pipeline, image) for image in images], size=126, k=9), expected)
+    assert_equal(pipeline(pipeline.upload(images), size=126, k=9), expected)
+    np.testing.assert_array_equal(pipeline.look(pipeline.upload(images), size=126).score_map.numpy(), expected.score_map)
+
+
+def test_native_reads_whole_patches_of_an_array_on_the_device(
+    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray]
+) -> None:
+    pipeline, image = open_gpu(), np.ascontiguousarray(crops(photographs, 1, (131, 150))[0])
+    assert_equal(pipeline(on_device(pipeline, image), fit="native", k=9), cpu(image, fit="native", k=9))
+
+
+def test_an_array_comes_through_dlpack_too(open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray]) -> None:
+    pipeline, image = open_gpu(), np.ascontiguousarray(crops(photographs, 1)[0])
+    uploaded, streams = pipeline.upload(image), []
+
+    class Guest:
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 2, 0
+
+        def __dlpack__(self, stream: Any = None) -> Any:
+            streams.append(stream)
+            return uploaded.__dlpack__()
+
+    assert_equal(pipeline(Guest(), size=126, k=9), cpu(image, size=126, k=9))
+    assert streams == [pipeline._stream]
+
+
+def test_outputs_are_taken_by_numpy_and_torch_without_a_copy(open_gpu: Open, photographs: list[np.ndarray]) -> None:
+    torch = pytest.importorskip("torch")
+    pipeline = open_gpu()
+    out = pipeline(pipeline.upload(np.ascontiguousarray(crops(photographs, 1)[0])), size=126, k=9)
+    for taken in (np.from_dlpack(out.tokens), torch.from_dlpack(out.tokens)):
+        np.testing.assert_array_equal(np.asarray(taken), out.tokens.numpy())
+        assert (taken.ctypes.data if isinstance(taken, np.ndarray) else taken.data_ptr()) == out.tokens.address
+    indices = np.from_dlpack(out.indices)
+    assert (indices.dtype, indices.shape) == (np.int32, (1, 9))
+
+
+def test_the_array_interface_of_an_output_names_its_memory_and_its_stream(
+    open_gpu: Open, photographs: list[np.ndarray]
+) -> None:
+    pipeline = open_gpu()
+    image = pipeline.upload(np.ascontiguousarray(crops(photographs, 1)[0]))
+    interface = pipeline(image, size=126, k=9).cls.__cuda_array_interface__
+    assert interface["stream"] is None  # the call has waited
+    assert (interface["shape"], interface["typestr"], interface["version"]) == ((1, 128), "<f4", 3)
+    assert pipeline(image, size=126, k=9, stream=LEGACY_STREAM).cls.__cuda_array_interface__["stream"] == LEGACY_STREAM
+
+
+@pytest.mark.parametrize("spelling", ["number", "pycuda", "torch", "cupy", "cuda.core"])
+def test_a_guests_stream_runs_the_frame_and_nobody_waits_for_it(
+    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray], spelling: str
+) -> None:
+    pipeline, image = open_gpu(), np.ascontiguousarray(crops(photographs, 1)[0])
+    with pipeline.device.current():
+        handle = pipeline.device.create_stream()
+    spellings = {
+        "number": handle,
+        "pycuda": SimpleNamespace(handle=handle),
+        "torch": SimpleNamespace(cuda_stream=handle),
+        "cupy": SimpleNamespace(ptr=handle),
+        "cuda.core": SimpleNamespace(__cuda_stream__=lambda: (0, handle)),
+    }
+    uploaded = pipeline.upload(image)
+    pipeline(uploaded, size=126, k=9)
+    pipeline.device.calls.clear()
+    out = pipeline(uploaded, size=126, k=9, stream=spellings[spelling])
+    assert "synchronize" not in pipeline.device.calls
+    queue = pipeline.device._streams[handle]
+    assert "launch_graph" in [operation.name for operation in queue.queue[queue.done :]]  # not even begun
+    assert_equal(out, cpu(image, size=126, k=9))
+    pipeline.wait()
+    pipeline.device.destroy_stream(handle)
+
+
+def test_frames_on_several_streams_follow_each_other_where_they_share_memory(
+    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray]
+) -> None:
+    pipeline, images = open_gpu(), [np.ascontiguousarray(image) for image in crops(photographs, 4)]
+    with pipeline.device.current():
+        streams = [pipeline.device.create_stream() for _ in range(2)]
+    uploaded = [pipeline.upload(image) for image in images]
+    for i, image in enumerate(uploaded):
+        out = pipeline(image, size=126, k=9, stream=streams[i % 2])
+    assert_equal(out, cpu(images[-1], size=126, k=9))
+    pipeline.device.destroy_stream(streams[0])  # its frames are done by now, and not only done here
+    assert_equal(out, cpu(images[-1], size=126, k=9))
+    pipeline.device.destroy_stream(streams[1])
+    assert_equal(pipeline(images[0], size=126, k=9), cpu(images[0], size=126, k=9))
+
+
+def test_an_array_is_read_after_the_stream_that_writes_it(
+    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray]
+) -> None:
+    pipeline, image = open_gpu(), np.ascontiguousarray(crops(photographs, 1)[0])
+    late = np.zeros_like(image)
+    device = pipeline.device
+    with device.current():
+        writer = device.create_stream()
+        device.enqueue("write", (), lambda: np.copyto(late, image), writer)
+    assert_equal(pipeline(on_device(pipeline, late, writer), size=126, k=9), cpu(image, size=126, k=9))
+    unnamed = np.zeros_like(image)
+    with device.current():
+        device.enqueue("write", (), lambda: np.copyto(unnamed, image), LEGACY_STREAM)
+    assert_equal(pipeline(on_device(pipeline, unnamed), size=126, k=9), cpu(image, size=126, k=9))
+    device.destroy_stream(writer)
+
+
+def test_scores_of_a_frame_nobody_waited_for_are_refused_later(
+    open_gpu: Open, photographs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = open_gpu()
+    image = pipeline.upload(np.ascontiguousarray(crops(photographs, 1)[0]))
+    network = pipeline.engines["selector"].network
+    run = network.run
+    pipeline(image, size=126, k=9)
+    monkeypatch.setattr(network, "run", lambda feed: {name: array * np.float32("nan") for name, array in run(feed).items()})
+    pipeline(image, size=126, k=9, stream=LEGACY_STREAM)
+    with pytest.raises(SaccadeError, match="an earlier frame's score map holds NaN or infinity"):
+        pipeline.wait()
+    monkeypatch.setattr(network, "run", run)
+    pipeline.wait()
+    pipeline(image, size=126, k=9)
+
+
+# ---- what is refused, before any launch
+
+SQUARE = np.zeros((126, 126, 3), np.uint8)
+REFUSED: dict[str, tuple[np.ndarray, dict[str, Any], str]] = {
+    "floats": (SQUARE.astype(np.float32), {}, r"arrays on the device must be uint8 .*, got f4 \[126, 126, 3\]"),
+    "grey": (SQUARE[..., 0].copy(), {}, r"got u1 \[126, 126\]"),
+    "planar": (SQUARE.transpose(2, 0, 1).copy(), {}, r"got u1 \[3, 126, 126\]"),
+    "empty": (np.zeros((0, 126, 3), np.uint8), {}, r"the array is empty, \[0, 126, 3\]"),
+    "every other pixel": (np.zeros((126, 252, 3), np.uint8)[:, ::2], {}, r"not three bytes .* \(strides \[756, 6, 1\]"),
+    "channels apart": (np.zeros((3, 126, 126), np.uint8).transpose(1, 2, 0), {}, r"strides \[126, 1, 15876\]"),
+    "another size": (SQUARE[:112].copy(), {}, r"image 0 is 126 x 112 px on the device, where .*; give 126 x 126"),
+    "too small": (SQUARE[:9].copy(), {"size": None, "fit": "native"}, "smaller than one 14 px patch"),
+    "k": (SQUARE, {"k": 82}, "this grid has 81 patches"),
+    "stream": (SQUARE, {"stream": "fast"}, "stream 'fast' is no CUDA stream"),
+    "negative stream": (SQUARE, {"stream": -1}, "stream -1 is no CUDA stream"),
+    "budget and k": (SQUARE, {"k": 9, "budget_ms": 3}, "give k, k_ratio or budget_ms, not several"),
+    "budget": (SQUARE, {"budget_ms": 0}, "budget_ms 0 is no time"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_run_is_refused_before_any_launch(open_gpu: Open, case: str) -> None:
+    array, options, message = REFUSED[case]
+    pipeline = open_gpu()
+    image = on_device(pipeline, array)
+    pipeline.device.calls.clear()
+    with pytest.raises(SaccadeError, match=message):
+        pipeline(image, **({"size": 126} | options))
+    assert not set(pipeline.device.calls) & {*KERNELS, "launch_graph"}
+
+
+def test_an_array_that_only_claims_to_lie_on_the_device_is_refused(open_gpu: Open) -> None:
+    interface = {"shape": SQUARE.shape, "typestr": "|u1", "data": (SQUARE.ctypes.data, False), "version": 3}
+    with pytest.raises(SaccadeError, match=f"image 0: {SQUARE.ctypes.data:#x} is no device memory"):
+        open_gpu()(SimpleNamespace(__cuda_array_interface__=interface), size=126)
+
+
+def test_images_on_host_and_device_do_not_mix(open_gpu: Open) -> None:
+    pipeline = open_gpu()
+    with pytest.raises(SaccadeError, match="some images are on the host and some on the device"):
+        pipeline([SQUARE, on_device(pipeline, SQUARE.copy())], size=126)
+
+
+def test_a_stream_of_another_context_is_refused(open_gpu: Open) -> None:
+    pipeline = open_gpu()
+    pipeline.device.foreign_contexts.add(0xABC)
+    with pytest.raises(SaccadeError, match="the stream 0xabc is not of GPU 0"):
+        pipeline(SQUARE, size=126, stream=0xABC)
+
+
+def test_a_closed_pipeline_is_refused(open_gpu: Open) -> None:
+    pipeline = open_gpu()
+    pipeline.close()
+    pipeline.close()
+    with pytest.raises(SaccadeError, match="the pipeline is closed"):
+        pipeline(SQUARE, size=126)
+
+
+def test_graphs_whose_types_no_kernel_has_are_refused(open_gpu: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = open_gpu()
+    inputs = pipeline.engines["extractor"].inputs
+    monkeypatch.setitem(inputs, "positions", TensorSpec("positions", "float16", ("batch", "k", 128)))
+    with pytest.raises(SaccadeError, match="patches and positions must be of one type"):
+        check_types(pipeline.engines)
+
+
+# ---- loading
+
+
+def built_on(device: Any, pipeline: GpuPipeline, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
+    """Let the store load a pipeline's engines as if they had been built for GPU 0."""
+    monkeypatch.setattr(loading.store, "load", lambda *given: pipeline.engines)
+    monkeypatch.setattr(loading, "read_fatbin", lambda: b"fatbin")
+    monkeypatch.setattr(loading, "CudaDevice", device)
+    request = default_request(pipeline.bundle, "tensorrt", "fp32", 0)  # type: ignore[arg-type]
+    return pipeline.bundle, request, Path(), pipeline.receipt
+
+
+def test_engines_on_a_device_are_opened_as_the_chain_there(
+    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, asked = open_gpu(), []
+
+    def device(index: int, fatbin: bytes) -> Any:
+        asked.append((index, fatbin))
+        return first.device
+
+    with loading.open_built(*built_on(device, first, monkeypatch)) as pipeline:
+        assert isinstance(pipeline, saccade.GpuPipeline)
+        assert_equal(pipeline(photographs[0], size=126, k=9), cpu(photographs[0], size=126, k=9))
+    assert asked == [(0, b"fatbin")]
+
+
+def test_engines_are_closed_where_the_device_cannot_be_opened(open_gpu: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    def device(index: int, fatbin: bytes) -> Any:
+        raise SaccadeError("no GPU 0 here")
+
+    pipeline = open_gpu()
+    with pytest.raises(SaccadeError, match="no GPU 0 here"):
+        loading.open_built(*built_on(device, pipeline, monkeypatch))
+    assert all(engine._closed for engine in pipeline.engines.values())
+
+
+# ---- streams of frames
+
+
+def test_a_stream_of_frames_gives_each_its_own_output_in_order(
+    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray]
+) -> None:
+    frames = crops(photographs, 5)
+    for ours, frame in zip(open_gpu().stream(frames, size=126, k=9), frames, strict=True):
+        assert_equal(ours, cpu(frame, size=126, k=9))
+
+
+def test_a_stream_uploads_the_next_frame_before_the_last_is_waited_for(
+    open_gpu: Open, photographs: list[np.ndarray]
+) -> None:
+    pipeline = open_gpu()
+    pipeline(photographs[0], size=126, k=9)
+    taken: list[int] = []
+
+    def frames() -> Iterator[np.ndarray]:
+        for index, frame in enumerate(crops(photographs, 4)):
+            taken.append(index)
+            yield frame
+
+    stream = pipeline.stream(frames(), size=126, k=9)
+    pipeline.device.calls.clear()
+    next(stream)
+    assert taken == [0, 1]
+    assert pipeline.device.calls.count("launch_graph") == 2
+    stream.close()
+
+
+def test_calls_between_the_frames_of_a_stream_disturb_nothing(
+    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray]
+) -> None:
+    pipeline, frames = open_gpu(), crops(photographs, 4)
+    for ours, frame in zip(pipeline.stream(frames, size=126, k=9), frames, strict=True):
+        assert_equal(pipeline(photographs[1], size=126, k=9), cpu(photographs[1], size=126, k=9))
+        assert_equal(ours, cpu(frame, size=126, k=9))
+
+
+def test_a_stream_left_early_leaves_it_usable(open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray]) -> None:
+    pipeline = open_gpu()
+    for _ in pipeline.stream(crops(photographs, 4), size=126, k=9):
+        break
+    assert_equal(pipeline(photographs[0], size=126, k=9), cpu(photographs[0], size=126, k=9))
+
+
+def test_one_image_is_no_stream(open_gpu: Open) -> None:
+    with pytest.raises(SaccadeError, match="stream takes several frames"):
+        open_gpu().stream(SQUARE)
+
+
+# ---- threads
+
+
+def test_pipelines_in_parallel_threads_give_the_same_bits(
+    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray]
+) -> None:
+    frames = crops(photographs, 3)
+    expected = [cpu(frame, size=126, k=9) for frame in frames]
+    failures: list[BaseException] = []
+
+    def work(pipeline: GpuPipeline) -> None:
+        try:
+            for _ in range(3):
+                for frame, truth in zip(frames, expected, strict=True):
+                    assert_equal(pipeline(frame, size=126, k=9), truth)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(open_gpu(),)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_a_pipeline_in_use_by_another_thread_is_refused(open_gpu: Open) -> None:
+    pipeline = open_gpu()
+    with pipeline._entered(), pytest.raises(SaccadeError, match="another thread is running this pipeline"):
+        pipeline(SQUARE, size=126)
+
+
+# ---- k from a budget
+
+
+class Clock:
+    """Nanoseconds that pass by what a frame costs: a tenth of a millisecond for each patch kept."""
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    def __call__(self) -> int:
+        return self.now
+
+
+def open_with_costs(open_gpu: Open, **options: Any) -> GpuPipeline:
+    clock = Clock()
+    pipeline = open_gpu(clock=clock, **options)
+    submit = pipeline._submit
+
+    def timed(shape: Any, *arguments: Any) -> Any:
+        clock.now += shape.k * 100_000
+        return submit(shape, *arguments)
+
+    pipeline._submit = timed
+    return pipeline
+
+
+def test_a_budget_buys_the_largest_k_that_fits(open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray]) -> None:
+    pipeline = open_with_costs(open_gpu)
+    out = pipeline(photographs[0], size=126, budget_ms=2.0)
+    assert pipeline.budget.choice.measured_ms == {k: k / 10 for k in (1, 4, 8, 12, 16, 24, 32, 40, 60, 81)}
+    assert str(pipeline.budget.choice) == "k 16 takes 1.60 ms of 2; k 24 takes 2.40 ms"
+    assert_equal(out, cpu(photographs[0], size=126, k=16))
+
+
+def test_buckets_are_measured_once_for_a_batch_and_a_grid(open_gpu: Open, photographs: list[np.ndarray]) -> None:
+    pipeline = open_with_costs(open_gpu)
+    for budget in (2.0, 100.0, 0.8):
+        pipeline(photographs[0], size=126, budget_ms=budget)
+    assert len(pipeline.budget.measured_ms) == 1
+    assert str(pipeline.budget.choice) == "k 8 takes 0.80 ms of 0.8; k 12 takes 1.20 ms"
+    pipeline(photographs, size=126, budget_ms=100)
+    assert len(pipeline.budget.measured_ms) == 2
+    assert str(pipeline.budget.choice) == "k 81 takes 8.10 ms of 100, the most there is"
+
+
+def test_a_budget_that_nothing_fits_names_the_fastest(open_gpu: Open, photographs: list[np.ndarray]) -> None:
+    message = "budget_ms 0.05 is not to be had: the fastest measured, k 1, takes 0.10 ms"
+    with pytest.raises(SaccadeError, match=message):
+        open_with_costs(open_gpu)(photographs[0], size=126, budget_ms=0.05)
+
+
+def test_a_budget_stays_within_what_the_engine_and_the_fill_take(open_gpu: Open, photographs: list[np.ndarray]) -> None:
+    pipeline = open_with_costs(open_gpu, max_k=20)
+    pipeline.receipt.conditions["max_k"] = "20"
+    pipeline(photographs[0], size=126, budget_ms=100, dense=True)
+    assert list(pipeline.budget.choice.measured_ms) == [5, 8, 12, 16, 20]

@@ -1,0 +1,40 @@
+"""The pages beside the README: their Python is Python, and what they name exists."""
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import saccade
+from saccade.runtime.device_arrays import DeviceArray
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs/gpu.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("code", BLOCKS)
+def test_python_compiles_and_calls_what_a_gpu_pipeline_has(code: str) -> None:
+    compile(code, "docs/gpu.md", "exec")
+    for name in re.findall(r"\bpipe\.(\w+)\(", code):
+        assert hasattr(saccade.GpuPipeline, name), name
+    for name in re.findall(r"\bout\.cls\.(\w+)\(", code):
+        assert hasattr(DeviceArray, name), name
+    options = set(saccade.GpuPipeline.__call__.__annotations__)
+    for call in re.findall(r"\bpipe\((.*)\)", code):
+        assert set(re.findall(r"(\w+)=", call)) <= options, call
+
+
+def test_the_files_and_targets_it_names_exist() -> None:
+    for name in re.findall(r"`((?:runtime|validate|tests)/[\w./]+)`", PAGE):
+        assert (ROOT / name).exists(), name
+    makefile = (ROOT / "Makefile").read_text()
+    for name in re.findall(r"`make ([\w-]+)", PAGE):
+        assert re.search(rf"^{name}:", makefile, re.MULTILINE), name
+
+
+def test_the_number_of_graphs_is_the_one_that_is_kept() -> None:
+    from saccade.runtime.gpu_frames import MAX_FRAMES
+
+    assert f"The {MAX_FRAMES} used last are kept" in PAGE
