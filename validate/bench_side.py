@@ -26,12 +26,15 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Serve turns until stdin ends. A Ctrl-C is the parent's: this process has a session of its own."""
-    with _answers() as say:
-        try:
-            _serve(msgspec.json.decode(sys.argv[1], type=Side), say)
-        except SaccadeError as error:
-            say({"error": str(error)})
-            return 1
+    try:
+        with _answers() as say:
+            try:
+                _serve(msgspec.json.decode(sys.argv[1], type=Side), say)
+            except SaccadeError as error:
+                say({"error": str(error)})
+                return 1
+    except BrokenPipeError:  # the parent was interrupted and has said so; nobody listens any more
+        return 1
     return 0
 
 

@@ -527,7 +527,7 @@ def running_build(slow_bundle: Bundle, tmp_path: Path) -> Iterator[tuple[subproc
 
 def is_gone(pid: int) -> bool:
     """Whether a process has ended, given a moment; a zombie that nobody has waited for yet has ended too."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
@@ -542,7 +542,7 @@ def test_an_interrupted_build_ends_its_child_and_leaves_no_file(running_build: A
     process, child = running_build
     assert Path(f"/proc/{child}").exists()
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=10)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT
     assert "KeyboardInterrupt" in errors
     assert is_gone(child)

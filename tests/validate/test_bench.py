@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from saccade.bundle import read_bundle
@@ -228,6 +229,16 @@ def test_what_libraries_print_in_a_side_is_no_answer() -> None:
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
     assert done.stdout == '{"answer": 1}\n'
     assert {"noise from Python", "noise from a library"} <= set(done.stderr.splitlines())
+
+
+def test_a_side_whose_benchmark_was_interrupted_ends_without_a_word(tmp_path: Path) -> None:
+    side = Side("orphan", str(tmp_path / "none"), "openvino", "fp32", "cpu", (126, 126), 8, 1, 1)
+    command = [sys.executable, "-m", "saccade.validate.bench_side", msgspec.json.encode(side).decode()]
+    listener, answers = os.pipe()
+    os.close(listener)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=answers, stderr=subprocess.PIPE, check=False)
+    os.close(answers)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def plan(bundle: Path, **changes: Any) -> list[Side]:
