@@ -11,7 +11,8 @@ from saccade import atomic
 from saccade.bundle import MANIFEST, Bundle
 from saccade.cli.console import Phases
 from saccade.engines.engine import ENGINE_NAMES
-from saccade.errors import SaccadeError
+from saccade.engines.openvino import without_telemetry
+from saccade.errors import SaccadeError, raise_interrupt
 from saccade.runtime.chain import Pipeline
 from saccade.runtime.images import FITS
 from saccade.runtime.loading import DEFAULT_ENGINE, load_lookwhere
@@ -99,8 +100,10 @@ def require_modules(modules: Iterable[str], extra: str) -> None:
     missing = []
     for module in modules:
         try:
-            __import__(module)
-        except ImportError:
+            with without_telemetry():
+                __import__(module)
+        except ImportError as error:
+            raise_interrupt(error)
             missing.append(modules[module] if isinstance(modules, Mapping) else module)
     if missing:
         raise SaccadeError(f"{', '.join(missing)} cannot be imported; pip install '.[{extra}]' in the clone")
