@@ -125,6 +125,7 @@ def check_output(flag: str, path: Path | None, suffix: str) -> None:
         problem = errno.EISDIR if path.is_dir() else errno.ENOENT
         raise atomic.write_error(path, OSError(problem, os.strerror(problem)))
     refuse_inside_bundle(flag, path)
+    atomic.check_writable(path)
 
 
 def image_paths(folder: Path, flag: str = "--images") -> list[Path]:
@@ -135,5 +136,6 @@ def image_paths(folder: Path, flag: str = "--images") -> list[Path]:
         raise SaccadeError(f"{flag} {folder}: no such file or folder")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise SaccadeError(f"{flag} {folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise SaccadeError(f"{flag} {folder}: holds no images ({kinds}); folders inside it are not searched")
     return paths
