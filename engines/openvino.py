@@ -12,8 +12,8 @@ import numpy as np
 
 from saccade.bundle import Bundle, GraphFile
 from saccade.engines.engine import (
-    EXTRAS,
     STATIC_BATCH,
+    WISHES,
     Backend,
     Built,
     Capabilities,
@@ -98,7 +98,7 @@ def _config(core: Any, request: EngineRequest) -> dict[str, Any]:
 class OpenVINOBackend(Backend):
     """See `saccade.engines.engine.Backend`."""
 
-    offers = frozenset(EXTRAS)
+    offers = frozenset(WISHES)
 
     def capabilities(self) -> Capabilities:
         """Say what can be built and run here, without raising."""

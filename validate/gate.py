@@ -48,7 +48,7 @@ class Judge:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._paths = {role: bundle.checked_path(bundle.graph(role, "fp32")) for role in LOOKWHERE_ROLES}  # hashed once
+        self._paths = {role: bundle.checked_graph(role, "fp32") for role in LOOKWHERE_ROLES}  # hashed once
         self._fp32 = {role: self._open(role, path) for role, path in self._paths.items()}
         self.reference = self._pipeline(self._fp32, "fp32")
 
