@@ -130,6 +130,10 @@ OPTIONS = {
     "static without a k": Fault(
         "run bundle photo.png --static --fit native", "--static is for one k, and with --fit native each size has its own"
     ),
+    "static parity without a k": Fault(
+        "parity bundle --checkpoint model.pt --images photo.png --static --fit native",
+        "--static is for one k, and with --fit native each size has its own; give --k too",
+    ),
     "static for onnxruntime": Fault(
         "run bundle photo.png --static --engine onnxruntime",
         "onnxruntime has no static engines; leave static out, or use openvino",
