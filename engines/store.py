@@ -89,6 +89,8 @@ def check_offers(bundle: Bundle, request: EngineRequest) -> None:
         if name not in backend(request.engine).offers:
             others = [engine for engine in ENGINE_NAMES if name in backend(engine).offers]
             raise SaccadeError(f"{request.engine} {WISHES[name]}, or use {' or '.join(others)}")
+    if request.cls_only or request.static_k is not None:
+        bundle.model  # noqa: B018 - raises for a plain backbone, whose graph has neither form
     if request.cls_only and bundle.manifest.task == "segment":
         raise SaccadeError(f"{bundle.path} segments, and gives nothing but patch tokens; leave cls_only out")
 
