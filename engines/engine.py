@@ -23,7 +23,7 @@ STATIC_BATCH = 1  # of a static engine; its k is chosen
 # Conditions that say how much an engine takes, and not what it is made of or runs on.
 LIMITS = frozenset({"max_batch", "max_k", "opt_k"})
 # What only some engines offer, and what is said of one that does not.
-EXTRAS = {
+WISHES = {
     "streams": "runs one frame at a time; leave streams at 1",
     "static": "has no static engines; leave static out",
     "cls_only": "always computes every token; leave cls_only out",
@@ -58,10 +58,10 @@ class EngineRequest(Struct, frozen=True, kw_only=True):
         return f"{self.engine} {self.precision}{static}{' cls-only' if self.cls_only else ''}"
 
     @property
-    def extras(self) -> tuple[str, ...]:
-        """What is asked for of EXTRAS."""
+    def wishes(self) -> tuple[str, ...]:
+        """What is asked for of WISHES."""
         asked = {"streams": self.streams > 1, "static": self.static_k is not None, "cls_only": self.cls_only}
-        return tuple(name for name in EXTRAS if asked[name])
+        return tuple(name for name in WISHES if asked[name])
 
 
 def default_request(
@@ -158,7 +158,7 @@ class Progress(Protocol):
 class Backend(Protocol):
     """The module of one engine: every file beside this one that is named after an engine has these functions."""
 
-    offers: frozenset[str] = frozenset()  # which of EXTRAS
+    offers: frozenset[str] = frozenset()  # which of WISHES
 
     def capabilities(self) -> Capabilities:
         """Say what can be built and run here, without raising."""
@@ -283,29 +283,3 @@ class Engine(abc.ABC):
 
     def _close(self) -> None:  # noqa: B027 - an engine may have nothing to drop
         """Drop what holds memory."""
-
-
-class ByShape(Engine):
-    """A static engine and the dynamic one of the same graph: what has the static one's shape runs there, all else here.
-
-    Each holds the weights in memory for itself.
-    """
-
-    def __init__(self, static: Engine, dynamic: Engine) -> None:
-        self.role, self.inputs, self.outputs = dynamic.role, dynamic.inputs, dynamic.outputs
-        self._engines = {"static": static, "dynamic": dynamic}
-
-    def twin(self) -> Engine:
-        """Return twins of both."""
-        twin = self._sharing()
-        twin._engines = load_roles(self._engines, lambda name: self._engines[name].twin())
-        return twin
-
-    def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        fits = all(feed[name].shape == spec.shape for name, spec in self._engines["static"].inputs.items())
-        return self._engines["static" if fits else "dynamic"].run(feed)
-
-    def _close(self) -> None:
-        with contextlib.ExitStack() as stack:  # the second also where the first cannot be closed
-            for engine in self._engines.values():
-                stack.callback(engine.close)

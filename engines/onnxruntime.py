@@ -10,7 +10,7 @@ import numpy as np
 
 from saccade.bundle import Bundle, GraphFile
 from saccade.engines.engine import Backend, Built, Capabilities, Engine, EngineRequest, Progress, load_roles
-from saccade.errors import SaccadeError
+from saccade.errors import SaccadeError, raise_interrupt
 
 INSTALL = "pip install '.[onnxruntime]' in the clone"
 INSTALL_CUDA = "pip uninstall onnxruntime, then pip install '.[onnxruntime-gpu]' in the clone"
@@ -26,6 +26,7 @@ def _module() -> Any:
     try:
         import onnxruntime
     except (ImportError, OSError) as error:
+        raise_interrupt(error)
         raise SaccadeError(f"onnxruntime cannot be imported ({error}); {INSTALL}") from error
     return onnxruntime
 

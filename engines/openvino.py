@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,8 @@ import numpy as np
 
 from saccade.bundle import Bundle, GraphFile
 from saccade.engines.engine import (
-    EXTRAS,
     STATIC_BATCH,
+    WISHES,
     Backend,
     Built,
     Capabilities,
@@ -22,7 +24,7 @@ from saccade.engines.engine import (
     tensors_of,
 )
 from saccade.engines.openvino_passes import fix_shapes, keep_cls_alone
-from saccade.errors import SaccadeError
+from saccade.errors import SaccadeError, raise_interrupt
 
 INSTALL = "pip install '.[openvino]' in the clone"
 # Precision -> graph file. bf16 and fp16 are execution hints on the fp32 graph: OpenVINO converts weights itself.
@@ -36,13 +38,33 @@ PRODUCTS = ("FullyConnected", "MatMul", "Convolution")
 KERNEL_TYPES = {"fp32": ("f32",), "bf16": ("bf16",), "fp16": ("f16",), "int8": ("i8", "u8")}
 
 
-def _module() -> Any:
+def module() -> Any:
     """Import the binding, or say how to get it."""
     try:
-        import openvino
+        with without_telemetry():
+            import openvino
     except (ImportError, OSError) as error:
+        raise_interrupt(error)
         raise SaccadeError(f"openvino cannot be imported ({error}); {INSTALL}") from error
     return openvino
+
+
+@contextlib.contextmanager
+def without_telemetry() -> Iterator[None]:
+    """Let OpenVINO take its own stub for openvino_telemetry where the body imports it.
+
+    The real one tells a web service of every import. A thread forks a process for that, whose pages are those of the
+    networks that are loaded or timed meanwhile; and an interrupt at that moment left a command that never ended.
+    """
+    name = "openvino_telemetry"
+    hidden = name not in sys.modules
+    if hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # what makes an import of it fail
+    try:
+        yield
+    finally:
+        if hidden:
+            sys.modules.pop(name, None)
 
 
 def _variant(precision: str) -> str:
@@ -76,12 +98,12 @@ def _config(core: Any, request: EngineRequest) -> dict[str, Any]:
 class OpenVINOBackend(Backend):
     """See `saccade.engines.engine.Backend`."""
 
-    offers = frozenset(EXTRAS)
+    offers = frozenset(WISHES)
 
     def capabilities(self) -> Capabilities:
         """Say what can be built and run here, without raising."""
         try:
-            openvino = _module()
+            openvino = module()
         except SaccadeError as error:
             return Capabilities(engine="openvino", version=None, can_build=False, can_run=False, missing=str(error))
         return Capabilities(
@@ -99,7 +121,7 @@ class OpenVINOBackend(Backend):
 
     def conditions(self, request: EngineRequest) -> dict[str, str]:
         """Return the version and the CPU: a blob is compiled for both."""
-        openvino = _module()
+        openvino = module()
         core = openvino.Core()
         return {
             "version": openvino.__version__,
@@ -110,7 +132,7 @@ class OpenVINOBackend(Backend):
 
     def build(self, bundle: Bundle, request: EngineRequest, folder: Path, progress: Progress) -> Built:
         """Compile each graph and write the blob."""
-        core = _module().Core()
+        core = module().Core()
         config, files, kernels = _config(core, request), {}, []
         for role in bundle.roles:
             progress(f"{role}: compile")
@@ -126,7 +148,7 @@ class OpenVINOBackend(Backend):
 
     def load(self, bundle: Bundle, request: EngineRequest, folder: Path, built: Built) -> dict[str, Engine]:
         """Map each blob and import it."""
-        core = _module().Core()
+        core = module().Core()
         config = _config(core, request)
         if request.threads:
             config["INFERENCE_NUM_THREADS"] = request.threads
@@ -209,7 +231,7 @@ def _imported(role: str, graph: GraphFile, core: Any, blob: Path, config: dict[s
     # OpenVINO wants a writable array; mode "c" (private pages) gives one without copying and without touching the file.
     weights = np.memmap(blob, dtype=np.uint8, mode="c")
     try:
-        compiled = core.import_model(_module().Tensor(np.asarray(weights), shared_memory=True), "CPU", config)
+        compiled = core.import_model(module().Tensor(np.asarray(weights), shared_memory=True), "CPU", config)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise SaccadeError(f"openvino cannot import {blob}: {reason}; delete its folder and build again") from error
@@ -221,7 +243,7 @@ def open_as_written(role: str, graph: GraphFile, path: Path) -> Engine:
 
     For judging a graph: a faster type than written is never chosen, and nothing is kept on disk. `graph` gives the tensors.
     """
-    compiled = _compiled(_module().Core(), path, str(path), {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = _compiled(module().Core(), path, str(path), {"INFERENCE_PRECISION_HINT": "f32"})
     return OpenVINOEngine(role, graph, compiled, path)
 
 

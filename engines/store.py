@@ -27,8 +27,8 @@ from saccade.engines import quarantine
 from saccade.engines.audit import Audit
 from saccade.engines.engine import (
     ENGINE_NAMES,
-    EXTRAS,
     LIMITS,
+    WISHES,
     Backend,
     Built,
     Engine,
@@ -85,10 +85,12 @@ def check_runs(engine: str) -> None:
 
 def check_offers(bundle: Bundle, request: EngineRequest) -> None:
     """Refuse what the asked engine does not offer, or the bundle's task cannot give."""
-    for name in request.extras:
+    for name in request.wishes:
         if name not in backend(request.engine).offers:
             others = [engine for engine in ENGINE_NAMES if name in backend(engine).offers]
-            raise SaccadeError(f"{request.engine} {EXTRAS[name]}, or use {' or '.join(others)}")
+            raise SaccadeError(f"{request.engine} {WISHES[name]}, or use {' or '.join(others)}")
+    if request.cls_only or request.static_k is not None:
+        bundle.model  # noqa: B018 - raises for a plain backbone, whose graph has neither form
     if request.cls_only and bundle.manifest.task == "segment":
         raise SaccadeError(f"{bundle.path} segments, and gives nothing but patch tokens; leave cls_only out")
 
@@ -254,7 +256,7 @@ def ensure(
     check_offers(bundle, request)
     variant = backend(request.engine).variant(request.precision)
     for role in bundle.roles:
-        bundle.checked_path(bundle.graph(role, variant))
+        bundle.checked_graph(role, variant)
     fields = conditions(bundle, request)
     if found := find(bundle, request, fields, whole=thorough):
         if not request.any_limits:

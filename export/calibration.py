@@ -66,9 +66,13 @@ class Statistics:
             values = activations.run(feed)
             self._histograms.collect_absolute_value(values)
             for name, value in values.items():
-                sums[name] = sums.get(name, np.float32(0)) + value.T @ value
+                with np.errstate(over="ignore"):
+                    sums[name] = sums.get(name, np.float32(0)) + value.T @ value
                 rows[name] = rows.get(name, 0) + len(value)
         self.covariances = {name: total / np.float32(rows[name]) for name, total in _not_empty(sums).items()}
+        for name, covariance in self.covariances.items():
+            if not np.isfinite(covariance).all():  # beyond 1e19: finite themselves, and not what a model of use has
+                raise SaccadeError(f"activation {name!r} is too large to be squared in float32; check the weights")
 
     def ranges(self, method: str) -> dict[str, float]:
         """Return the largest absolute value to represent, by activation, as `method` chooses it."""

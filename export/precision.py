@@ -29,7 +29,7 @@ FLOAT32_OPS = {
 def narrow(graph: ir.Graph, precision: str, blocks: Collection[int] | None = None) -> None:
     """Rewrite the graph in place in fp16 or bf16; with `blocks`, only those blocks, the rest staying in float32.
 
-    Raises SaccadeError where a weight is beyond fp16.
+    Raises SaccadeError where a weight is beyond fp16 or no number.
     """
     _Narrowing(graph, precision, blocks).run()
 
@@ -76,10 +76,13 @@ class _Narrowing:
         node.replace_input_with(index, self._casts[value, target])
 
     def _rounded(self, value: ir.Value) -> ir.Value:
-        """Return the weight in 16 bits, under its own name with the type's; refuses one that fp16 cannot hold."""
+        """Return the weight in 16 bits, under its own name with the type's; refuses one that cannot be held."""
         assert value.const_value is not None and value.name is not None
+        weight = value.const_value.numpy()
+        if not np.isfinite(weight).all():
+            raise SaccadeError(f"weight {value.name!r} holds NaN or infinity; check the checkpoint and export it again")
         with np.errstate(over="ignore"):
-            rounded = value.const_value.numpy().astype(self._numpy_type)
+            rounded = weight.astype(self._numpy_type)
         if not np.isfinite(rounded.astype(np.float32)).all():
             raise SaccadeError(f"weight {value.name!r} is beyond what fp16 can hold (65504); use --precision bf16")
         return initializer(self._graph, f"{value.name}.{self._narrow.name.lower()}", rounded, self._narrow)

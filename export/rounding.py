@@ -56,7 +56,8 @@ def scales(largest: np.ndarray | float, format_: NumberFormat) -> np.ndarray:
     """
     exact = np.maximum(np.asarray(largest, dtype=np.float64) / format_.largest, float(HALF.smallest_subnormal))
     half = np.minimum(exact, float(HALF.max)).astype(np.float16)
-    above = np.nextafter(half, np.float16(np.inf))
+    with np.errstate(over="ignore"):  # above the largest is infinity, and not chosen
+        above = np.nextafter(half, np.float16(np.inf))
     rounded = np.where(half < exact, above, half)
     return np.where(exact > float(HALF.max), exact, rounded).astype(np.float32)
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from saccade.bundle import BackboneModel, Bundle, read_bundle
 from saccade.engines import store
+from saccade.engines.by_shape import ByShape
 from saccade.engines.device_engine import DeviceEngine
-from saccade.engines.engine import ByShape, Engine, EngineRequest, Progress, default_request
+from saccade.engines.engine import Engine, EngineRequest, Progress, default_request
 from saccade.errors import SaccadeError
 from saccade.runtime.backbone import BackbonePipeline
 from saccade.runtime.chain import Pipeline

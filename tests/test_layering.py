@@ -23,7 +23,8 @@ MAY_IMPORT = {"export": set(), "engines": set(), "runtime": {"engines"}, "valida
 FOUNDATIONS = {
     "_version": set(), "errors": set(), "locks": {"errors"}, "atomic": {"errors", "locks"},
     "golden": {"errors", "atomic", "bundle", "contract"},
-    "bundle": {"errors", "atomic", "contract"}, "contract": {"errors", "bundle"},
+    "bundle": {"errors", "atomic", "contract", "onnx_file"}, "onnx_file": set(),
+    "contract": {"errors", "bundle"},
 }  # fmt: skip
 ENGINES = {"openvino", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "pycuda"}
 TOOLS = {"torch", "onnx", "onnxscript", "onnx_ir", "polygraphy", "sklearn"}

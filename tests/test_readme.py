@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from saccade.cli.main import build_parser
+from saccade.engines import store
+from saccade.validate.bench_plan import pairs_of
+
 ROOT = Path(__file__).parents[1]
+OF_SOME_CPUS = ("bf16", "int8")
 README = (ROOT / "README.md").read_text()
 
 
@@ -27,6 +33,27 @@ def test_readme_python_runs_as_written(readme_folder: Path) -> None:
     (code,) = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
     code += "\nassert out.dense.shape == (2, 768, 37, 37) and out.indices.shape == (2, 136)\n"
     subprocess.run([sys.executable, "-c", code], cwd=readme_folder, check=True)
+
+
+def commands() -> list[str]:
+    """Return the command lines of saccade in blocks, and those in the text that name the bundle."""
+    blocks = "\n".join(re.findall(r"^```\w*\n(.*?)^```", README, re.DOTALL | re.MULTILINE)).replace("\\\n", " ")
+    in_text = [found for found in re.findall(r"`(saccade [^`]*)`", README) if "lookwhere " in found]
+    return [line for line in blocks.splitlines() if line.startswith("saccade ")] + in_text
+
+
+@pytest.mark.parametrize("command", commands())
+def test_readme_commands_are_ones_that_saccade_takes(command: str) -> None:
+    options = build_parser().parse_args(shlex.split(command)[1:])
+    if options.command == "bench":
+        pairs = pairs_of(options.engine, options.precision, options.side)
+        offered = {engine: {*store.backend(engine).capabilities().precisions, *OF_SOME_CPUS} for engine, _ in pairs}
+        assert all(precision in offered[engine] for engine, precision in pairs)
+
+
+def test_readme_has_its_commands() -> None:
+    assert {command.split()[1] for command in commands()} >= {"export", "build", "run", "parity", "convert", "bench"}
+    assert sum(command.startswith("saccade bench") for command in commands()) == 3
 
 
 def test_readme_names_only_make_targets_that_exist() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from saccade.bundle import ImageContract, read_bundle
+from saccade.engines import openvino
 from saccade.errors import SaccadeError
 from saccade.validate.bench_plan import Opened, Side, images_of
 
@@ -57,17 +58,16 @@ def _onnxruntime(side: Side) -> tuple[Network, str]:
 
 
 def _openvino(side: Side) -> tuple[Network, str]:
-    import openvino
-
+    binding = openvino.module()
     config = {
         "INFERENCE_PRECISION_HINT": HINTS[side.precision],
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": side.threads,
     }
     try:
-        compiled = openvino.Core().compile_model(side.graph, "CPU", config)
+        compiled = binding.Core().compile_model(side.graph, "CPU", config)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise SaccadeError(f"openvino cannot compile the one graph: {reason}; leave one-graph out of --peers") from error
     request = compiled.create_infer_request()
-    return lambda image: request.infer({"image": image}, share_inputs=True, share_outputs=True), openvino.__version__
+    return lambda image: request.infer({"image": image}, share_inputs=True, share_outputs=True), binding.__version__

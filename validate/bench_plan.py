@@ -44,6 +44,9 @@ PYTORCH_PEERS = {
 }
 ONE_GRAPH_SIDES = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
 
+MAX_BATCH = 4096  # far beyond what any machine's memory holds
+MAX_FILES = 16  # of a folder whose images are decoded: enough for no call to find its own in a cache of pixels
+
 Pair = tuple[str, str]  # an engine and a precision
 Frame = Callable[[], dict[str, float]]  # runs once and returns its milliseconds by stage, "frame" for the whole
 
@@ -66,6 +69,7 @@ class Side(Struct, frozen=True):
     static: bool = False  # with a static pair of engines for this k
     cls_only: bool = False
     streams: int = 1  # more than one: frames go through `Pipeline.stream`
+    images: tuple[str, ...] = ()  # files that the chain decodes in its calls, in turn; none: it is given pixels
 
 
 class Opened(NamedTuple):
@@ -124,10 +128,12 @@ def plan_from(
     static: bool = False,
     cls_only: bool = False,
     streams: int = 1,
+    images: Sequence[Path] = (),
 ) -> list[Side]:
     """Return every combination asked for; a checkpoint alone means the peer eager.
 
-    `static`, `cls_only` and `streams` time each engine both without and with it.
+    `static`, `cls_only` and `streams` time each engine both without and with it. Of `images` the chain decodes some in
+    its calls, and not in a stream, which has no stages.
     """
     if not 0 <= threads <= MAX_THREADS:
         raise SaccadeError(f"--threads {threads} is not to be had; give 1 to {MAX_THREADS}, or 0 for every core")
@@ -143,14 +149,15 @@ def plan_from(
     wishes = _wishes(chains, pairs, _checked_peers(bundle, checkpoint, peers), roofs)
     defaults, patch = bundle.manifest.defaults, bundle.model.patch
     file = str(checkpoint) if checkpoint else None
+    files = tuple(str(path) for path in images[:MAX_FILES])
     plan = []
     extents = sizes or [defaults.size]
-    for size, batch in itertools.product(extents, batches):
-        if batch < 1:
-            raise SaccadeError(f"--batch {batch} is not to be had; give 1 or more")
+    for size, batch in dict.fromkeys(itertools.product(extents, batches)):
+        if not 1 <= batch <= MAX_BATCH:
+            raise SaccadeError(f"--batch {batch} is not to be had; give 1 to {MAX_BATCH}")
         pixels = check_size(size, patch)
         cells = pixels[0] * pixels[1] // patch**2
-        for k in [*(ks or [defaults.k_on(cells)]), None]:
+        for k in dict.fromkeys([*(ks or [defaults.k_on(cells)]), None]):
             if k is not None:
                 checked_k(k, cells, dense=bundle.manifest.task == "segment")
             for wish in wishes:
@@ -159,8 +166,8 @@ def plan_from(
                     name = f"{_title(wish)} {pixels[0]}x{pixels[1]} k={kept} batch={batch}"
                     where = (str(bundle.path), wish.engine, wish.precision, device)
                     side = Side(name, *where, pixels, kept, batch, threads, file, wish.kind)
-                    static, cls_only, streams = wish.static, wish.cls_only, wish.streams
-                    plan.append(replace(side, static=static, cls_only=cls_only, streams=streams))
+                    side = replace(side, static=wish.static, cls_only=wish.cls_only, streams=wish.streams)
+                    plan.append(replace(side, images=files) if wish.kind == CHAIN and wish.streams == 1 else side)
     return plan
 
 

@@ -37,7 +37,7 @@ def collect(
     roofs = [_roof(*each[:3]) for each in ran if each[0].kind == ROOF]
     _add_ratios(results)
     _add_shares(results, roofs)
-    return {"conditions": _conditions(plan[0], rounds, frames), "sides": results, "roofs": roofs}
+    return {"conditions": _conditions(plan, rounds, frames), "sides": results, "roofs": roofs}
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
@@ -118,18 +118,21 @@ def _add_shares(results: Sequence[Result], roofs: Sequence[Result]) -> None:
                 network["of_hot_roof"] = round(network["gflop_per_s"] / speeds["hot"], 4)
 
 
-def _conditions(side: Side, rounds: int, frames: int) -> Result:
+def _conditions(plan: Sequence[Side], rounds: int, frames: int) -> Result:
     from saccade.validate.doctor import cpu
+
+    files = max(len(side.images) for side in plan)
+    decoded = f"; {files} image files decoded and fitted in turn, timed apart" if files else ""
 
     return {
         "saccade": VERSION,
         "python": platform.python_version(),
         "cpu": cpu(),
-        "threads": side.threads,
+        "threads": plan[0].threads,
         "pinning": "none beyond what each engine does by itself",
         "rounds": rounds,
         "frames_per_round": frames,
         "warm_up_frames": WARM_UP_FRAMES,
         "order": "sides in turns, one process each, another side first in each round; one untimed frame begins a turn",
-        "boundary": "uint8 image of the model's size in, cls (or logits, tokens) out",
+        "boundary": "uint8 image of the model's size in, cls (or logits, tokens) out" + decoded,
     }

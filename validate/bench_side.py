@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -32,6 +33,9 @@ def main() -> int:
                 _serve(msgspec.json.decode(sys.argv[1], type=Side), say)
             except SaccadeError as error:
                 say({"error": str(error)})
+                return 1
+            except MemoryError:
+                say({"error": "it needs more memory than there is; give a smaller --batch or --size"})
                 return 1
     except BrokenPipeError:  # the parent was interrupted and has said so; nobody listens any more
         return 1
@@ -108,9 +112,10 @@ def _versions(side: Side, pipeline: Pipeline) -> dict[str, str]:
 def _chain(side: Side) -> Iterator[Opened]:
     """Yield the chain on the side's engine."""
     with _loaded(side) as pipeline:
-        images = images_of(side)
+        pixels, files = images_of(side), itertools.cycle(side.images)
 
         def frame() -> dict[str, float]:
+            images = list(itertools.islice(files, side.batch)) or pixels
             start = time.perf_counter_ns()
             timings = pipeline(images, k=side.k, size=side.size).timings_ms
             whole = (time.perf_counter_ns() - start) / 1e6

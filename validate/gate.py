@@ -47,8 +47,9 @@ class Judge:
     """Runs graph files of a bundle's two roles as they are written, in OpenVINO: it executes every type that we write."""
 
     def __init__(self, bundle: Bundle) -> None:
+        bundle.model  # noqa: B018 - raises for a plain backbone, whose graph this does not judge
         self._bundle = bundle
-        self._paths = {role: bundle.checked_path(bundle.graph(role, "fp32")) for role in LOOKWHERE_ROLES}  # hashed once
+        self._paths = {role: bundle.checked_graph(role, "fp32") for role in LOOKWHERE_ROLES}  # hashed once
         self._fp32 = {role: self._open(role, path) for role, path in self._paths.items()}
         self.reference = self._pipeline(self._fp32, "fp32")
 

@@ -96,7 +96,7 @@ def measure_case(pipeline: Pipeline, case: Case, tolerance: Tolerance) -> CaseRe
     """Run the engine freely and under the reference's selection, and compare both with the reference."""
     reference = case.output
     images, k = list(case.images), reference.indices.shape[1]
-    dense = k >= NEIGHBOURS
+    dense = k >= NEIGHBOURS and not pipeline.cls_only
     free = pipeline(images, k=k, size=(case.images.shape[1], case.images.shape[2]), dense=dense)
     forced = pipeline.extract(images, reference.indices, reference.prefix)
     pinned = free
@@ -120,12 +120,11 @@ def measure_case(pipeline: Pipeline, case: Case, tolerance: Tolerance) -> CaseRe
 
 def _forced_measures(case: Case, free: Output, forced: Output) -> dict[str, float]:
     """Return the cosine distances per class of token; prefix rows are the selector's, which nothing has to force."""
-    patches = cosine_distances(forced.tokens, case.output.tokens)
-    measures = {
-        "prefix": float(cosine_distances(free.prefix, case.output.prefix).max()),
-        "patches": float(patches.mean(axis=-1).max()),
-        "patches_p1": float(np.percentile(patches, 99, axis=-1).max()),
-    }
+    measures = {"prefix": float(cosine_distances(free.prefix, case.output.prefix).max())}
+    if forced.tokens.size:  # else the engine gives cls alone
+        patches = cosine_distances(forced.tokens, case.output.tokens)
+        measures["patches"] = float(patches.mean(axis=-1).max())
+        measures["patches_p1"] = float(np.percentile(patches, 99, axis=-1).max())
     if case.output.pooled.size:
         measures["cls"] = float(cosine_distances(_pooled(forced), case.output.pooled).max())
     return measures
@@ -149,10 +148,9 @@ def _free_distances(case: Case, free: Output, pinned: Output) -> dict[str, float
     def settled(own: np.ndarray, under_reference: np.ndarray) -> np.ndarray:
         return np.where(same.reshape(-1, *[1] * (own.ndim - 1)), own, under_reference)
 
-    distances = {
-        "prefix": relative_difference(free.prefix, truth.prefix),
-        "tokens": relative_difference(settled(free.tokens, pinned.tokens), truth.tokens),
-    }
+    distances = {"prefix": relative_difference(free.prefix, truth.prefix)}
+    if free.tokens.size:
+        distances["tokens"] = relative_difference(settled(free.tokens, pinned.tokens), truth.tokens)
     if truth.pooled.size:
         distances["pooled"] = relative_difference(settled(_pooled(free), _pooled(pinned)), truth.pooled)
     if free.dense is not None and pinned.dense is not None:

@@ -123,5 +123,8 @@ def _picture(
 
 def facts_of(data: Mapping[str, Any]) -> dict[str, str]:
     """Return the head of the page from a parity command's data."""
-    names = ("bundle", "engine", "engine_version", "precision", "device", "key", "checkpoint_sha256", "images", "saccade")
+    names = (
+        "bundle", "engine", "engine_version", "precision", "static_k", "cls_only", "device", "key", "checkpoint_sha256",
+        "images", "saccade",
+    )  # fmt: skip
     return {name.replace("_", " "): str(data[name]) for name in names if name in data}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from saccade.bundle import Model, read_bundle
-from saccade.engines import store
+from saccade.engines import openvino, store
 from saccade.engines.engine import EngineRequest
 from saccade.validate import work
 from saccade.validate.bench_plan import Opened, Side
@@ -27,8 +27,6 @@ Product = tuple[int, int]  # inputs, outputs
 @contextlib.contextmanager
 def open_roof(side: Side) -> Iterator[Opened]:
     """Yield a frame that runs each set of products once; the cold ones in the networks' order."""
-    import openvino
-
     model = read_bundle(side.bundle).model
     request = EngineRequest(engine="openvino", precision=side.precision, device="cpu", threads=side.threads)
     conditions = store.backend("openvino").conditions(request)
@@ -37,7 +35,7 @@ def open_roof(side: Side) -> Iterator[Opened]:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": side.threads,
     }
-    core, runs, gflop = openvino.Core(), {}, {}
+    core, runs, gflop = openvino.module().Core(), {}, {}
     for name, (rows, products) in stacks(model, side.k, side.batch).items():
         runs[name] = _runner(core, product_model(rows, products, side.precision), rows, products, config)
         gflop[name] = sum(2 * rows * inputs * outputs for inputs, outputs in products) / 1e9
@@ -68,7 +66,7 @@ def product_model(rows: int, products: Sequence[Product], precision: str) -> Any
 
     Where a product gives more columns than the next one takes, the first of them go on, as q does behind qkv.
     """
-    import openvino
+    ov = openvino.module()
     from openvino import opset13 as ops
 
     random = np.random.default_rng(0)
@@ -82,7 +80,7 @@ def product_model(rows: int, products: Sequence[Product], precision: str) -> Any
             x = ops.fake_quantize(x, -128 * step, 127 * step, -128 * step, 127 * step, 256)
         x = ops.matmul(x, _weight(random, inputs, outputs, precision), False, False)
         width = outputs
-    return openvino.Model([x], [given], "products")
+    return ov.Model([x], [given], "products")
 
 
 def _weight(random: np.random.Generator, inputs: int, outputs: int, precision: str) -> Any:

@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,6 +111,15 @@ def _remove(path: Path) -> None:
         return
     with contextlib.suppress(OSError):
         path.unlink()
+
+
+def check_writable(target: Path) -> None:
+    """Raise what writing `target` would raise now, before the work whose result it is to hold."""
+    try:
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise write_error(target, error) from error
 
 
 @contextlib.contextmanager

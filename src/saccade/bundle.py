@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 
 from saccade import atomic
 from saccade.errors import SaccadeError
+from saccade.onnx_file import is_whole
 
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
@@ -205,6 +206,13 @@ class Bundle:
         check_hash(path, entry.sha256, f"{self.path / MANIFEST}", "export the bundle again")
         return path
 
+    def checked_graph(self, role: str, variant: str) -> Path:
+        """Return the path of a graph after comparing its SHA-256; refuses weights in files of their own, which have none."""
+        path = self.checked_path(self.graph(role, variant))
+        if not is_whole(path):
+            raise SaccadeError(f"{path} does not hold its weights itself, so nothing checks them; export the bundle again")
+        return path
+
     def positions(self) -> np.ndarray:
         """Return the position table on its base grid, float32: (rows, columns, D), or (1 + cells, D) of a backbone."""
         path = self.checked_path(self.manifest.positions)
@@ -351,6 +359,8 @@ def _graph_problems(manifest: Manifest) -> Iterator[str]:
     for contract in contracts_of(manifest):
         expected = shapes(contract.inputs), shapes(contract.outputs)
         for precision, graph in manifest.graphs.get(contract.role, {}).items():
+            if not graph.file.endswith(".onnx"):  # engines go by the name, and other kinds have weights in further files
+                yield f"the {precision} {contract.role} is {graph.file}, not a file that ends in .onnx"
             if (shapes(graph.inputs), shapes(graph.outputs)) != expected:
                 yield f"the tensors of the {precision} {contract.role} do not fit the model's sizes"
 

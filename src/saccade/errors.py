@@ -14,3 +14,9 @@ class SaccadeError(Exception):
 
 def _printable(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
+
+
+def raise_interrupt(error: BaseException) -> None:
+    """Raise the interrupt that made an import fail, if one did: a compiled module turns what reaches it into ImportError."""
+    if isinstance(error.__cause__, KeyboardInterrupt):
+        raise error.__cause__

@@ -26,6 +26,7 @@ from saccade.cli.main import main
 from saccade.cli.run import CHUNK
 from saccade.engines import store
 from saccade.engines.engine import default_request
+from saccade.engines.openvino import OpenVINOEngine
 from saccade.golden import read_cases, write_cases
 from saccade.runtime import chain
 from saccade.runtime import pipeline as images_of_pipeline
@@ -230,6 +231,48 @@ def test_verify_judges_the_static_pair(small_bundle: Bundles, say: Say) -> None:
     assert (data["passed"], data["static_k"], data["key"]) == (True, 8, plain["key"])
     assert data["static_key"] != data["key"]
     assert say("verify", small_bundle("dinov2"), "--static").startswith("openvino fp32 static k=8 equals PyTorch on ")
+
+
+def test_the_engine_without_tokens_is_judged_by_all_else(
+    copy: Path, small_checkpoint: Bundles, photo_folder: Path, say: Say, tmp_path: Path
+) -> None:
+    photos = shutil.copytree(photo_folder, tmp_path / "photos", ignore=lambda _, names: sorted(names)[2:])
+    of_tokens = {"patches", "patches_p1"}
+    plain = parsed(say("verify", copy, "--json"))
+    fast = parsed(say("verify", copy, "--cls-only", "--json"))
+    assert (fast["passed"], fast["cls_only"]) == (True, True)
+    assert plain["measures"].keys() - fast["measures"].keys() == of_tokens
+    command = ["parity", copy, "--checkpoint", small_checkpoint("dinov2"), "--images", photos]
+    said = say(*command, "--static", "--cls-only", "--k", 12, "--report", tmp_path / "p.html", "--results", tmp_path / "r")
+    assert said.startswith("openvino fp32 static k=12 cls-only equals PyTorch on 2 images")
+    assert "static k" in (tmp_path / "p.html").read_text()
+    say(*command)
+    say(*command, "--static", "--cls-only", "--k", 12)
+    # Beside the export's verdict, which is on another engine: each replaces the last one on its own form of the engine.
+    kept = [verdict for verdict in read_bundle(copy).manifest.parity if verdict["engine"] == "openvino"]
+    forms = [(verdict.get("static_k"), verdict.get("cls_only")) for verdict in kept]
+    assert forms == [(None, None), (12, True)]
+    assert all(verdict["passed"] for verdict in kept)
+    assert of_tokens <= kept[0]["measures"].keys()
+    assert "  parity: openvino fp32 static k=12 cls-only equal to PyTorch on 2 images" in say("inspect", copy)
+
+
+def test_an_engine_without_tokens_that_differs_fails(copy: Path, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = OpenVINOEngine._run
+    monkeypatch.setattr(
+        OpenVINOEngine, "_run", lambda self, feed: {name: array + 0.05 for name, array in run(self, feed).items()}
+    )
+    data = parsed(say("verify", copy, "--cls-only", "--json", code=1))
+    assert not data["measures"]["cls"]["passed"]
+    assert not data["measures"]["free_running"]["passed"]
+
+
+@pytest.mark.parametrize(("options", "k"), [((), 8), (("--k-ratio", "0.2"), 16), (("--size", "140"), 10)])
+def test_the_static_k_of_parity_is_that_of_its_images(
+    options: tuple[str, ...], k: int, copy: Path, small_checkpoint: Bundles, photo_folder: Path, say: Say
+) -> None:
+    command = ["parity", copy, "--checkpoint", small_checkpoint("dinov2"), "--images", photo_folder / "00.png"]
+    assert parsed(say(*command, "--static", *options, "--json"))["static_k"] == k
 
 
 @pytest.mark.parametrize("options", [["--static"], ["--static", "--k", "12"], ["--static", "--cls-only"]])

@@ -130,6 +130,10 @@ OPTIONS = {
     "static without a k": Fault(
         "run bundle photo.png --static --fit native", "--static is for one k, and with --fit native each size has its own"
     ),
+    "static parity without a k": Fault(
+        "parity bundle --checkpoint model.pt --images photo.png --static --fit native",
+        "--static is for one k, and with --fit native each size has its own; give --k too",
+    ),
     "static for onnxruntime": Fault(
         "run bundle photo.png --static --engine onnxruntime",
         "onnxruntime has no static engines; leave static out, or use openvino",
@@ -191,6 +195,9 @@ OPTIONS = {
     "bench precision": Fault(
         "bench bundle --precision int8 --rounds 1 --frames 1", "no int8 graphs (it has: fp32); make them with"
     ),
+    "bench without images": Fault("bench bundle --images gone", "--images gone: no such file or folder"),
+    "bench on no images": Fault("bench bundle --images bundle/engines", "--images bundle/engines: holds no images (.bmp"),
+    "bench on what is no image": Fault("bench bundle --images model.pt", "model.pt is not an image that Pillow can read"),
     "bench batch": Fault("bench bundle --batch 0 --rounds 1 --frames 1", "batch"),
     "bench checkpoint": Fault("bench bundle --checkpoint gone.pt --rounds 1 --frames 1", "gone.pt: no such checkpoint file"),
     "parity without images": Fault(
@@ -565,6 +572,16 @@ def test_outputs_of_run_are_checked_before_anything_is_loaded(refused: Refused, 
     monkeypatch.setattr("saccade.cli.options.load_lookwhere", lambda *_, **__: pytest.fail("loaded for nothing"))
     for arguments in (["-o", "gone/out.npz"], ["--overlay", "gone/out.png"], ["-o", "out.txt"], ["--look", "--dense"]):
         refused("run", "bundle", "photo.png", *arguments)
+
+
+@pytest.mark.parametrize("option", ["-o disk/b.json", "--markdown disk/b.md", "--plots disk", "--plots disk/new"])
+def test_places_that_cannot_be_written_are_known_before_anything_is_timed(
+    option: str, refused: Refused, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour of turns would end in one line otherwise."""
+    monkeypatch.setattr("saccade.validate.bench.build_missing", lambda *_: pytest.fail("built for nothing"))
+    read_only(disk)
+    assert "the file system is read-only; choose a place" in refused("bench", "bundle", *option.split())
 
 
 @pytest.mark.parametrize("target", ["photo.png", "full"], ids=["a file", "a folder of something else"])

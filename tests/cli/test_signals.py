@@ -1,6 +1,7 @@
 """An interrupt of either kind ends a command with its own exit code, and everything that the command had started."""
 from __future__ import annotations
 
+import builtins
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ import pytest
 from saccade.cli import main as entry
 from saccade.cli.main import main
 
+ROOT = Path(__file__).parents[2]
 CLI = [sys.executable, "-m", "saccade"]
 INTERRUPTED = "saccade: interrupted; nothing half-written was left behind"
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -149,3 +151,32 @@ def test_in_another_thread_the_signals_are_the_callers(capfd: pytest.CaptureFixt
 
 def test_an_interrupt_while_the_result_is_printed_is_one_line() -> None:
     assert signalled("entry._say = lambda text: signal.raise_signal(signal.SIGTERM)") == (143, INTERRUPTED)
+
+
+def test_an_interrupt_of_a_librarys_import_is_no_missing_library(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A compiled module that is interrupted while it starts says "initialization failed", with the interrupt behind it."""
+
+    def interrupted_import(name: str, *rest: Any, **options: Any) -> Any:
+        if name.split(".", maxsplit=1)[0] in ("openvino", "onnxruntime"):
+            raise ImportError("initialization failed") from KeyboardInterrupt()
+        return real_import(name, *rest, **options)
+
+    real_import = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", interrupted_import)
+    for command in (["run", ROOT / "examples/china.jpg"], ["convert", "--precision", "fp16"]):
+        name, *rest = map(str, command)
+        assert main([name, str(copy), *rest]) == 130
+        assert capfd.readouterr().err.splitlines()[-1] == INTERRUPTED
+
+
+def test_an_interrupt_while_options_are_read_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(entry, "build_parser", interrupt)
+    assert main(["doctor"]) == 130
+    assert capfd.readouterr().err == f"{INTERRUPTED}\n"

@@ -1,7 +1,9 @@
 """OpenVINO engines: what they are compiled for, what they compute, and what they refuse."""
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -232,3 +234,36 @@ def test_two_pipelines_do_not_disturb_each_other(bundle: Bundle, photographs: li
         first = one(photographs[0], k=9)
         other(photographs[1], k=20)
         np.testing.assert_array_equal(one(photographs[0], k=9).tokens, first.tokens)
+
+
+TELLTALE = """
+import os, sys
+open(os.environ["TOLD"], "a").write(" ".join(sys.argv))
+class Telemetry:
+    def __getattr__(self, name): return lambda *_, **__: None
+    def __init__(self, *_, **__): pass
+"""
+RUNS = {
+    "load": "import saccade; saccade.load('BUNDLE', note=lambda _: None).close()",
+    "doctor": "from saccade.cli.main import main; main(['doctor'])",
+    "convert": "from saccade.cli.main import main; main(['convert', 'BUNDLE', '--precision', 'bf16'])",
+    "roof": "from saccade.validate import roof; roof.product_model(2, [(4, 4)], 'fp32')",
+    "afterwards": "from saccade.engines import openvino; openvino.module(); import sys; "
+    "assert 'openvino_telemetry' not in sys.modules; import openvino_telemetry",
+}
+
+
+@pytest.mark.parametrize("what", RUNS)
+def test_openvino_tells_nobody_that_it_was_imported(what: str, bundle: Bundle, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle.path, tmp_path / "bundle")
+    package = tmp_path / "path/openvino_telemetry"
+    (package / "backend").mkdir(parents=True)
+    (package / "__init__.py").write_text(TELLTALE)
+    (package / "backend/__init__.py").touch()
+    (package / "backend/backend_ga4.py").touch()
+    path = os.pathsep.join([str(package.parent), *filter(None, sys.path)])
+    environment = os.environ | {"PYTHONPATH": path, "TOLD": str(tmp_path / "told")}
+    code = RUNS[what].replace("BUNDLE", str(copy))
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=False, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert (tmp_path / "told").exists() == (what == "afterwards")  # the application's own use of it is its own

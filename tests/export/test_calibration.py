@@ -133,6 +133,21 @@ def test_activations_that_are_no_numbers_are_refused_by_name(
         measure(tmp_path / "nan.onnx", feeds_of("dinov2", "selector"))
 
 
+def test_activations_whose_squares_overflow_are_refused_by_name(
+    small_bundle: Callable[[str], Path], feeds_of: Callable[[str, str], list[Feed]], tmp_path: Path
+) -> None:
+    """Rounding makes good what it can by their covariance, and would fail on infinity with a traceback."""
+    model = ir.load(small_bundle("dinov2") / "selector.onnx")
+    name = "backbone.blocks.0.norm2.bias"
+    bias = np.array(model.graph.initializers[name].const_value.numpy())
+    bias[7] = 1e25
+    model.graph.initializers[name].const_value = ir.tensor(bias, name=name)
+    ir.save(model, tmp_path / "large.onnx")
+    large = Activations(tmp_path / "large.onnx").names[2]
+    with pytest.raises(SaccadeError, match=rf"^activation '{large}' is too large to be squared in float32; check the"):
+        Statistics(tmp_path / "large.onnx", feeds_of("dinov2", "selector")[:2])
+
+
 @pytest.mark.parametrize("measure", [channel_maxima, Statistics])
 def test_no_images_at_all_are_refused(measure: Callable[..., object], small_bundle: Callable[[str], Path]) -> None:
     message = "^calibration saw no images; give a folder of them with --calibration$"

@@ -177,3 +177,14 @@ def test_no_block_at_all_leaves_the_graph_as_it_was(small_bundle: Callable[[str]
     narrow(model.graph, "fp16", set())
     ir.save(model, tmp_path / "same.onnx")
     assert onnx.load(tmp_path / "same.onnx").graph == onnx.load(source).graph
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_no_number_is_none_in_any_precision(
+    precision: str, value: float, small_bundle: Callable[[str], Path]
+) -> None:
+    graph, name = ir.load(small_bundle("dinov2") / "extractor.onnx").graph, "backbone.blocks.0.ls1.gamma"
+    graph.initializers[name].const_value = ir.tensor(np.full(128, value, np.float32), name=name)
+    with pytest.raises(SaccadeError, match=f"^weight '{name}' holds NaN or infinity; check the checkpoint and export it"):
+        narrow(graph, precision)

@@ -152,3 +152,9 @@ def test_scales_of_a_weight_are_those_of_its_columns() -> None:
     found = round_weight(weight, INT8, np.eye(40))
     np.testing.assert_allclose(found.scale, np.abs(weight).max(axis=0) / 127, rtol=1e-3)
     np.testing.assert_array_equal(np.abs(found.values).max(axis=0), 127)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_largest_scale_of_fp16_and_those_beyond_are_no_warning() -> None:
+    assert scales(127.0 * 65504, INT8) == np.float32(65504)
+    assert scales(127e6, INT8) == np.float32(1e6)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ import torch
 
 import saccade
 from saccade.cli.main import main
+from saccade.errors import SaccadeError
 from saccade.export.backbone_checkpoint import read_backbone
 from saccade.export.backbone_reference import BackboneReference
 from saccade.export.seeded import seeded_weights
 from saccade.export.seeded_backbones import BackboneSizes, backbone_shapes
 from saccade.golden import relative_difference
 from saccade.runtime.backbone import MAX_CACHED_TABLES, BackbonePipeline
+from saccade.validate.gate import Judge
 
 # family -> sizes of a small model that every test can afford
 SMALL = {
@@ -144,3 +147,14 @@ def test_commands_for_lookwhere_refuse_a_backbone_in_one_line(
     for command in (["verify"], ["bench"], ["run", str(photo_folder / "00.png")]):
         assert main([command[0], str(bundle("neco")), *command[1:]]) == 1
         assert "is a plain neco backbone, not LookWhere; give a LookWhere bundle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wish", [{"cls_only": True}, {"static": True}, {"static": 9}], ids=str)
+def test_forms_that_only_lookwhere_has_are_refused(wish: dict[str, Any], bundle: Callable[[str], Path]) -> None:
+    with pytest.raises(SaccadeError, match="is a plain neco backbone, not LookWhere; give a LookWhere bundle"):
+        saccade.load(bundle("neco"), **wish)
+
+
+def test_a_judge_of_selections_refuses_a_backbone(bundle: Callable[[str], Path]) -> None:
+    with pytest.raises(SaccadeError, match="is a plain neco backbone, not LookWhere; give a LookWhere bundle"):
+        Judge(saccade.read_bundle(bundle("neco")))

@@ -266,6 +266,14 @@ def test_a_plan_is_every_combination_with_pytorch_first(small_bundle: Callable[[
     }
 
 
+def test_what_is_named_twice_is_timed_once(small_bundle: Callable[[str], Path]) -> None:
+    found = plan(
+        small_bundle("dinov2"), pairs=bench_plan.pairs_of(None, None, ["openvino:fp32", "openvino:fp32"]),
+        sizes=[(126, 126), (126, 126)], ks=[8, 9, 8], batches=[1, 1], peers=["full-backbone"],
+    )  # fmt: skip
+    assert [each.k for each in found] == [8, 9, 81]
+
+
 def test_every_wish_doubles_the_sides_of_the_chain_and_no_others(small_bundle: Callable[[str], Path]) -> None:
     found = plan(small_bundle("dinov2"), static=True, cls_only=True, streams=2, peers=["full-backbone"])
     assert [each.name.removesuffix(" 126x126 k=8 batch=1") for each in found[:-1]] == [
@@ -297,6 +305,7 @@ def test_a_plan_takes_the_bundles_defaults_and_every_core(small_bundle: Callable
         ({"sizes": [(127, 127)]}, "127"),
         ({"sizes": [(0, 0)]}, "size 0"),
         ({"batches": [0]}, "--batch 0"),
+        ({"batches": [4097]}, "--batch 4097 is not to be had; give 1 to 4096"),
         ({"threads": -1}, "--threads -1"),
         ({"streams": 0}, "--streams 0 is out of range; give 1 to 64"),
         ({"streams": 2, "batches": [2]}, "--streams is for batch 1; leave --batch out"),
@@ -336,6 +345,52 @@ def test_a_real_run_times_every_stage_of_both_engines_against_pytorch(
         assert result["versions"][engine]
         inner = sum(result["stage_ms"][name]["min"] for name in STAGES if name not in bench_results.APART)
         assert inner <= result["frame_ms"]["p99"]
+
+
+def test_files_are_decoded_and_fitted_in_every_call_apart_from_the_frame(
+    small_bundle: Callable[[str], Path], photo_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["bench", str(small_bundle("dinov2")), "--images", str(photo_folder), "--streams", "2", "--threads", "2"]
+    assert main([*command, "--rounds", "1", "--frames", "3", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    one, stream = data["sides"]
+    assert one["stage_ms"]["decode"]["min"] > 0.1  # of 200 x 200 px in PNG; taking an array takes microseconds
+    assert one["stage_ms"]["fit"]["min"] > 0.02
+    assert stream["stage_ms"] == {}
+    assert data["conditions"]["boundary"].endswith("; 16 image files decoded and fitted in turn, timed apart")
+
+
+def test_files_come_in_turn_and_more_of_them_than_a_batch(
+    small_bundle: Callable[[str], Path], photo_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[list[str]] = []
+    call = Pipeline.__call__
+    monkeypatch.setattr(
+        Pipeline, "__call__", lambda self, images, **rest: (names.append(images), call(self, images, **rest))[1]
+    )
+    files = sorted(photo_folder.iterdir())[:3]
+    (only,) = plan(small_bundle("dinov2"), images=files, batches=[2], pairs=[("onnxruntime", "fp32")])
+    bench.build_missing(read_bundle(only.bundle), [only], lambda phase: None, lambda line: None)
+    with bench_side._chain(only) as (frame, *_):
+        for _ in range(3):
+            frame()
+    a, b, c = map(str, files)
+    assert names == [[a, b], [c, a], [b, c]]
+
+
+def test_a_side_without_enough_memory_is_one_line(
+    small_bundle: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(side: Side) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(bench_side, "_opened", fail)
+    (only,) = plan(small_bundle("dinov2"))
+    monkeypatch.setattr(sys, "argv", ["bench_side", msgspec.json.encode(only).decode()])
+    assert bench_side.main() == 1
+    out, err = capfd.readouterr()
+    assert json.loads(out) == {"error": "it needs more memory than there is; give a smaller --batch or --size"}
+    assert err == ""
 
 
 def test_static_cls_only_and_streams_run_as_they_are_named(

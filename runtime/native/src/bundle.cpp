@@ -157,6 +157,10 @@ std::map<std::string, GraphFile> read_variants(Fields variants, const Tensors& e
         }
         Fields graph = variants.object(variant.c_str());
         GraphFile file{graph.file_name("file"), graph.sha256("sha256"), true};
+        const std::string suffix = ".onnx";  // as Python wants it: engines go by the name where they are given a path
+        if (file.file.size() < suffix.size() || file.file.compare(file.file.size() - suffix.size(), suffix.size(), suffix)) {
+            graph.refuse("'file' must end in .onnx");
+        }
         Tensors tensors;
         file.is_float32 = read_tensors(graph, "inputs", tensors.inputs);
         file.is_float32 = read_tensors(graph, "outputs", tensors.outputs) && file.is_float32;

@@ -16,6 +16,7 @@ from saccade.bundle import Bundle, read_bundle
 from saccade.cli import options as shared
 from saccade.cli.console import Phases, Report, progress_bar, table
 from saccade.engines.engine import ENGINE_NAMES
+from saccade.runtime.images import read_rgb
 from saccade.validate import bench_plan, bench_table
 from saccade.validate.bench_plan import CHAIN, Side
 
@@ -49,6 +50,7 @@ def _add_sides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--static", action="store_true", help="time each also with engines for batch 1 and one k alone")
     parser.add_argument("--cls-only", action="store_true", help="time each also without patch tokens")
     parser.add_argument("--streams", type=int, default=1, metavar="N", help="time each also as a stream, N frames at once")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="files to decode and fit in each call, timed apart")
     parser.add_argument("--device", metavar="cpu|N", help="cpu, or the number of a GPU (default: each engine's own kind)")
     parser.add_argument("--threads", type=int, default=0, metavar="T", help="default: every core, stated in the result")
     parser.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT", help="what the bundle was made of, for the peers")
@@ -80,6 +82,7 @@ def bench(options: argparse.Namespace) -> Report:
         static=options.static,
         cls_only=options.cls_only,
         streams=options.streams,
+        images=_readable(options.images),
     )
     with tempfile.TemporaryDirectory(prefix="saccade-bench-") as folder:
         with Phases() as phases:
@@ -98,6 +101,14 @@ def bench(options: argparse.Namespace) -> Report:
     return Report(data, lines + [f"wrote {path}" for path in _write(data, options)])
 
 
+def _readable(folder: Path | None) -> list[Path]:
+    """Return the files that a side may decode, each known to be an image."""
+    paths = shared.image_paths(folder)[: bench_plan.MAX_FILES] if folder else []
+    for path in paths:
+        read_rgb(path)
+    return paths
+
+
 def _check_outputs(options: argparse.Namespace) -> None:
     """Refuse outputs that cannot be written before anything slow is done."""
     shared.check_output("-o", options.output, ".json")
@@ -110,6 +121,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
         if is_file or not has_place:
             problem = errno.ENOTDIR if is_file else errno.ENOENT
             raise atomic.write_error(options.plots, OSError(problem, os.strerror(problem)))
+        atomic.check_writable(options.plots / "latency.png" if options.plots.is_dir() else options.plots)
         require_matplotlib()
 
 

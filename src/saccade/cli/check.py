@@ -14,10 +14,11 @@ from saccade._version import VERSION
 from saccade.bundle import Bundle, read_bundle, write_manifest
 from saccade.cli import options as shared
 from saccade.cli.console import Phases, Report, progress_bar, table
-from saccade.cli.verdicts import changed_graphs, measured_on
+from saccade.cli.verdicts import changed_graphs, measured_on, title_of
 from saccade.errors import SaccadeError
 from saccade.runtime.chain import Pipeline
-from saccade.runtime.images import read_rgb
+from saccade.runtime.images import check_size, read_rgb
+from saccade.runtime.kept import kept_on
 
 if TYPE_CHECKING:
     from saccade.export.checkpoint import Checkpoint
@@ -49,6 +50,7 @@ def _add_verify(commands: Any) -> None:
     shared.add_bundle(parser)
     shared.add_running(parser)
     shared.add_static(parser)
+    shared.add_cls_only(parser)
     parser.set_defaults(execute=verify)
 
 
@@ -57,10 +59,9 @@ def verify(options: argparse.Namespace) -> Report:
     from saccade.validate.verify import verify as run_verify
 
     bundle = read_bundle(options.bundle)
-    with shared.open_pipeline(bundle, options, static=options.static) as pipeline:
+    with shared.open_pipeline(bundle, options, static=options.static, cls_only=options.cls_only) as pipeline:
         result = run_verify(pipeline)
-    static = pipeline.static_receipt and {"static_k": pipeline.static_k, "static_key": pipeline.static_receipt.key}
-    data = _identity(bundle, pipeline, options) | (static or {}) | result.summary()
+    data = _identity(bundle, pipeline, options) | result.summary()
     return Report(data, _lines(data, result), result.passed)
 
 
@@ -74,6 +75,8 @@ def _add_parity(commands: Any) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="CHECKPOINT", help="what the bundle was made of")
     parser.add_argument("--images", type=Path, metavar="DIR", help="a folder of images (default: the bundle's golden ones)")
     shared.add_running(parser)
+    shared.add_static(parser)
+    shared.add_cls_only(parser)
     shared.add_selection(parser)
     parser.add_argument("--report", type=Path, metavar="OUT.html", help="write one self-contained page")
     parser.add_argument("--results", type=Path, metavar="DIR", help="write inputs and outputs as Polygraphy files")
@@ -92,7 +95,8 @@ def parity(options: argparse.Namespace) -> Report:
     bundle = read_bundle(options.bundle)
     checkpoint = _matching_checkpoint(bundle, options)
     given = _given_images(bundle, options)
-    with shared.open_pipeline(bundle, options) as pipeline:
+    static = options.static and _static_k(bundle, options)
+    with shared.open_pipeline(bundle, options, static=static, cls_only=options.cls_only) as pipeline:
         groups = [_fitted(pipeline, each, options) if isinstance(each, Path) else each for each in given]
         with progress_bar(sum(len(group.images) for group in groups), "parity") as bar:
             cases = _reference_cases(checkpoint, bundle, groups, options)
@@ -137,6 +141,16 @@ def _given_images(bundle: Bundle, options: argparse.Namespace) -> list[Path] | l
     return [Group(list(case.images), case.output.indices.shape[1]) for case in cases_of(bundle)]
 
 
+def _static_k(bundle: Bundle, options: argparse.Namespace) -> int:
+    """Return the k that the options keep of every image."""
+    if options.fit == "native" and options.k is None:
+        raise SaccadeError("--static is for one k, and with --fit native each size has its own; give --k too")
+    defaults, patch = bundle.manifest.defaults, bundle.manifest.model.patch
+    height, width = check_size(options.size or defaults.size, patch)
+    grid = (height // patch, width // patch)
+    return int(options.k) if options.fit == "native" else kept_on(grid, defaults, options.k, options.k_ratio)
+
+
 def _fitted(pipeline: Pipeline, path: Path, options: argparse.Namespace) -> Group:
     """Return one image of a folder as a group of its own, at the size and k that the options ask for."""
     images = pipeline.pixels(path, options.size, options.fit)
@@ -160,11 +174,14 @@ def _reference_cases(
 
 
 def _identity(bundle: Bundle, pipeline: Pipeline, options: argparse.Namespace) -> dict[str, Any]:
+    static = pipeline.static_receipt and {"static_k": pipeline.static_k, "static_key": pipeline.static_receipt.key}
     return {
         "bundle": str(bundle.path),
         "saccade": VERSION,
         "checkpoint_sha256": bundle.manifest.provenance.get("checkpoint_sha256", ""),
         **measured_on(pipeline.receipt, options.device),
+        **(static or {}),
+        **({"cls_only": True} if pipeline.cls_only else {}),
     }
 
 
@@ -177,8 +194,7 @@ def _lines(data: dict[str, Any], result: ParityResult) -> list[str]:
     same = "equals PyTorch" if data["precision"] == "fp32" else f"is within the {data['precision']} bounds of PyTorch"
     verdict = same if result.passed else "DIFFERS from PyTorch"
     swaps = f"{data['swaps']} patches kept by one side only" if data["swaps"] else "the same patches kept"
-    static = f" static k={data['static_k']}" if "static_k" in data else ""
-    head = f"{data['engine']} {data['precision']}{static} {verdict} on {data['images']} images ({swaps})"
+    head = f"{title_of(data)} {verdict} on {data['images']} images ({swaps})"
     tensors: list[str] = []
     if "tensors" in data:
         names = list(next(iter(data["tensors"].values())))
@@ -205,6 +221,7 @@ def _write_receipt(bundle: Bundle, receipt: dict[str, Any]) -> None:
     if changed_graphs(bundle, receipt["graphs"]):
         raise SaccadeError("the bundle was exported again meanwhile; repeat the command")
     manifest = bundle.manifest
-    same = {name: receipt[name] for name in ("engine", "precision", "device")}
-    others = [old for old in manifest.parity if not same.items() <= ({"device": same["device"]} | old).items()]
+    same = {name: receipt.get(name) for name in ("engine", "precision", "device", "static_k", "cls_only")}
+    older = {"device": same["device"], "static_k": None, "cls_only": None}
+    others = [old for old in manifest.parity if not same.items() <= (older | old).items()]
     write_manifest(bundle.path, msgspec.structs.replace(manifest, parity=(*others, receipt)[-MAX_RECEIPTS:]))

@@ -43,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     An interrupt returns what a shell says of its signal: 130 for Ctrl-C (SIGINT), 143 for SIGTERM.
     """
-    options = build_parser().parse_args(arguments)
     try:
+        options = build_parser().parse_args(arguments)
         with _sigterm_interrupts():
             return _execute(options)
     except KeyboardInterrupt as interrupt:

@@ -11,7 +11,8 @@ from saccade import atomic
 from saccade.bundle import MANIFEST, Bundle
 from saccade.cli.console import Phases
 from saccade.engines.engine import ENGINE_NAMES
-from saccade.errors import SaccadeError
+from saccade.engines.openvino import without_telemetry
+from saccade.errors import SaccadeError, raise_interrupt
 from saccade.runtime.chain import Pipeline
 from saccade.runtime.images import FITS
 from saccade.runtime.loading import DEFAULT_ENGINE, load_lookwhere
@@ -99,8 +100,10 @@ def require_modules(modules: Iterable[str], extra: str) -> None:
     missing = []
     for module in modules:
         try:
-            __import__(module)
-        except ImportError:
+            with without_telemetry():
+                __import__(module)
+        except ImportError as error:
+            raise_interrupt(error)
             missing.append(modules[module] if isinstance(modules, Mapping) else module)
     if missing:
         raise SaccadeError(f"{', '.join(missing)} cannot be imported; pip install '.[{extra}]' in the clone")
@@ -122,6 +125,7 @@ def check_output(flag: str, path: Path | None, suffix: str) -> None:
         problem = errno.EISDIR if path.is_dir() else errno.ENOENT
         raise atomic.write_error(path, OSError(problem, os.strerror(problem)))
     refuse_inside_bundle(flag, path)
+    atomic.check_writable(path)
 
 
 def image_paths(folder: Path, flag: str = "--images") -> list[Path]:
@@ -132,5 +136,6 @@ def image_paths(folder: Path, flag: str = "--images") -> list[Path]:
         raise SaccadeError(f"{flag} {folder}: no such file or folder")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise SaccadeError(f"{flag} {folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise SaccadeError(f"{flag} {folder}: holds no images ({kinds}); folders inside it are not searched")
     return paths

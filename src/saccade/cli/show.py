@@ -11,7 +11,7 @@ from saccade.bundle import BackboneModel, Bundle, DataFile, GraphFile, Model, fa
 from saccade.cli import options as shared
 from saccade.cli.console import Report, size_text, table
 from saccade.cli.create import audit_lines, receipt_data
-from saccade.cli.verdicts import changed_graphs, graphs_of, state_of
+from saccade.cli.verdicts import changed_graphs, graphs_of, state_of, title_of
 from saccade.engines import store
 from saccade.errors import SaccadeError
 
@@ -58,7 +58,7 @@ def inspect(options: argparse.Namespace) -> Report:
     for verdict in verdicts:
         word = "equal to PyTorch" if verdict.get("passed") else "DIFFERENT from PyTorch"
         version = verdict.get("engine_version") or verdict.get("version") or "of unknown version"
-        where = f"{verdict.get('engine')} {verdict.get('precision')} {word} on {verdict.get('images')} images"
+        where = f"{title_of(verdict)} {word} on {verdict.get('images')} images"
         lines.append(f"  parity: {where} ({version}, device {verdict.get('device', 'unknown')}); {verdict['state']}")
     return Report(data, lines, all(each.passed for each in engines))
 

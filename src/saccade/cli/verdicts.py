@@ -22,6 +22,12 @@ def measured_on(receipt: Receipt, device: str | None) -> dict[str, Any]:
     }
 
 
+def title_of(verdict: Mapping[str, Any]) -> str:
+    """Return the engine, precision and form that a verdict speaks of, in words."""
+    static = "" if verdict.get("static_k") is None else f" static k={verdict['static_k']}"
+    return f"{verdict.get('engine')} {verdict.get('precision')}{static}{' cls-only' if verdict.get('cls_only') else ''}"
+
+
 def state_of(bundle: Bundle, verdict: Mapping[str, Any]) -> str:
     """Return "current", "stale: why", or "unknown: why" for a verdict that an older saccade has kept."""
     graphs = verdict.get("graphs")

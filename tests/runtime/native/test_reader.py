@@ -130,6 +130,15 @@ def test_a_mark_of_byte_order_is_refused_by_both(library: Library, folder: Path,
     assert c_refuses(library, folder) is not None
 
 
+@pytest.mark.parametrize("name", ["selector.xml", "selector.ort", "onnx", "selector.onnx.bin"])
+def test_a_graph_that_is_not_called_onnx_is_refused_by_both(
+    library: Library, folder: Path, manifest: dict[str, Any], name: str
+) -> None:
+    write(folder, json.loads(json.dumps(manifest).replace("selector.onnx", name)))
+    assert "not a file that ends in .onnx" in str(python_refuses(folder))
+    assert "'file' must end in .onnx; export the bundle again" in str(c_refuses(library, folder))
+
+
 @pytest.mark.parametrize(("version", "remedy"), [(2, "upgrade libsaccade"), (0, "export the bundle again")])
 def test_another_format_is_named_before_its_fields(library: Library, folder: Path, version: int, remedy: str) -> None:
     write(folder, {"format": version, "shape_of_things_to_come": []})
