@@ -23,16 +23,16 @@ from saccade.bundle import (
     write_manifest,
 )
 from saccade.cli import options as shared
+from saccade.cli import profile
 from saccade.cli.console import Phases, Report, progress_bar, size_text, table
 from saccade.cli.verdicts import measured_on
 from saccade.engines import store
-from saccade.engines.engine import DEFAULT_MAX_BATCH, ENGINE_NAMES, EngineRequest, default_request, refuse_path
+from saccade.engines.engine import ENGINE_NAMES, EngineRequest, default_request, refuse_path
 from saccade.errors import SaccadeError
 from saccade.runtime.kept import MAX_CELLS, checked_k
 from saccade.runtime.loading import requests_of
 
 EXPORT_MODULES = ("torch", "onnx", "onnxscript", "onnxruntime", "polygraphy")
-MAX_PROFILE_BATCH = 4096  # far beyond what any GPU's memory holds
 SELF_TESTED = ("tensorrt",)  # engines that are built on the GPU they are for
 MAX_SEED = 2**32 - 1  # beyond it the same weights come again
 # Which engines each option of `build` means something to.
@@ -40,6 +40,7 @@ TAKEN_BY = {
     "device": ("openvino", "onnxruntime", "tensorrt"),  # TensorRT-RTX builds without one, for compute capabilities
     "max_batch": ("tensorrt", "tensorrt-rtx"),
     "max_k": ("tensorrt", "tensorrt-rtx"),
+    "max_size": ("tensorrt", "tensorrt-rtx"),
     "compute_capability": ("tensorrt-rtx",),
 }
 
@@ -289,8 +290,7 @@ def _add_build(commands: Any) -> None:
     shared.add_static(parser)
     parser.add_argument("--k", type=int, metavar="K", help="patches of the static engines (default: the bundle's)")
     shared.add_cls_only(parser)
-    parser.add_argument("--max-batch", type=int, metavar="B", help=f"TensorRT profile (default: {DEFAULT_MAX_BATCH})")
-    parser.add_argument("--max-k", type=int, metavar="K", help="TensorRT profile (default: every patch of the base grid)")
+    profile.add_options(parser)
     parser.add_argument(
         "--compute-capability", nargs="+", metavar="SM89", help="TensorRT-RTX targets (default: its own)"
     )
@@ -329,12 +329,14 @@ def _is_self_tested(bundle: Bundle, request: EngineRequest) -> bool:
 def engine_request(bundle: Bundle, options: argparse.Namespace) -> EngineRequest:
     """Return what `saccade.load` would ask for, with the limits of the build options where they are given."""
     _check_build_options(options)
+    profile.check(bundle, options)
     dynamic = default_request(bundle, options.engine, options.precision, options.device, cls_only=options.cls_only)
     usual = requests_of(bundle, dynamic, options.static and (True if options.k is None else options.k))[-1]
     return msgspec.structs.replace(
         usual,
         max_batch=usual.max_batch if options.max_batch is None else options.max_batch,
         max_k=usual.max_k if options.max_k is None else options.max_k,
+        max_size=usual.max_size if options.max_size is None else options.max_size,
         compute_capabilities=tuple(options.compute_capability or ()),
         any_limits=False,
     )
@@ -348,10 +350,8 @@ def _check_build_options(options: argparse.Namespace) -> None:
             raise SaccadeError(f"{flag} means nothing to --engine {options.engine}; leave it out, or use {_choice(engines)}")
     if options.k is not None and not options.static:
         raise SaccadeError("--k is the k of static engines, others take any; give --static too")
-    limits = (("--max-batch", options.max_batch, MAX_PROFILE_BATCH), ("--max-k", options.max_k, MAX_CELLS))
-    for flag, value, most in (*limits, ("--k", options.k, MAX_CELLS)):
-        if value is not None and not 1 <= value <= most:
-            raise SaccadeError(f"{flag} {value} is out of range; give 1 to {most}")
+    if options.k is not None and not 1 <= options.k <= MAX_CELLS:
+        raise SaccadeError(f"--k {options.k} is out of range; give 1 to {MAX_CELLS}")
     targets = options.compute_capability or []
     for name in targets:
         if targets.count(name) > 1:
