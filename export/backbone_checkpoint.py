@@ -39,6 +39,7 @@ class BackboneCheckpoint:
     positions: Tensor  # (1+N, D) on the base grid; row 0 is cls's, of zeros where the file has it in cls_token already
     left_out: dict[str, int]  # how many tensors the file holds beside these, by part
     sha256: str
+    key: str | None = None  # which network of a training checkpoint was asked for
 
     def describe(self) -> str:
         """Return how the file was understood, in one line."""
@@ -70,7 +71,7 @@ def read_backbone(path: str | Path, family: str | None = None, key: str | None =
     check_tensors(path, "backbone", tensors, backbone_module(model))
     _check_positions(path, positions, model.dim)
     return BackboneCheckpoint(
-        path, spelling, found.prefix, model, tensors, positions, found.left_out, sha256_of_file(path)
+        path, spelling, found.prefix, model, tensors, positions, found.left_out, sha256_of_file(path), key
     )
 
 

@@ -54,3 +54,23 @@ TOLERANCES = {
 
 # The free-running difference may be this many times the measured float32 noise where that is above the bound.
 FLOOR_FACTOR = 10.0
+
+
+class BackboneTolerance(Struct, frozen=True, kw_only=True):
+    """Bounds of a plain backbone's six numbers, worst image; cosines are given as distances, 1 - cosine."""
+
+    cls: float
+    patches: float  # mean over patches
+    patches_p1: float  # the 1st percentile of the cosines, as a distance
+    cls_last4: float  # worst of the four blocks
+    attention: float  # half the sum of the differences, worst head
+    difference: float  # relative difference |a - b| / |b| of each output
+
+
+BACKBONE_TOLERANCES = {
+    "fp32": BackboneTolerance(cls=1e-9, patches=1e-9, patches_p1=1e-9, cls_last4=1e-9, attention=1e-4, difference=5e-5),
+    "fp16": BackboneTolerance(cls=1e-6, patches=1e-6, patches_p1=2e-6, cls_last4=1e-6, attention=1e-2, difference=3e-3),
+    "bf16": BackboneTolerance(cls=2e-4, patches=2e-4, patches_p1=3e-4, cls_last4=2e-4, attention=1e-1, difference=4e-2),
+    "int8": BackboneTolerance(cls=5e-4, patches=1e-3, patches_p1=3e-3, cls_last4=1e-3, attention=2e-1, difference=6e-2),
+    "fp8": BackboneTolerance(cls=3e-3, patches=4e-3, patches_p1=7e-3, cls_last4=6e-3, attention=5e-1, difference=2e-1),
+}

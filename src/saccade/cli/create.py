@@ -5,6 +5,7 @@ import argparse
 import contextlib
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ FAMILIES = (LOOKWHERE, *BACKBONES)
 if TYPE_CHECKING:
     from saccade.bundle import Defaults
     from saccade.export.checkpoint import Checkpoint
+    from saccade.golden import StoredCase
 
 
 def add_commands(commands: Any) -> None:
@@ -166,6 +168,7 @@ def _export_to(target: Path, options: argparse.Namespace, phases: Phases) -> dic
     """Write and check the bundle; return the verdict."""
     from saccade.export.bundle_export import resolve_defaults, write_bundle
     from saccade.export.checkpoint import read_checkpoint, resolve_task
+    from saccade.export.golden_cases import golden_cases
     from saccade.export.weights_file import is_plain_backbone
 
     phases("read the checkpoint")
@@ -179,7 +182,7 @@ def _export_to(target: Path, options: argparse.Namespace, phases: Phases) -> dic
     _check_dense(checkpoint, task, defaults)
     with atomic.pending_folder(target) as folder:
         write_bundle(checkpoint, task, defaults, folder, phases)
-        bundle = _add_golden(checkpoint, folder, phases)
+        bundle = _add_golden(folder, golden_cases(checkpoint, task, defaults, phases))
         phases("check the graphs against PyTorch")
         summary = _check_against_pytorch(bundle)
         phases("move into place")
@@ -190,7 +193,7 @@ def _export_backbone_to(target: Path, options: argparse.Namespace, phases: Phase
     """Write and check the bundle of a plain backbone; return the verdict."""
     from saccade.export.backbone_checkpoint import read_backbone
     from saccade.export.backbone_export import write_backbone_bundle
-    from saccade.validate.backbone_parity import check_exported
+    from saccade.export.golden_cases import backbone_golden_cases
 
     given = {"--k": options.k, "--k-ratio": options.k_ratio, "--task": options.task}
     for flag in (name for name, value in given.items() if value is not None):
@@ -198,9 +201,9 @@ def _export_backbone_to(target: Path, options: argparse.Namespace, phases: Phase
     checkpoint = read_backbone(options.checkpoint, options.family, options.checkpoint_key)
     with atomic.pending_folder(target) as folder:
         write_backbone_bundle(checkpoint, options.size, folder, phases)
+        bundle = _add_golden(folder, backbone_golden_cases(checkpoint, phases))
         phases("check the graph against PyTorch")
-        summary = check_exported(checkpoint, folder)
-        shutil.rmtree(folder / ENGINES_FOLDER)  # only a receipt for this machine; bundles travel without it
+        summary = _check_against_pytorch(bundle)
         phases("move into place")
     return summary
 
@@ -247,14 +250,13 @@ def _bundle_names(folder: Path) -> set[str]:
     return names
 
 
-def _add_golden(checkpoint: Checkpoint, folder: Path, phases: Phases) -> Bundle:
+def _add_golden(folder: Path, cases: Sequence[StoredCase]) -> Bundle:
     """Write golden.npz and name it in the manifest."""
-    from saccade.export.golden_cases import golden_cases
     from saccade.golden import write_cases
 
     bundle = read_bundle(folder)
     path = folder / "golden.npz"
-    write_cases(path, golden_cases(checkpoint, bundle.manifest.task, bundle.manifest.defaults, phases))
+    write_cases(path, cases)
     golden = DataFile(path.name, sha256_of_file(path))
     write_manifest(folder, msgspec.structs.replace(bundle.manifest, golden=golden))
     return read_bundle(folder)
@@ -262,10 +264,10 @@ def _add_golden(checkpoint: Checkpoint, folder: Path, phases: Phases) -> Bundle:
 
 def _check_against_pytorch(bundle: Bundle) -> dict[str, Any]:
     """Run the graphs in ONNX Runtime at other batches, k and grids than the tracer saw; raise where they differ."""
-    from saccade.runtime.loading import load_lookwhere
+    from saccade.runtime.loading import load
     from saccade.validate.verify import verify
 
-    with load_lookwhere(bundle, engine="onnxruntime", note=lambda line: None) as pipeline:
+    with load(bundle, engine="onnxruntime", note=lambda line: None) as pipeline:
         result = verify(pipeline)
     shutil.rmtree(bundle.path / ENGINES_FOLDER)  # only a receipt for this machine; bundles travel without it
     summary = result.summary() | measured_on(pipeline.receipt, None)
