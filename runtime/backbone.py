@@ -62,13 +62,15 @@ class BackbonePipeline(ImagePipeline):
         """
         clock = Clock()
         pixels = self.pixels(images, size, fit, clock)
-        grid = self.grid_of(pixels[0])
         with clock.stage("normalize"):
-            image = self._normalized(pixels)
+            feed = self.feed(pixels)
         with clock.stage("backbone"):
-            found = self.engines["backbone"].run({"image": image, "positions": self._positions_on(grid)})
-            arrays = {name: array.copy() for name, array in found.items()}
-        return Features(grid=grid, timings_ms=clock.timings_ms, **arrays)
+            arrays = {name: array.copy() for name, array in self.engines["backbone"].run(feed).items()}
+        return Features(grid=self.grid_of(pixels[0]), timings_ms=clock.timings_ms, **arrays)
+
+    def feed(self, pixels: list[np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the graph's inputs for images as `pixels` gives them."""
+        return {"image": self._normalized(pixels), "positions": self._positions_on(self.grid_of(pixels[0]))}
 
     def stream(
         self, frames: Iterable[ImageLike], *, size: int | tuple[int, int] | None = None, fit: Fit = "squash"

@@ -71,6 +71,6 @@ BACKBONE_TOLERANCES = {
     "fp32": BackboneTolerance(cls=1e-9, patches=1e-9, patches_p1=1e-9, cls_last4=1e-9, attention=1e-4, difference=5e-5),
     "fp16": BackboneTolerance(cls=1e-6, patches=1e-6, patches_p1=2e-6, cls_last4=1e-6, attention=1e-2, difference=3e-3),
     "bf16": BackboneTolerance(cls=2e-4, patches=2e-4, patches_p1=3e-4, cls_last4=2e-4, attention=1e-1, difference=4e-2),
-    "int8": BackboneTolerance(cls=5e-4, patches=1e-3, patches_p1=3e-3, cls_last4=1e-3, attention=2e-1, difference=6e-2),
+    "int8": BackboneTolerance(cls=2e-3, patches=1e-3, patches_p1=3e-3, cls_last4=2e-3, attention=2e-1, difference=6e-2),
     "fp8": BackboneTolerance(cls=3e-3, patches=4e-3, patches_p1=7e-3, cls_last4=6e-3, attention=5e-1, difference=2e-1),
 }
