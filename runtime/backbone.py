@@ -10,6 +10,7 @@ import numpy as np
 from saccade.bundle import BackboneModel, Bundle
 from saccade.engines import store
 from saccade.engines.engine import Engine
+from saccade.runtime.feature_pictures import pca_colours
 from saccade.runtime.images import Fit, ImageLike
 from saccade.runtime.pipeline import Clock, ImagePipeline
 from saccade.runtime.positions import positions_on
@@ -33,6 +34,10 @@ class Features:
         """The tokens as (B, D, gh, gw): a view."""
         dense: np.ndarray = self.tokens.transpose(0, 2, 1).reshape(len(self.tokens), -1, *self.grid)
         return dense
+
+    def pca_rgb(self) -> np.ndarray:
+        """Return the tokens as uint8 colours (B, gh, gw, 3): their first three principal components over all images."""
+        return pca_colours(self.dense)(self.dense)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return what is there by name, as `saccade run -o OUT.npz` writes it."""

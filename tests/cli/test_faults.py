@@ -504,7 +504,7 @@ NOTHING_LOADED = {
 def test_what_parity_is_given_is_checked_before_an_engine_is_built(
     case: str, refused: Refused, place: Path, small_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("saccade.cli.options.load_lookwhere", lambda *_, **__: pytest.fail("loaded for nothing"))
+    monkeypatch.setattr("saccade.cli.options.load", lambda *_, **__: pytest.fail("loaded for nothing"))
     shutil.copy(small_checkpoint("franca"), place / "other.pt")
     (place / "mixed").mkdir()
     shutil.copy(place / "small.png", place / "mixed/a.png")
@@ -562,7 +562,7 @@ def test_an_output_named_as_something_else_is_one_line(option: str, suffix: str,
 
 
 def test_outputs_of_run_are_checked_before_anything_is_loaded(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saccade.cli.options.load_lookwhere", lambda *_, **__: pytest.fail("loaded for nothing"))
+    monkeypatch.setattr("saccade.cli.options.load", lambda *_, **__: pytest.fail("loaded for nothing"))
     for arguments in (["-o", "gone/out.npz"], ["--overlay", "gone/out.png"], ["-o", "out.txt"], ["--look", "--dense"]):
         refused("run", "bundle", "photo.png", *arguments)
 
