@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from saccade import atomic, locks
 from saccade._version import VERSION
-from saccade.bundle import Bundle, FileName, Sha256, check_hash, read_bundle, sha256_of_file
+from saccade.bundle import Bundle, FileName, Model, Sha256, check_hash, read_bundle, sha256_of_file
 from saccade.contract import ALL_ROLES
 from saccade.engines import quarantine
 from saccade.engines.audit import Audit
@@ -89,6 +89,8 @@ def check_offers(bundle: Bundle, request: EngineRequest) -> None:
         if name not in backend(request.engine).offers:
             others = [engine for engine in ENGINE_NAMES if name in backend(engine).offers]
             raise SaccadeError(f"{request.engine} {EXTRAS[name]}, or use {' or '.join(others)}")
+    if request.cls_only and not isinstance(bundle.manifest.model, Model):
+        raise SaccadeError(f"{bundle.path} is a plain backbone, whose engines give every token; leave cls_only out")
     if request.cls_only and bundle.manifest.task == "segment":
         raise SaccadeError(f"{bundle.path} segments, and gives nothing but patch tokens; leave cls_only out")
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from saccade import read_bundle
+import saccade
+from saccade import SaccadeError, read_bundle
 from saccade.cli.main import main
 from saccade.engines.engine import EngineRequest, default_request
 from saccade.engines.tensorrt import TensorRTBackend, profile_of
@@ -139,3 +140,8 @@ def test_lookwhere_has_no_largest_size(
 ) -> None:
     assert main(["build", str(small_bundle("dinov2")), "--engine", "tensorrt-rtx", "--max-size", "126"]) == 1
     assert "--max-size means nothing to LookWhere, whose engines take any size; give --max-k" in capsys.readouterr().err
+
+
+def test_a_backbone_has_no_engine_of_cls_alone(small_backbone: Callable[[str], Path]) -> None:
+    with pytest.raises(SaccadeError, match="is a plain backbone, whose engines give every token; leave cls_only out"):
+        saccade.load(small_backbone("neco"), cls_only=True)
