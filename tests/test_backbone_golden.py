@@ -78,7 +78,7 @@ MISFITS: dict[str, tuple[Callable[[BackboneCase], BackboneCase], str]] = {
     "missing": (lambda c: replace(c, outputs={"cls": c.outputs["cls"]}), "tokens must be float32 [1, 36, 64]"),
     "fewer tokens": (lambda c: other(c, "tokens", c.outputs["tokens"][:, 1:]), "tokens must be float32 [1, 36, 64]"),
     "other batch": (lambda c: other(c, "cls", np.repeat(c.outputs["cls"], 2, 0)), "cls must be float32 [1, 64]"),
-    "double": (lambda c: other(c, "attention", c.outputs["attention"].astype(float)), "attention must be float32 [1, 1, 36]"),
+    "double": (lambda c: other(c, "attention", np.float64(c.outputs["attention"])), "attention must be float32 [1, 1, 36]"),
     "nan": (lambda c: other(c, "cls_last4", c.outputs["cls_last4"] * np.nan), "cls_last4 holds NaN or infinity"),
     "negative floor": (lambda c: replace(c, floor={"cls": -1.0}), "floor.cls is -1.0, not a finite number from 0 on"),
 }  # fmt: skip

@@ -98,7 +98,9 @@ OPTIONS = {
     "no bundle": Fault(
         "run gone photo.png", "gone is not a bundle folder; make one with 'saccade export CHECKPOINT -o gone'"
     ),
-    "file for a bundle": Fault("inspect model.pt", "model.pt is not a bundle folder"),
+    "file for a bundle": Fault("verify model.pt", "model.pt is not a bundle folder"),
+    "image for a checkpoint": Fault("inspect photo.png", "photo.png is not a PyTorch checkpoint"),
+    "family of a bundle": Fault("inspect bundle --family neco", "bundle is no checkpoint file; leave out --family"),
     "folder for a bundle": Fault("verify bundle/engines", "bundle/engines/bundle.json is missing"),
     "size not divisible": Fault(
         "run bundle photo.png --size 520",

@@ -107,7 +107,16 @@ def test_inspect_says_what_a_backbone_is(bundle: Callable[[str], Path], capsys: 
     assert main(["inspect", str(bundle("neco"))]) == 0
     out = capsys.readouterr().out
     assert "neco, task features" in out
-    assert "prefix: 5 rows (cls and 4 registers); positions on a 9x9 grid" in out
+    for line in (
+        "from ViT of width 128/14, 4 blocks of 2 heads, 4 registers, gelu of 512, LayerScale, DINOv2 names, family neco",
+        "backbone: 4 blocks, width 128, 2 heads, gelu, patch 14, hidden width 512, LayerScale",
+        "prefix: 5 rows (cls and 4 registers)",
+        "positions on a 9x9 grid, 126 x 126 px; to other grids by scale factor with 0.1 added, no antialias",
+        "outputs: cls, tokens, attention, cls_last4",
+        "parity: onnxruntime fp32 equal to PyTorch on 3 images",
+        "golden.npz",
+    ):
+        assert line in out, line
     assert main(["inspect", str(bundle("neco")), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["model"]["position_rule"] == "scale-factor"
 

@@ -82,7 +82,7 @@ def test_features_of_few_channels_and_flat_ones_have_colours(width: int) -> None
 def test_features_that_are_not_finite_are_refused(value: float) -> None:
     dense = features()
     dense[1, 2, 3, 4] = value
-    with pytest.raises(SaccadeError, match="the patch tokens hold NaN or infinity.*run it in fp32"):
+    with pytest.raises(SaccadeError, match=r"the patch tokens hold NaN or infinity.*run it in fp32"):
         pca_colours(dense)
 
 

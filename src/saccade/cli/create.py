@@ -46,6 +46,7 @@ TAKEN_BY = {
 
 LOOKWHERE = "lookwhere"
 FAMILIES = (LOOKWHERE, *BACKBONES)
+NETWORKS = ("teacher", "student")  # of a training checkpoint
 
 if TYPE_CHECKING:
     from saccade.bundle import Defaults
@@ -134,7 +135,7 @@ def _add_export(commands: Any) -> None:
     kept.add_argument("--k-ratio", type=float, metavar="R", help="default share of patches to keep (default: 0.1)")
     parser.add_argument("--task", choices=("features", "classify", "segment"), help="needed where there is a head")
     parser.add_argument("--family", choices=FAMILIES, help="whose code the model is from, where the file cannot tell")
-    parser.add_argument("--checkpoint-key", choices=("teacher", "student"), help="which network of a training checkpoint")
+    parser.add_argument("--checkpoint-key", choices=NETWORKS, help="which network of a training checkpoint")
     parser.add_argument("--force", action="store_true", help="replace a bundle that holds converted graphs")
     parser.set_defaults(execute=export)
 
