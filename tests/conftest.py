@@ -19,6 +19,7 @@ from hypothesis import settings
 from PIL import Image
 
 from saccade.cli.main import main
+from saccade.export.seeded_backbones import BackboneSizes
 from saccade.validate.parity import ParityResult
 
 # The same examples in every run: a failure then belongs to the change that brought it. To look further than these:
@@ -37,6 +38,14 @@ KINDS = {
     "franca": ("lookwhere-franca", [], None),
     "classify": ("lookwhere-dinov2", ["--classes", "10"], "classify"),
     "segment": ("lookwhere-dinov2", ["--classes", "7"], "segment"),
+}
+
+
+# family -> sizes of a small plain backbone that every test can afford
+SMALL_BACKBONES = {
+    "neco": BackboneSizes(dim=128, patch=14, grid=9, depth=4, registers=4),
+    "dinov2": BackboneSizes(dim=128, patch=14, grid=9, depth=4, registers=4),
+    "dino": BackboneSizes(dim=64, patch=8, grid=6, depth=5, layer_scale=False, mask_token=False),
 }
 
 
@@ -139,6 +148,48 @@ def backbone_bundle(
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def small_backbone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function from a family to the bundle of a small plain backbone; its checkpoint lies beside it as .pt.
+
+    Exported in a process of its own: torch.compile leaves decompositions behind that the tracer takes.
+    """
+    folder = shared_folder(tmp_path_factory, "backbones")
+
+    def make(family: str) -> Path:
+        path = folder / family
+        with one_at_a_time(folder):
+            if not path.exists():
+                import torch
+
+                from saccade.export.seeded import seeded_weights
+                from saccade.export.seeded_backbones import backbone_shapes
+
+                weights = seeded_weights(backbone_shapes(SMALL_BACKBONES[family]), 1)
+                torch.save({name: torch.from_numpy(array) for name, array in weights.items()}, path.with_suffix(".pt"))
+                command = [sys.executable, "-m", "saccade", "export", path.with_suffix(".pt"), "-o", path]
+                subprocess.run([*command, "--family", family], check=True, timeout=300)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an ImageFolder of scikit-learn's digits: 40 training and 12 validation pictures of each. Read only."""
+    folder = shared_folder(tmp_path_factory, "digits")
+    with one_at_a_time(folder):
+        if not (folder / "done").exists():
+            digits = sklearn.datasets.load_digits()
+            for label in range(10):
+                for number, picture in enumerate(digits.images[digits.target == label][:52]):
+                    path = folder / ("train" if number < 40 else "val") / str(label) / f"{number:02}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray((picture * 15.9).astype(np.uint8)).convert("RGB").resize((64, 64)).save(path)
+            (folder / "done").touch()
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -73,19 +73,20 @@ def extract(
     *,
     decode: Decode,
     run: Run,
-    outputs: Sequence[str],
+    outputs: Sequence[str] | None,
     batch: int = 8,
     workers: int = 2,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Features:
-    """Extract `outputs` of all images below `root` and return them; what an earlier run has left there is not done again.
+    """Extract `outputs` (None: all that `run` gives) of all images below `root` and return them.
 
-    `recipe` is everything the features depend on beside the images (graphs, engine, size, k, ...): another one gets another
-    folder. `progress` hears how many images are done. An unreadable image has no row and is named in `failed`.
-    Raises SaccadeError where none is readable.
+    What an earlier run has left there is not done again. `recipe` is everything the features depend on beside the images
+    (graphs, engine, size, k, ...): another one gets another folder, and so do images that have changed since. `progress`
+    hears how many images are done. An unreadable image has no row and is named in `failed`. Raises SaccadeError where none
+    is readable.
     """
     names = [str(path) for path in images]
-    full = {**recipe, "outputs": " ".join(outputs), "images": _digest(names)}
+    full = {**recipe, "outputs": " ".join(outputs or ()), "images": _digest(map(_identity, names))}
     folder = root / _digest([f"{name}={value}" for name, value in sorted(full.items())])[:16]
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"{folder} is being filled by another process; wait for it"
@@ -110,6 +111,15 @@ def _digest(texts: Iterable[str]) -> str:
     for text in texts:
         digest.update(os.fsencode(text) + b"\0")
     return digest.hexdigest()
+
+
+def _identity(name: str) -> str:
+    """Return a file's name with what changes when its content does."""
+    try:
+        status = Path(name).stat()
+    except OSError:
+        return name  # it will fail to decode, and be counted
+    return f"{name}\0{status.st_size}\0{status.st_mtime_ns}"
 
 
 def _read_state(folder: Path, recipe: dict[str, str]) -> State:
@@ -151,7 +161,7 @@ class _Done:
 
 
 def _extracted(
-    images: Sequence[Path], decode: Decode, run: Run, outputs: Sequence[str], batch: int, workers: int
+    images: Sequence[Path], decode: Decode, run: Run, outputs: Sequence[str] | None, batch: int, workers: int
 ) -> Iterator[_Done]:
     """Run batches of images that share a size, in order; the next ones are decoded meanwhile."""
     waiting: list[tuple[str, np.ndarray]] = []
@@ -159,7 +169,7 @@ def _extracted(
     def flushed() -> Iterator[_Done]:
         if waiting:
             found = run([pixels for _, pixels in waiting])
-            yield _Done([name for name, _ in waiting], {name: found[name] for name in outputs})
+            yield _Done([name for name, _ in waiting], {name: found[name] for name in outputs or found})
             waiting.clear()
 
     for path, result in _decoded(images, decode, batch, workers):

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from saccade._version import VERSION
-from saccade.cli import bench, check, convert, create, run, show
+from saccade.cli import bench, check, convert, create, evaluate, run, show
 from saccade.errors import SaccadeError
 
 
@@ -25,9 +25,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"saccade {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (create, convert, run, check, bench, show):
+    for module in (create, convert, run, check, bench, evaluate, show):
         module.add_commands(commands)
-    for command in commands.choices.values():
+    for name, command in commands.choices.items():
+        if name == "evaluate":
+            continue  # each of its tasks has it
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
     return parser
 

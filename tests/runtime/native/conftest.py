@@ -28,6 +28,7 @@ ENVIRONMENTS = {
     "release": {},
     "asan": {
         "ASAN_OPTIONS": "detect_leaks=1",
+        "LSAN_OPTIONS": f"suppressions={Path(__file__).with_name('leaks.supp')}:print_suppressions=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "TBB_ENABLE_SANITIZERS": "1",
     },

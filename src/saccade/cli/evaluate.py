@@ -1,0 +1,236 @@
+"""The command evaluate: what features of an engine are worth, by the tasks that official projects judge them by."""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from saccade import atomic
+from saccade.bundle import BackboneModel, Bundle, read_bundle
+from saccade.cli import options as shared
+from saccade.cli.console import Phases, Report, progress_bar, table
+from saccade.cli.settings import add_options, settings_from
+from saccade.errors import SaccadeError
+from saccade.runtime.backbone import BackbonePipeline
+from saccade.runtime.kept import kept_on
+from saccade.runtime.loading import load
+from saccade.validate import evaluation_table
+from saccade.validate.bench_plan import pairs_of
+from saccade.validate.evaluation import Evaluated, compare, evaluate_sources
+from saccade.validate.evaluations import TASKS
+from saccade.validate.evaluations.task import Task
+from saccade.validate.extraction import Extractor
+from saccade.validate.sources import BackboneSource, LookWhereSource, Source, outputs_of
+from saccade.validate.tasks.compare import Difference
+
+REFERENCE = "reference"
+Sides = list[list[Source]]  # the engine's and perhaps the other's, each with a source for every k
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command, with a command of its own for every task."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="judge the features of an engine by a task: k-NN, retrieval, segmentation, …",
+        description="Extract features of a data set on any engine and score them as the official projects do.",
+    )
+    tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
+    for task in TASKS:
+        _add_task(tasks, task)
+
+
+def _add_task(tasks: Any, task: Task) -> None:
+    parser = tasks.add_parser(
+        task.name,
+        help=task.summary,
+        description=f"{task.summary}. Features are kept on disk, so that an interrupted run goes on where it stopped.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"the data folder holds:\n  {task.layout}",
+    )
+    shared.add_bundle(parser)
+    parser.add_argument("data", type=Path, metavar="DATA", help="the data set's folder, see below")
+    shared.add_running(parser)
+    if task.on_lookwhere:
+        parser.add_argument("--k", type=int, nargs="+", metavar="K", help="patches that LookWhere keeps; several: a sweep")
+    parser.add_argument("--compare", metavar="E:P", help=f"also run this engine and precision, or '{REFERENCE}' (PyTorch)")
+    parser.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT", help="what the bundle was made of")
+    parser.add_argument(
+        "--max-drop", type=float, metavar="X",
+        help="with --compare: fail unless the other is at most X below, with 95 %% confidence",
+    )  # fmt: skip
+    add_options(parser.add_argument_group("the task's own"), task.settings)
+    parser.add_argument("--batch", type=int, default=8, metavar="B", help="images of a batch (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, metavar="W", help="threads that decode (default: %(default)s)")
+    parser.add_argument("--features", type=Path, metavar="DIR", help="where features are kept (default: BUNDLE.features)")
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT.json", help="write the result")
+    parser.add_argument("--markdown", type=Path, metavar="OUT.md", help="write the tables")
+    parser.add_argument("--plot", type=Path, metavar="OUT.png", help="draw the sweep: the score against k and latency")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="write the task's pictures, where it has some")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+    parser.set_defaults(execute=lambda options: evaluate(task, options))
+
+
+def evaluate(task: Task, options: argparse.Namespace) -> Report:
+    """Run one task on every source and report scores, latencies and differences."""
+    settings = settings_from(options, task.settings)
+    _check_options(options)
+    bundle = read_bundle(options.bundle)
+    outputs_of(bundle)  # refuses a bundle without features
+    ks = _ks(task, bundle, options)
+    data = task.read(options.data, settings)
+    root = options.features or bundle.path.with_name(f"{bundle.path.name}.features")
+    with ExitStack() as stack:
+        sides = _open_sides(bundle, options, ks, stack)
+        extractors = [
+            [Extractor(source, root, progress_bar, options.batch, options.workers) for source in side] for side in sides
+        ]
+        found = evaluate_sources(task, data, settings, [extract for side in extractors for extract in side])
+    first, second = found[: len(ks)], found[len(ks) :]
+    differences = [compare(*pair) for pair in zip(first, second, strict=True)] if second else []
+    report = _result(task, options, settings, found, differences)
+    return Report(report, _lines(report, found, differences) + _write(report, options, found), report["passed"])
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """Refuse what can be known before anything slow."""
+    for flag in ("batch", "workers"):
+        if not 1 <= getattr(options, flag) <= 1024:
+            raise SaccadeError(f"--{flag} {getattr(options, flag)} is out of range; give 1 to 1024")
+    if options.max_drop is not None and not (options.compare and options.max_drop >= 0):
+        raise SaccadeError("--max-drop is how far the side of --compare may fall behind; give --compare too, and 0 or more")
+    if (options.compare == REFERENCE) != (options.checkpoint is not None):
+        raise SaccadeError(f"--compare {REFERENCE} and --checkpoint belong together; give both or neither")
+    if options.compare not in (None, REFERENCE):
+        pairs_of(None, None, [options.compare])
+    if options.plot and len(getattr(options, "k", None) or []) < 2:
+        raise SaccadeError("--plot draws a sweep; give --k two or more")
+    shared.check_output("-o", options.output, ".json")
+    shared.check_output("--markdown", options.markdown, ".md")
+    shared.check_output("--plot", options.plot, ".png")
+    for flag in ("features", "pictures"):
+        if (path := getattr(options, flag)) is not None:
+            shared.refuse_inside_bundle(f"--{flag}", path)
+
+
+def _ks(task: Task, bundle: Bundle, options: argparse.Namespace) -> list[int | None]:
+    """Return the k of every run: one, and None for a network that sees every patch."""
+    model, asked = bundle.manifest.model, getattr(options, "k", None)
+    if isinstance(model, BackboneModel):
+        if asked:
+            raise SaccadeError(f"--k means nothing to a plain backbone, and {bundle.path} is one; leave it out")
+        return [None]
+    if not task.on_lookwhere:
+        raise SaccadeError(f"{task.name} needs what only a plain backbone gives, and {bundle.path} is a LookWhere model")
+    if asked:
+        if min(asked) < 1 or len(set(asked)) < len(asked):
+            raise SaccadeError(f"--k {' '.join(map(str, asked))}: give numbers from 1, each once")
+        return list(asked)
+    defaults = bundle.manifest.defaults
+    grid = (defaults.size[0] // model.patch, defaults.size[1] // model.patch)
+    return [kept_on(grid, defaults)]
+
+
+def _open_sides(bundle: Bundle, options: argparse.Namespace, ks: list[int | None], stack: ExitStack) -> Sides:
+    """Open what the options name: one engine, and perhaps another or the reference."""
+    sides = [stack.enter_context(_engine(bundle, options, options.engine, options.precision, ks))]
+    if options.compare == REFERENCE:
+        shared.require_modules(["torch"], "export")
+        from saccade.validate.reference_source import reference_source
+
+        sides.append([reference_source(bundle, options.checkpoint, k) for k in ks])
+    elif options.compare:
+        ((engine, precision),) = pairs_of(None, None, [options.compare])
+        sides.append(stack.enter_context(_engine(bundle, options, engine, precision, ks)))
+    return sides
+
+
+@contextlib.contextmanager
+def _engine(
+    bundle: Bundle, options: argparse.Namespace, engine: str, precision: str, ks: list[int | None]
+) -> Iterator[list[Source]]:
+    """Yield a source for every k on one engine."""
+    with Phases() as phases:
+        pipeline = load(
+            bundle, engine=engine, precision=precision, device=options.device, threads=options.threads,
+            build=not options.no_build, progress=phases, note=phases.note,
+        )  # fmt: skip
+    with pipeline:
+        if isinstance(pipeline, BackbonePipeline):
+            yield [BackboneSource(pipeline)]
+        else:
+            yield [LookWhereSource(pipeline, k) for k in ks if k is not None]
+
+
+def _result(
+    task: Task, options: argparse.Namespace, settings: Any, found: Sequence[Evaluated], differences: Sequence[Difference]
+) -> dict[str, Any]:
+    """Return what JSON and the tables hold."""
+    unit = found[0].outcome.scores[0].unit
+    passed = all(each.low >= -options.max_drop for each in differences) if options.max_drop is not None else True
+    return {
+        "task": task.name,
+        "bundle": str(options.bundle),
+        "data": str(options.data),
+        "settings": msgspec.to_builtins(settings),
+        "metric": found[0].outcome.scores[0].name,
+        "unit": unit,
+        "sides": [each.data() for each in found],
+        "differences": [{**asdict(each), "significant": each.is_significant} for each in differences],
+        "max_drop": options.max_drop,
+        "notes": list(dict.fromkeys(note for each in found for note in each.outcome.notes)),
+        "passed": passed,
+    }
+
+
+def _lines(report: dict[str, Any], found: Sequence[Evaluated], differences: Sequence[Difference]) -> list[str]:
+    lines = table(evaluation_table.rows(report))
+    if differences:
+        lines += ["", *table(evaluation_table.difference_rows(report))]
+    if report["max_drop"] is not None:
+        word = "pass" if report["passed"] else "FAIL"
+        lines.append(f"{word}: at most {report['max_drop']:g} {report['unit']} below".replace("  ", " "))
+    return lines + [f"note: {note}" for note in report["notes"]]
+
+
+def _write(report: dict[str, Any], options: argparse.Namespace, found: Sequence[Evaluated]) -> list[str]:
+    """Write what was asked for and return a line for each."""
+    written: list[Path] = []
+    if options.output:
+        atomic.write_bytes(options.output, msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+        written.append(options.output)
+    if options.markdown:
+        atomic.write_bytes(options.markdown, evaluation_table.markdown(report).encode())
+        written.append(options.markdown)
+    if options.plot:
+        from saccade.validate.evaluation_plot import write_plot
+
+        write_plot(report, options.plot)
+        written.append(options.plot)
+    return [f"wrote {path}" for path in written] + _write_pictures(options, found)
+
+
+def _write_pictures(options: argparse.Namespace, found: Sequence[Evaluated]) -> list[str]:
+    """Write the first source's pictures below the folder asked for."""
+    if options.pictures is None:
+        return []
+    count = 0
+    for name, picture in found[0].outcome.pictures():
+        path = options.pictures / name
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise atomic.write_error(path.parent, error) from error
+        atomic.write_bytes(path, buffer.getvalue())
+        count += 1
+    if not count:
+        raise SaccadeError("--pictures: this task has none; leave it out")
+    return [f"wrote {count} pictures into {options.pictures}"]

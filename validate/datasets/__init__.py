@@ -1,0 +1,1 @@
+"""Data sets in the folders that the official projects expect."""

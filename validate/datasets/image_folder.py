@@ -1,0 +1,97 @@
+"""Labelled images in folders, as torchvision's ImageFolder: SPLIT/CLASS/any depth/image."""
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from saccade.errors import SaccadeError
+from saccade.validate.features import Features
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})  # ImageFolder's
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Image files of one split and their labels, int64 (N,), in the order of sorted class names."""
+
+    paths: list[Path]
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """A training and a validation split of the same classes."""
+
+    classes: list[str]
+    train: LabelledImages
+    val: LabelledImages
+    notes: tuple[str, ...]
+
+
+def read_image_folder(root: Path, splits: Sequence[str] = SPLITS) -> ImageFolder:
+    """List both splits. Raises SaccadeError where a split or its images are missing or the classes differ.
+
+    A class of the training split without a single validation image is no error, but noted; one that the training split
+    does not have is an error, since no prediction could be right.
+    """
+    train, val = (_classes(root / split) for split in splits)
+    unknown = sorted(val.keys() - train.keys())
+    if unknown:
+        raise SaccadeError(f"{root / splits[1]}: {_few(unknown)} of its classes are not in {splits[0]}; add or remove them")
+    for name, paths in train.items():
+        if not paths:
+            raise SaccadeError(f"{root / splits[0] / name}: a class without an image; add some or remove the folder")
+    untested = [name for name in train if not val.get(name)]
+    notes = (f"{_few(untested)} of {len(train)} classes have no image in {splits[1]}",) if untested else ()
+    return ImageFolder(list(train), _labelled(train, list(train)), _labelled(val, list(train)), notes)
+
+
+def labels_of(split: LabelledImages, features: Features) -> np.ndarray:
+    """Return the labels of the rows that were extracted, int64, without those of unreadable images."""
+    readable = np.array([str(path) not in features.failed for path in split.paths])
+    return np.asarray(split.labels[readable])
+
+
+def failed_note(features: Features, where: str) -> tuple[str, ...]:
+    """Return the line that counts unreadable images and names the first, if there are any."""
+    if not features.failed:
+        return ()
+    first, why = next(iter(features.failed.items()))
+    total = len(features.names) + len(features.failed)
+    return (f"{len(features.failed)} of {total} images of {where} cannot be read and are left out, first {first} ({why})",)
+
+
+def _classes(split: Path) -> dict[str, list[Path]]:
+    """Return the image files of each class folder, both sorted by name."""
+    if not split.is_dir():
+        raise SaccadeError(f"{split}: no such folder; images are expected in {split.name}/CLASS/")
+    found = {
+        entry.name: sorted(
+            Path(folder, name)
+            for folder, _, names in os.walk(entry)
+            for name in names
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES
+        )
+        for entry in sorted(split.iterdir())
+        if entry.is_dir()
+    }
+    if not any(found.values()):
+        raise SaccadeError(f"{split}: holds no images; they are expected in {split.name}/CLASS/")
+    return found
+
+
+def _labelled(found: dict[str, list[Path]], classes: list[str]) -> LabelledImages:
+    number = {name: label for label, name in enumerate(classes)}
+    paths = [path for paths in found.values() for path in paths]
+    labels = [number[name] for name, paths in found.items() for _ in paths]
+    return LabelledImages(paths, np.array(labels, np.int64))
+
+
+def _few(names: Sequence[str]) -> str:
+    """Return a count with the first names."""
+    return f"{len(names)} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"

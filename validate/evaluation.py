@@ -1,0 +1,67 @@
+"""An evaluation of one or several sources of features: scores, latency, and the differences between two of them."""
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from saccade.errors import SaccadeError
+from saccade.validate.evaluations.task import Outcome, Task
+from saccade.validate.extraction import Extractor
+from saccade.validate.tasks.compare import Difference, paired_bootstrap
+
+WARM_UP, TIMED = 2, 9  # images of a latency
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What one source has reached. `latency_ms` is the median of single images; None where none went through a network."""
+
+    label: str
+    outcome: Outcome
+    latency_ms: float | None
+    k: int | None = None
+
+    def data(self) -> dict[str, Any]:
+        """Return what JSON holds of it."""
+        scores = [asdict(score) for score in self.outcome.scores]
+        latency = None if self.latency_ms is None else round(self.latency_ms, 2)
+        found = {"label": self.label, "scores": scores, "latency_ms": latency, "details": dict(self.outcome.details)}
+        return found if self.k is None else {**found, "k": self.k}
+
+
+def evaluate_sources(task: Task, data: Any, settings: Any, extractors: Sequence[Extractor]) -> list[Evaluated]:
+    """Run the task on features of each source, which are all open; their latencies are taken in turns."""
+    outcomes = [task.evaluate(data, extract, settings) for extract in extractors]
+    latencies = _latencies([extract.timed_call for extract in extractors if extract.timed_call])
+    timed = iter(latencies)
+    return [
+        Evaluated(extract.source.label, outcome, next(timed) if extract.timed_call else None, extract.source.k)
+        for extract, outcome in zip(extractors, outcomes, strict=True)
+    ]
+
+
+def compare(first: Evaluated, second: Evaluated) -> Difference:
+    """Return the second's headline against the first's on the same samples, with its confidence interval.
+
+    Raises SaccadeError where they did not see the same samples.
+    """
+    ours, theirs = first.outcome, second.outcome
+    if len(ours.samples) != len(theirs.samples):
+        counts = f"{len(ours.samples)} and {len(theirs.samples)}"
+        raise SaccadeError(f"{first.label} and {second.label} were scored on {counts} samples; both must see the same")
+    return paired_bootstrap(ours.samples, theirs.samples, ours.statistic)
+
+
+def _latencies(calls: Sequence[Callable[[], object]]) -> list[float]:
+    """Return the median of each call in milliseconds, after a warm-up, in turns."""
+    times: list[list[float]] = [[] for _ in calls]
+    for turn in range(WARM_UP + TIMED):
+        for call, taken in zip(calls, times, strict=True):
+            start = time.perf_counter_ns()
+            call()
+            if turn >= WARM_UP:
+                taken.append((time.perf_counter_ns() - start) / 1e6)
+    return [statistics.median(taken) for taken in times]

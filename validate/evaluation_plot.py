@@ -1,0 +1,50 @@
+"""The picture of a sweep: an evaluation's headline against k, and against latency."""
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from saccade import atomic
+from saccade.validate.bench_plots import require_matplotlib
+
+SIZE = (9.6, 4.2)  # inches
+
+
+def write_plot(report: Mapping[str, Any], path: Path) -> None:
+    """Write the picture; one line for each engine."""
+    require_matplotlib()
+    buffer = io.BytesIO()
+    sweep_figure(report).savefig(buffer, format="png", dpi=150, bbox_inches="tight")
+    atomic.write_bytes(path, buffer.getvalue())
+
+
+def sweep_figure(report: Mapping[str, Any]) -> Any:
+    """Return the figure: the headline over k on the left, over milliseconds of one image on the right."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=SIZE, layout="constrained")
+    over_k, over_latency = figure.subplots(1, 2, sharey=True)
+    for label, sides in _lines(report).items():
+        values = [side["scores"][0]["value"] for side in sides]
+        over_k.plot([side["k"] for side in sides], values, marker="o", label=label)
+        over_latency.plot([side["latency_ms"] for side in sides], values, marker="o", label=label)
+        for side, value in zip(sides, values, strict=True):
+            over_latency.annotate(f"k={side['k']}", (side["latency_ms"], value), (4, 4), textcoords="offset points")
+    over_k.set_xlabel("k, patches kept")
+    over_latency.set_xlabel("ms per image, batch 1")
+    over_k.set_ylabel(f"{report['metric']}, {report['unit']}".rstrip(", "))
+    for panel in (over_k, over_latency):
+        panel.grid(alpha=0.3)
+    over_k.legend()
+    figure.suptitle(f"{report['task']} on {Path(report['data']).name}")
+    return figure
+
+
+def _lines(report: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the sides of each engine by its name, in order of k."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for side in sorted(report["sides"], key=lambda side: side["k"]):
+        found.setdefault(side["label"].rpartition(" k=")[0], []).append(side)
+    return found

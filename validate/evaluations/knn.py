@@ -1,0 +1,65 @@
+"""k-NN classification of an ImageFolder by cls, with PW-Self's and DINO's preparation (eval_knn.py)."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from msgspec import Meta
+
+from saccade.validate.datasets.image_folder import ImageFolder, failed_note, labels_of, read_image_folder
+from saccade.validate.evaluations.task import Outcome, Score, Settings, Task
+from saccade.validate.extraction import Extractor
+from saccade.validate.preparation import ShortSideCrop, checked_side
+from saccade.validate.sources import CLS
+from saccade.validate.tasks.knn import NEIGHBOURS, TEMPERATURE, KnnResult, evaluate_knn
+
+SIZE = 224
+USUAL = 20  # neighbours of the headline where they are among those asked for: "usually best", says DINO's README
+SHORT_SIDE_OF_CROP = 256 / 224  # eval_knn.py resizes to 256 and crops 224
+
+
+class KnnSettings(Settings, frozen=True):
+    """Options of the task."""
+
+    size: Annotated[int, Meta(ge=0, description="pixels of the crop (0: 224 in whole patches)")] = 0
+    neighbours: Annotated[tuple[int, ...], Meta(min_length=1, description="how many neighbours vote")] = NEIGHBOURS
+    temperature: Annotated[float, Meta(gt=0, description="of the votes, exp(cosine / T)")] = TEMPERATURE
+
+
+def read(root: Path, settings: KnnSettings) -> ImageFolder:
+    """List the images; the numbers of neighbours are checked when the unreadable ones are known."""
+    return read_image_folder(root)
+
+
+def evaluate(data: ImageFolder, extract: Extractor, settings: KnnSettings) -> Outcome:
+    """Classify the validation images by the training images.
+
+    A number of neighbours above the number of training images is left out, as long as one is left.
+    """
+    size = checked_side(settings.size, extract.source.patch, SIZE)
+    prepare = ShortSideCrop(round(size * SHORT_SIDE_OF_CROP), size)
+    train = extract(data.train.paths, prepare, [CLS], label="train")
+    val = extract(data.val.paths, prepare, [CLS], label="val")
+    usable = [k for k in settings.neighbours if k <= len(train.names)] or list(settings.neighbours)
+    results = evaluate_knn(
+        np.asarray(train.arrays[CLS]), labels_of(data.train, train),
+        np.asarray(val.arrays[CLS]), labels_of(data.val, val),
+        len(data.classes), usable, settings.temperature,
+    )  # fmt: skip
+    results.sort(key=lambda result: result.k != USUAL)
+    left_out = [k for k in settings.neighbours if k not in usable]
+    too_many = (f"neighbours {left_out} are more than {len(train.names)} training images and are left out",)
+    notes = (*data.notes, *failed_note(train, "train"), *failed_note(val, "val"), *(too_many if left_out else ()))
+    scores = [score for result in results for score in _scores(result)]
+    return Outcome(tuple(scores), results[0].top1_hits.astype(np.float64), notes=notes)
+
+
+def _scores(result: KnnResult) -> tuple[Score, Score]:
+    return Score(f"top-1, {result.k} neighbours", result.top1), Score(f"top-5, {result.k} neighbours", result.top5)
+
+
+TASK = Task(
+    "knn", "k-NN classification by cls", "train/CLASS/*.jpg, val/CLASS/*.jpg (ImageFolder)", KnnSettings, read, evaluate,
+    on_lookwhere=True,
+)  # fmt: skip

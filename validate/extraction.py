@@ -1,0 +1,75 @@
+"""Features of image files for an evaluation: from one source, prepared as the protocol says, kept on disk."""
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saccade.errors import SaccadeError
+from saccade.validate import features
+from saccade.validate.features import Features
+from saccade.validate.preparation import Preparation
+from saccade.validate.sources import Source
+
+Reduce = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+Bar = Callable[[int, str], AbstractContextManager[Any]]  # a progress bar of a total and a label, with update(n)
+
+
+@dataclass
+class Extractor:
+    """Extracts features of files from one source and keeps them below `root`: what is there is not done again.
+
+    `timed_call` runs the source on one image as the last extraction did; None before the first.
+    """
+
+    source: Source
+    root: Path
+    bar: Bar
+    batch: int = 8
+    workers: int = 2
+    timed_call: Callable[[], object] | None = None
+
+    def __call__(
+        self,
+        images: Sequence[Path],
+        prepare: Preparation,
+        outputs: Sequence[str],
+        *,
+        label: str = "features",
+        reduce: Reduce | None = None,
+    ) -> Features:
+        """Return `outputs` of the images, row i belonging to `names[i]` of the result; unreadable images have no row.
+
+        `reduce`, a function of a module, makes of a batch's outputs what is kept: its name becomes part of the recipe.
+        Raises SaccadeError where the model has no such output and where no image can be read.
+        """
+        source = self.source
+        missing = [name for name in outputs if name not in source.outputs]
+        if missing:
+            raise SaccadeError(f"{source.label} gives no {missing[0]}; it gives {', '.join(source.outputs)}")
+        recipe = {**source.recipe, "preparation": repr(prepare), "reduce": reduce.__qualname__ if reduce else ""}
+
+        def run(pixels: list[np.ndarray]) -> Mapping[str, np.ndarray]:
+            found = source.run(pixels, outputs)
+            return reduce(found) if reduce else found
+
+        self._remember(images, prepare, outputs)
+        with self.bar(len(images), f"{source.label}: {label}") as bar:
+            return features.extract(
+                images, self.root, recipe, decode=prepare, run=run, outputs=None if reduce else outputs,
+                batch=self.batch, workers=self.workers, progress=lambda done: bar.update(done - bar.n),
+            )  # fmt: skip
+
+    def _remember(self, images: Sequence[Path], prepare: Preparation, outputs: Sequence[str]) -> None:
+        """Keep how to run one image, the first that can be read."""
+        for path in images:
+            with contextlib.suppress(SaccadeError):
+                pixels = prepare(path)
+                self.timed_call = functools.partial(self.source.run, [pixels], outputs)
+                return
