@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -98,53 +97,6 @@ def small_bundle(
                 task = KINDS[kind][2]
                 options = ["--task", task] if task else []
                 assert main(["export", str(small_checkpoint(kind)), "-o", str(path), *options]) == 0
-        return path
-
-    return make
-
-
-# family -> sizes of a small plain backbone that every test can afford
-SMALL_BACKBONES: dict[str, dict[str, Any]] = {
-    "neco": {"dim": 128, "patch": 14, "grid": 9, "depth": 4, "registers": 4},
-    "dinov2": {"dim": 128, "patch": 14, "grid": 9, "depth": 4, "registers": 4},
-    "dino": {"dim": 64, "patch": 8, "grid": 6, "depth": 5, "layer_scale": False, "mask_token": False},
-}
-
-
-@pytest.fixture(scope="session")
-def backbone_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return a function from a family to the checkpoint file of a small plain backbone. Read only."""
-    folder = shared_folder(tmp_path_factory, "backbone_checkpoints")
-
-    def make(family: str) -> Path:
-        import torch
-
-        from saccade.export.seeded import seeded_weights
-        from saccade.export.seeded_backbones import BackboneSizes, backbone_shapes
-
-        path = folder / f"{family}.pt"
-        with one_at_a_time(folder):
-            if not path.exists():
-                weights = seeded_weights(backbone_shapes(BackboneSizes(**SMALL_BACKBONES[family])), 1)
-                torch.save({name: torch.from_numpy(array) for name, array in weights.items()}, path)
-        return path
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def backbone_bundle(
-    tmp_path_factory: pytest.TempPathFactory, backbone_checkpoint: Callable[[str], Path]
-) -> Callable[[str], Path]:
-    """Return a function from a family to its small bundle. Copy it before changing anything but its engines."""
-    folder = shared_folder(tmp_path_factory, "backbone_bundles")
-
-    def make(family: str) -> Path:
-        checkpoint, path = backbone_checkpoint(family), folder / family
-        with one_at_a_time(folder):
-            if not path.exists():  # in a process of its own: torch.compile leaves decompositions that the tracer takes
-                command = [sys.executable, "-m", "saccade", "export", checkpoint, "-o", path, "--family", family]
-                subprocess.run(command, check=True, timeout=300)
         return path
 
     return make

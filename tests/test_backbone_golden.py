@@ -22,8 +22,8 @@ PATCH = 8
 
 
 @pytest.fixture
-def bundle(backbone_bundle: Callable[[str], Path]) -> Bundle:
-    return read_bundle(backbone_bundle("dino"))
+def bundle(small_backbone: Callable[[str], Path]) -> Bundle:
+    return read_bundle(small_backbone("dino"))
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ def test_there_is_an_image_at_the_training_size_and_a_batch_on_another_grid_that
 
 
 def test_its_outputs_are_those_of_the_checkpoint_in_pytorch(
-    bundle: Bundle, backbone_checkpoint: Callable[[str], Path]
+    bundle: Bundle, small_backbone: Callable[[str], Path]
 ) -> None:
-    reference = BackboneReference(read_backbone(backbone_checkpoint("dino")), ("attention", "cls_last4"))
+    reference = BackboneReference(read_backbone(small_backbone("dino").with_suffix(".pt")), ("attention", "cls_last4"))
     for case in backbone_cases_of(bundle):
         assert tuple(case.outputs) == OUTPUTS
         truth = reference(list(case.images))

@@ -59,8 +59,14 @@ def refused(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pyte
 
 
 @pytest.fixture
-def bundle(backbone_bundle: Callable[[str], Path]) -> Path:
-    return backbone_bundle("dino")
+def bundle(small_backbone: Callable[[str], Path]) -> Path:
+    return small_backbone("dino")
+
+
+@pytest.fixture
+def checkpoint_of(small_backbone: Callable[[str], Path]) -> Callable[[str], Path]:
+    """Return a function from a family to the checkpoint of its small bundle."""
+    return lambda family: small_backbone(family).with_suffix(".pt")
 
 
 @pytest.fixture
@@ -132,10 +138,10 @@ def test_the_pca_picture_shows_every_image_beside_the_colours_of_pca_rgb(
 
 @pytest.mark.parametrize("mass", [None, 0.6])
 def test_the_attention_picture_has_one_map_for_each_head(
-    mass: float | None, backbone_bundle: Callable[[str], Path], photos: list[Path], say: Say, tmp_path: Path
+    mass: float | None, small_backbone: Callable[[str], Path], photos: list[Path], say: Say, tmp_path: Path
 ) -> None:
     options = ["--attention", tmp_path / "a.png", *(["--attention-mass", mass] if mass else [])]
-    data = json.loads(say("run", backbone_bundle("neco"), photos[0], "--size", "126", *options, "--json"))
+    data = json.loads(say("run", small_backbone("neco"), photos[0], "--size", "126", *options, "--json"))
     assert data["attention"] == str(tmp_path / "a.png")
     picture = np.asarray(Image.open(tmp_path / "a.png"))
     side = 4 * 126  # the smallest whole factor that reaches 448
@@ -180,12 +186,12 @@ REFUSED = {
 def test_options_that_do_not_fit_are_refused_before_anything_is_loaded(
     case: str,
     small_bundle: Callable[[str], Path],
-    backbone_bundle: Callable[[str], Path],
+    small_backbone: Callable[[str], Path],
     photos: list[Path],
     refused: Refused,
 ) -> None:
     (kind, *options), message = REFUSED[case][0].split(), REFUSED[case][1]
-    path = small_bundle("dinov2") if kind == "lookwhere" else backbone_bundle(kind)
+    path = small_bundle("dinov2") if kind == "lookwhere" else small_backbone(kind)
     assert refused("run", path, photos[0], *options).startswith(message)
 
 
@@ -214,14 +220,14 @@ def test_verify_of_a_static_engine_is_refused(bundle: Path, refused: Refused) ->
 
 
 def test_parity_on_photographs_leaves_a_report_tensors_and_a_receipt(
-    copy: Path, backbone_checkpoint: Callable[[str], Path], photos: list[Path], say: Say, tmp_path: Path
+    copy: Path, checkpoint_of: Callable[[str], Path], photos: list[Path], say: Say, tmp_path: Path
 ) -> None:
     (tmp_path / "photos").mkdir()
     for photo in photos[:2]:
         shutil.copy(photo, tmp_path / "photos")
     places = ["--images", tmp_path / "photos", "--report", tmp_path / "r.html", "--results", tmp_path / "results"]
     data = json.loads(
-        say("parity", copy, "--checkpoint", backbone_checkpoint("dino"), "--size", "40x64", *places, "--json")
+        say("parity", copy, "--checkpoint", checkpoint_of("dino"), "--size", "40x64", *places, "--json")
     )
     assert (data["passed"], data["images"], set(data["graphs"])) == (True, 2, {"backbone"})
     assert set(data["tensors"]) == {f"backbone.{name}" for name in ("cls", "tokens", "attention", "cls_last4")}
@@ -248,9 +254,9 @@ def check_page(page: str) -> None:
 
 
 def test_parity_on_its_own_images_needs_no_others(
-    copy: Path, backbone_checkpoint: Callable[[str], Path], say: Say
+    copy: Path, checkpoint_of: Callable[[str], Path], say: Say
 ) -> None:
-    text = say("parity", copy, "--checkpoint", backbone_checkpoint("dino"), "--engine", "onnxruntime")
+    text = say("parity", copy, "--checkpoint", checkpoint_of("dino"), "--engine", "onnxruntime")
     assert text.startswith("onnxruntime fp32 equals PyTorch on 3 images\n")
 
 
@@ -276,11 +282,11 @@ def tensors(tree: Any) -> Any:
 
 def test_another_checkpoint_is_refused_whatever_its_family(
     bundle: Path,
-    backbone_checkpoint: Callable[[str], Path],
+    checkpoint_of: Callable[[str], Path],
     small_checkpoint: Callable[[str], Path],
     refused: Refused,
 ) -> None:
-    for path in (backbone_checkpoint("neco"), small_checkpoint("dinov2")):
+    for path in (checkpoint_of("neco"), small_checkpoint("dinov2")):
         message = refused("parity", bundle, "--checkpoint", path)
         assert message == f"{path} is not the checkpoint that {bundle} was made of; give that file, or export again"
     assert "gone.pt: no such checkpoint file" in refused("parity", bundle, "--checkpoint", "gone.pt")
@@ -288,9 +294,9 @@ def test_another_checkpoint_is_refused_whatever_its_family(
 
 @pytest.mark.parametrize("option", [["--k", 3], ["--k-ratio", 0.5]], ids=["k", "k-ratio"])
 def test_parity_refuses_a_k(
-    option: list[object], bundle: Path, backbone_checkpoint: Callable[[str], Path], refused: Refused
+    option: list[object], bundle: Path, checkpoint_of: Callable[[str], Path], refused: Refused
 ) -> None:
-    message = refused("parity", bundle, "--checkpoint", backbone_checkpoint("dino"), *option)
+    message = refused("parity", bundle, "--checkpoint", checkpoint_of("dino"), *option)
     assert message == f"{option[0]} means nothing to a plain backbone, which sees every patch; leave it out"
 
 
@@ -298,9 +304,9 @@ def test_parity_refuses_a_k(
 
 
 def test_inspect_of_a_checkpoint_says_what_the_bundle_says(
-    bundle: Path, backbone_checkpoint: Callable[[str], Path], say: Say
+    bundle: Path, checkpoint_of: Callable[[str], Path], say: Say
 ) -> None:
-    checkpoint = backbone_checkpoint("dino")
+    checkpoint = checkpoint_of("dino")
     data = json.loads(say("inspect", checkpoint, "--json"))
     manifest = read_bundle(bundle).manifest
     assert data["layout"] == manifest.provenance["checkpoint_layout"]
@@ -314,9 +320,9 @@ def test_inspect_of_a_checkpoint_says_what_the_bundle_says(
 
 
 def test_inspect_of_a_checkpoint_takes_the_family_that_it_cannot_tell(
-    backbone_checkpoint: Callable[[str], Path], say: Say, refused: Refused
+    checkpoint_of: Callable[[str], Path], say: Say, refused: Refused
 ) -> None:
-    checkpoint = backbone_checkpoint("neco")
+    checkpoint = checkpoint_of("neco")
     assert "say --family neco or --family dinov2" in refused("inspect", checkpoint)
     assert "to other grids by size, with antialias" in say("inspect", checkpoint, "--family", "dinov2")
     assert "to other grids by scale factor with 0.1 added" in say("inspect", checkpoint, "--family", "neco")

@@ -21,13 +21,13 @@ ENGINES = ("openvino", "onnxruntime")
 
 
 @pytest.fixture
-def checkpoint(backbone_checkpoint: Callable[[str], Path]) -> Callable[[str], Path]:
-    return backbone_checkpoint
+def checkpoint(small_backbone: Callable[[str], Path]) -> Callable[[str], Path]:
+    return lambda family: small_backbone(family).with_suffix(".pt")
 
 
 @pytest.fixture
-def bundle(backbone_bundle: Callable[[str], Path]) -> Callable[[str], Path]:
-    return backbone_bundle
+def bundle(small_backbone: Callable[[str], Path]) -> Callable[[str], Path]:
+    return small_backbone
 
 
 def opened(path: Path, engine: str = "openvino", **options: int) -> BackbonePipeline:

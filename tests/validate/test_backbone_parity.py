@@ -38,8 +38,8 @@ class Altered(Engine):
 
 
 @pytest.fixture(scope="module")
-def pipeline(backbone_bundle: Callable[[str], Path]) -> Iterator[BackbonePipeline]:
-    opened = saccade.load(backbone_bundle("neco"), engine="onnxruntime", note=lambda line: None)
+def pipeline(small_backbone: Callable[[str], Path]) -> Iterator[BackbonePipeline]:
+    opened = saccade.load(small_backbone("neco"), engine="onnxruntime", note=lambda line: None)
     assert isinstance(opened, BackbonePipeline)
     with opened:
         yield opened
@@ -76,9 +76,9 @@ def failed(result: BackboneResult) -> set[str]:
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize("family", ["neco", "dino"])
 def test_a_faithful_engine_passes_with_room_to_spare(
-    family: str, engine: str, backbone_bundle: Callable[[str], Path]
+    family: str, engine: str, small_backbone: Callable[[str], Path]
 ) -> None:
-    with saccade.load(backbone_bundle(family), engine=engine, note=lambda line: None) as opened:
+    with saccade.load(small_backbone(family), engine=engine, note=lambda line: None) as opened:
         result = verify(opened)
     assert tuple(values(result)) == NUMBERS
     assert all(3 * measure.value <= measure.bound for measure in result.measures), values(result)
@@ -173,10 +173,10 @@ sys.exit(main({arguments!r}))
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_verify_and_pictures_need_neither_torch_nor_onnx(
-    precision: str, backbone_bundle: Callable[[str], Path], photo_folder: Path, tmp_path: Path
+    precision: str, small_backbone: Callable[[str], Path], photo_folder: Path, tmp_path: Path
 ) -> None:
     absent = ("torch", "onnx", "onnxscript", "onnx_ir", "polygraphy", "sklearn", "scipy", "matplotlib")
-    bundle = str(backbone_bundle("dino"))
+    bundle = str(small_backbone("dino"))
     arguments = ["verify", bundle, "--precision", precision, "--json"]
     if precision == "fp32":
         pictures = ["--pca", str(tmp_path / "pca.png"), "--attention", str(tmp_path / "heads.png")]
