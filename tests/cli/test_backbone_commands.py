@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ import saccade
 from saccade import read_bundle
 from saccade.bundle import write_manifest
 from saccade.cli.main import main
-from saccade.export.seeded_backbones import BackboneSizes, dino_training_checkpoint
+from saccade.export.seeded import seeded_weights, weights_crc32
+from saccade.export.seeded_backbones import BACKBONES, BackboneSizes, backbone_shapes, dino_training_checkpoint
 from saccade.golden import relative_difference
 from saccade.runtime.backbone import BackbonePipeline
 from saccade.runtime.overlay import GAP
@@ -78,6 +80,22 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def photos(photo_folder: Path) -> list[Path]:
     return sorted(photo_folder.iterdir())[:3]
+
+
+# ---- make-checkpoint
+
+
+def test_make_checkpoint_writes_the_weights_that_a_seed_says_in_the_sizes_that_are_given(say: Say, tmp_path: Path) -> None:
+    path = tmp_path / "dino.pt"
+    options = ["--dim", 64, "--depth", 5, "--grid", 6, "--seed", 3]
+    made = json.loads(say("make-checkpoint", "dino-vits8", "-o", path, *options, "--json"))
+    expected = seeded_weights(backbone_shapes(replace(BACKBONES["dino-vits8"], dim=64, depth=5, grid=6)), 3)
+    assert made["crc32"] == weights_crc32(expected)
+    model = json.loads(say("inspect", path, "--json"))["model"]
+    found = {name: model[name] for name in ("family", "dim", "depth", "patch", "base_grid", "registers", "layer_scale")}
+    assert found == {
+        "family": "dino", "dim": 64, "depth": 5, "patch": 8, "base_grid": [6, 6], "registers": 0, "layer_scale": False,
+    }  # fmt: skip
 
 
 # ---- run
