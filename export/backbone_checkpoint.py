@@ -15,7 +15,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from saccade.bundle import BACKBONES, BackboneFamily, BackboneModel, PositionRule, sha256_of_file
+from saccade.bundle import BACKBONES, RULE_WORDS, BackboneFamily, BackboneModel, PositionRule, sha256_of_file
 from saccade.errors import SaccadeError
 from saccade.export.backbone_layout import NECO_HEAD, Found, find_backbone
 from saccade.export.backbone_modules import Backbone
@@ -24,7 +24,6 @@ from saccade.export.weights_file import Tensors, check_tensors, leaves, load_con
 
 FAMILIES: tuple[BackboneFamily, ...] = get_args(BackboneFamily)
 SIZE_NAMES = {192: "ViT-Ti", 384: "ViT-S", 768: "ViT-B", 1024: "ViT-L"}
-RULE_WORDS = {"scale-factor": "by scale factor with 0.1 added, no antialias", "size-antialias": "by size, with antialias"}
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,9 @@ OPTIONS = {
     "no bundle": Fault(
         "run gone photo.png", "gone is not a bundle folder; make one with 'saccade export CHECKPOINT -o gone'"
     ),
-    "file for a bundle": Fault("inspect model.pt", "model.pt is not a bundle folder"),
+    "file for a bundle": Fault("verify model.pt", "model.pt is not a bundle folder"),
+    "image for a checkpoint": Fault("inspect photo.png", "photo.png is not a PyTorch checkpoint"),
+    "family of a bundle": Fault("inspect bundle --family neco", "bundle is no checkpoint file; leave out --family"),
     "folder for a bundle": Fault("verify bundle/engines", "bundle/engines/bundle.json is missing"),
     "size not divisible": Fault(
         "run bundle photo.png --size 520",
@@ -207,6 +209,9 @@ OPTIONS = {
     "seed too large": Fault("make-checkpoint lookwhere-dinov2 -o new.pt --seed 4294967296", "--seed 4294967296 is out of"),
     "width": Fault("make-checkpoint lookwhere-dinov2 -o new.pt --dim 100", "dim 100 is not a multiple of 64"),
     "depth": Fault("make-checkpoint lookwhere-dinov2 -o new.pt --depth 0", "--depth 0 is out of range; give 1 to 16384"),
+    "classes of a backbone": Fault(
+        "make-checkpoint dino-vits16 -o new.pt --classes 10", "--classes means nothing to a plain backbone: it has no"
+    ),
     "classes": Fault("make-checkpoint lookwhere-dinov2 -o new.pt --classes -3", "classes -3 is out of range"),
     "export size": Fault(
         "export model.pt -o new --size 100", "--size 100 is not a multiple of the 14 px patch; the nearest is 98"

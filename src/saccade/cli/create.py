@@ -1,4 +1,4 @@
-"""Commands that make something: make-checkpoint, export, build."""
+"""Commands that make a bundle and what is in it: export, build."""
 from __future__ import annotations
 
 import argparse
@@ -25,7 +25,7 @@ from saccade.bundle import (
 )
 from saccade.cli import options as shared
 from saccade.cli import profile
-from saccade.cli.console import Phases, Report, progress_bar, size_text, table
+from saccade.cli.console import Phases, Report, size_text, table
 from saccade.cli.verdicts import measured_on
 from saccade.engines import store
 from saccade.engines.engine import ENGINE_NAMES, EngineRequest, default_request, refuse_path
@@ -33,9 +33,7 @@ from saccade.errors import SaccadeError
 from saccade.runtime.kept import MAX_CELLS, checked_k
 from saccade.runtime.loading import requests_of
 
-EXPORT_MODULES = ("torch", "onnx", "onnxscript", "onnxruntime", "polygraphy")
 SELF_TESTED = ("tensorrt",)  # engines that are built on the GPU they are for
-MAX_SEED = 2**32 - 1  # beyond it the same weights come again
 # Which engines each option of `build` means something to.
 TAKEN_BY = {
     "device": ("openvino", "onnxruntime", "tensorrt"),  # TensorRT-RTX builds without one, for compute capabilities
@@ -47,6 +45,7 @@ TAKEN_BY = {
 
 LOOKWHERE = "lookwhere"
 FAMILIES = (LOOKWHERE, *BACKBONES)
+NETWORKS = ("teacher", "student")  # of a training checkpoint
 
 if TYPE_CHECKING:
     from saccade.bundle import Defaults
@@ -55,70 +54,9 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: Any) -> None:
-    """Add the three commands to the parser."""
-    _add_make_checkpoint(commands)
+    """Add both commands to the parser."""
     _add_export(commands)
     _add_build(commands)
-
-
-def _add_make_checkpoint(commands: Any) -> None:
-    parser = commands.add_parser(
-        "make-checkpoint",
-        help="write seeded weights in a real checkpoint layout, to try everything without a download",
-        description="Write seeded weights in a real checkpoint layout. The defaults are the sizes of the published files.",
-    )
-    parser.add_argument("family", metavar="FAMILY", help="lookwhere-dinov2 or lookwhere-franca")
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="default: %(default)s")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--dim", type=int, default=768, help="width, a multiple of 64 (default: %(default)s)")
-    parser.add_argument("--depth", type=int, default=12, help="blocks of the extractor (default: %(default)s)")
-    parser.add_argument("--selector-depth", type=int, default=3, help="blocks of the selector (default: %(default)s)")
-    parser.add_argument("--grid", type=int, default=37, help="side of the position table (default: %(default)s)")
-    parser.add_argument("--classes", type=int, default=0, help="write the fine-tuned layout with this many classes")
-    parser.set_defaults(execute=make_checkpoint)
-
-
-def make_checkpoint(options: argparse.Namespace) -> Report:
-    """Write a seeded checkpoint and report its crc, by which others can tell that they have the same weights."""
-    shared.require_modules(EXPORT_MODULES, "export")
-    import torch
-
-    from saccade.export import seeded
-
-    sizes = seeded.Sizes(
-        dim=_positive(options, "dim"),
-        depth=_positive(options, "depth"),
-        selector_depth=_positive(options, "selector_depth"),
-        grid=_positive(options, "grid"),
-        classes=options.classes,
-    )
-    if not 0 <= options.seed <= MAX_SEED:
-        raise SaccadeError(f"--seed {options.seed} is out of range; give 0 to {MAX_SEED}")
-    shared.refuse_inside_bundle("-o", options.output)
-    shapes = seeded.checkpoint_shapes(options.family, sizes)
-    with progress_bar(len(shapes), "weights", "tensor") as bar:
-        weights = seeded.seeded_weights(shapes, options.seed, lambda name: bar.update(1))
-    crc = seeded.weights_crc32(weights)
-
-    def tensors(tree: dict[str, Any]) -> dict[str, Any]:
-        return {key: tensors(v) if isinstance(v, dict) else torch.from_numpy(v) for key, v in tree.items()}
-
-    with atomic.pending_file(options.output) as pending, pending.open("wb") as file:
-        try:
-            torch.save(tensors(weights if sizes.classes else seeded.nested(weights)), file)
-        except RuntimeError as error:  # torch's zip writer wraps what the disk said
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-    parameters = sum(array.size for array in weights.values())
-    data = {"file": str(options.output), "family": options.family, "seed": options.seed, "crc32": crc}
-    line = f"{options.output}: {options.family}, {parameters / 1e6:.1f} M parameters, seed {options.seed}, crc32 {crc}"
-    return Report(data | {"parameters": parameters}, [line])
-
-
-def _positive(options: argparse.Namespace, name: str) -> int:
-    value = int(getattr(options, name))
-    if not 1 <= value <= 1 << 14:
-        raise SaccadeError(f"--{name.replace('_', '-')} {value} is out of range; give 1 to {1 << 14}")
-    return value
 
 
 def _add_export(commands: Any) -> None:
@@ -135,7 +73,7 @@ def _add_export(commands: Any) -> None:
     kept.add_argument("--k-ratio", type=float, metavar="R", help="default share of patches to keep (default: 0.1)")
     parser.add_argument("--task", choices=("features", "classify", "segment"), help="needed where there is a head")
     parser.add_argument("--family", choices=FAMILIES, help="whose code the model is from, where the file cannot tell")
-    parser.add_argument("--checkpoint-key", choices=("teacher", "student"), help="which network of a training checkpoint")
+    parser.add_argument("--checkpoint-key", choices=NETWORKS, help="which network of a training checkpoint")
     parser.add_argument("--force", action="store_true", help="replace a bundle that holds converted graphs")
     parser.set_defaults(execute=export)
 
@@ -145,7 +83,7 @@ def export(options: argparse.Namespace) -> Report:
 
     Nobody else may export or build there meanwhile. It does not wait for them: what they make would be replaced at once.
     """
-    shared.require_modules(EXPORT_MODULES, "export")
+    shared.require_modules(shared.EXPORT_MODULES, "export")
     start = time.perf_counter()
     target: Path = options.output
     refuse_path(target)
