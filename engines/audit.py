@@ -26,6 +26,8 @@ _LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+), (?P<rest>.
 _TENSOR = re.compile(r"Dimensions: \[([-\d,]*)\].*?Data[tT]ype: [^,}]*?\b(" + "|".join(PRECISIONS) + r")\b")
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _ATTENTION_NODE = re.compile(r"^Parsing node: .* \[(?:Softmax|Attention)\]$", re.MULTILINE)
+# A backbone's further output: cls's row alone, (batch, heads, 1, tokens), beside the attention of the last block.
+_ROW_NODE = re.compile(r"^.+ \[Softmax\] inputs: \[.*? -> \([^)]*, 1, -?\d+\)\[", re.MULTILINE)
 _PRODUCT_NODE = re.compile(r"^(.+) \[(?:MatMul|Gemm|Conv)\] inputs: \[.*?\)\[(\w+)\]\]", re.MULTILINE)
 
 # Kernel names are chains of abbreviated operations: Fc = weight product, Maxr = row maximum, Cast, Mean, Sqrt ...
@@ -65,8 +67,8 @@ def audit_of_text(text: str, precision: str) -> Audit:
     """Read the layers out of `text` and judge them against the `precision` that was asked for."""
     kernels = [kernel for kernel in _kernels(text) if kernel.kind not in NOT_KERNELS]
     fused = sum(1 for kernel in kernels if _FUSED_ATTENTION.search(kernel.name))
-    softmaxes = sum(1 for kernel in kernels if _SOFTMAX.search(kernel.name))
-    blocks = len(_ATTENTION_NODE.findall(text)) or fused + softmaxes
+    softmaxes = sum(1 for kernel in kernels if _SOFTMAX.search(kernel.name) and not _is_one_row(kernel))
+    blocks = len(_ATTENTION_NODE.findall(text)) - len(_ROW_NODE.findall(text)) or fused + softmaxes
     products = [kernel for kernel in kernels if _is_product(kernel)]
     gemms = _count(_product_precision(kernel) for kernel in products)
     expected, warnings = _attention_findings(precision, blocks, fused)
@@ -129,6 +131,11 @@ def _is_product(kernel: _Kernel) -> bool:
     if _FUSED_ATTENTION.search(kernel.name):
         return False
     return bool(_PRODUCT_KIND.search(kernel.kind) or _PRODUCT_NAME.search(kernel.name))
+
+
+def _is_one_row(kernel: _Kernel) -> bool:
+    """Whether a kernel works on a single query: nothing that a fused kernel is for."""
+    return any(len(extents) > 2 and extents[-2] == 1 for extents, _ in kernel.inputs)
 
 
 def _product_precision(kernel: _Kernel) -> str:

@@ -14,14 +14,14 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from saccade.bundle import Bundle, GraphFile, TensorSpec
+from saccade.bundle import Bundle, GraphFile, Model, TensorSpec
 from saccade.errors import SaccadeError
 
 ENGINE_NAMES = ("openvino", "onnxruntime", "tensorrt", "tensorrt-rtx")
 DEFAULT_MAX_BATCH = 8
 STATIC_BATCH = 1  # of a static engine; its k is chosen
 # Conditions that say how much an engine takes, and not what it is made of or runs on.
-LIMITS = frozenset({"max_batch", "max_k", "opt_k"})
+LIMITS = frozenset({"max_batch", "max_k", "opt_k", "max_height", "max_width", "opt_height", "opt_width"})
 # What only some engines offer, and what is said of one that does not.
 WISHES = {
     "streams": "runs one frame at a time; leave streams at 1",
@@ -44,6 +44,8 @@ class EngineRequest(Struct, frozen=True, kw_only=True):
     max_batch: int = DEFAULT_MAX_BATCH  # limits of TensorRT's optimization profile; the others have none
     max_k: int = 1369
     opt_k: int = 136  # where the profile is tuned
+    max_size: tuple[int, int] | None = None  # (height, width) of images, for a plain backbone: it has no k
+    opt_size: tuple[int, int] | None = None
     compute_capabilities: tuple[str, ...] = ()  # TensorRT-RTX only; empty = its default targets
     any_limits: bool = False  # what was built for other limits or targets will do too, if it runs on the device
     threads: int = 0  # 0 = the engine's own choice
@@ -76,12 +78,13 @@ def default_request(
 ) -> EngineRequest:
     """Return the request of a run, which takes the engine that there is, whatever the limits it was built with.
 
-    Where there is none, one is built for k up to every patch of the base grid, tuned at the bundle's k.
+    Where there is none, one is built for k up to every patch of the base grid, tuned at the bundle's k; of a plain backbone
+    for images up to that grid, tuned at the bundle's size.
     """
     rows, columns = bundle.manifest.model.base_grid
     defaults, patch = bundle.manifest.defaults, bundle.manifest.model.patch
     usual = defaults.k_on(defaults.size[0] * defaults.size[1] // patch**2)
-    return EngineRequest(
+    asked = EngineRequest(
         engine=engine,
         precision=precision,
         device=default_device(engine) if device is None else str(device),
@@ -92,6 +95,14 @@ def default_request(
         streams=streams,
         cls_only=cls_only,
     )
+    if isinstance(bundle.manifest.model, Model):
+        return asked
+    return msgspec.structs.replace(asked, opt_size=defaults.size, max_size=_largest(defaults.size, (rows, columns), patch))
+
+
+def _largest(size: tuple[int, int], base_grid: tuple[int, int], patch: int) -> tuple[int, int]:
+    """Return (height, width) that hold the bundle's own size and every patch of the base grid."""
+    return max(size[0], base_grid[0] * patch), max(size[1], base_grid[1] * patch)
 
 
 def build_command(bundle: Bundle, request: EngineRequest) -> str:

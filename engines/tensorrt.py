@@ -25,7 +25,7 @@ from saccade.engines.engine import (
     build_command,
     load_roles,
 )
-from saccade.engines.tensorrt_build import Finished, Job, build_in_child, import_binding
+from saccade.engines.tensorrt_build import Extents, Finished, Job, build_in_child, import_binding
 from saccade.engines.tensorrt_engine import TensorRTEngine
 from saccade.errors import SaccadeError
 
@@ -73,12 +73,11 @@ class TensorRTBackend(Backend):
             hardware = {"compute_capabilities": " ".join(self._targets(trt, request)) or DEFAULT_TARGETS}
         else:
             hardware = self._build_gpu(trt, request)
-        limits = {"max_batch": request.max_batch, "max_k": request.max_k, "opt_k": min(request.opt_k, request.max_k)}
-        profile = {name: str(value) for name, value in limits.items()}
+        profile = {name: str(value) for name, value in _limits(request).items()}
         return {"binding": trt.__name__, "version": trt.__version__, **hardware, **profile}
 
     def serves(self, built: Mapping[str, str], wanted: Mapping[str, str], request: EngineRequest) -> bool:
-        """Whether a built engine takes what is asked: as large a batch and k or larger, on all the targets or more.
+        """Whether a built engine takes what is asked: as large a batch, k and image or larger, on all the targets or more.
 
         Where an engine is tuned changes its speed and not what it takes. A run asks for no limits, and of the targets
         only for the GPU it runs on.
@@ -88,8 +87,8 @@ class TensorRTBackend(Backend):
             return False
         if not self._targets_serve(built.get("compute_capabilities", ""), wanted.get("compute_capabilities", ""), request):
             return False
-        limits = (("max_batch", request.max_batch), ("max_k", request.max_k))
-        return all(_limit(built, name) >= (1 if request.any_limits else asked) for name, asked in limits)
+        limits = {name: value for name, value in _limits(request).items() if name.startswith("max_")}
+        return all(_limit(built, name) >= (1 if request.any_limits else asked) for name, asked in limits.items())
 
     def _targets_serve(self, built: str, wanted: str, request: EngineRequest) -> bool:
         """Compare the compute capabilities of an RTX engine; TensorRT's are fixed by its GPU."""
@@ -138,9 +137,7 @@ class TensorRTBackend(Backend):
             plan=str(plan),
             inputs=graph.inputs,
             outputs=graph.outputs,
-            max_batch=request.max_batch,
-            max_k=request.max_k,
-            opt_k=request.opt_k,
+            extents=profile_of(request, bundle.manifest.model.patch),
             compute_capabilities=self._targets(import_binding(self.name), request) if self.is_rtx else (),
             device=None if self.is_rtx else int(request.device),
             timing_cache=None if self.is_rtx else str(bundle.engines_path / TIMING_CACHE),
@@ -199,6 +196,27 @@ class TensorRTBackend(Backend):
 def _target_names(trt: Any) -> list[str]:
     """Return the compute capabilities TensorRT-RTX compiles for, by name."""
     return [name for name in trt.ComputeCapability.__members__ if name not in NOT_TARGETS]
+
+
+def _limits(request: EngineRequest) -> dict[str, int]:
+    """Return by condition how much an engine takes and where it is tuned, which lies within what it takes."""
+    limits = {"max_batch": request.max_batch}
+    if request.max_size is None or request.opt_size is None:
+        return limits | {"max_k": request.max_k, "opt_k": min(request.opt_k, request.max_k)}
+    for name, opt, most in zip(("height", "width"), request.opt_size, request.max_size, strict=True):
+        limits |= {f"max_{name}": most, f"opt_{name}": min(opt, most)}
+    return limits
+
+
+def profile_of(request: EngineRequest, patch: int) -> dict[str, Extents]:
+    """Return the least, the usual and the most of each dynamic dimension; those that follow from an image's size fit it."""
+    limits = _limits(request)
+    batch = (1, 1, limits["max_batch"])
+    if "max_k" in limits:
+        return {"batch": batch, "k": (1, limits["opt_k"], limits["max_k"])}
+    height, width = ((patch, limits[f"opt_{name}"], limits[f"max_{name}"]) for name in ("height", "width"))
+    least, usual, most = (1 + rows * columns // patch**2 for rows, columns in zip(height, width, strict=True))
+    return {"batch": batch, "height": height, "width": width, "rows": (least, usual, most)}
 
 
 def _limit(conditions: Mapping[str, str], name: str) -> int:

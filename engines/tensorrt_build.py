@@ -45,6 +45,9 @@ _REMEDIES = {
 }
 
 
+Extents = tuple[int, int, int]  # the least, where the engine is tuned, the most
+
+
 class Job(Struct, frozen=True, kw_only=True):
     """Everything the child needs to build one engine."""
 
@@ -55,9 +58,7 @@ class Job(Struct, frozen=True, kw_only=True):
     plan: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    max_batch: int
-    max_k: int
-    opt_k: int
+    extents: dict[str, Extents]  # of each dynamic dimension of the inputs, by name
     compute_capabilities: tuple[str, ...]
     device: int | None  # the GPU plain TensorRT builds on
     timing_cache: str | None  # where it keeps what it measured there for the next build; RTX measures nothing
@@ -316,12 +317,11 @@ def _config(trt: Any, job: Job, builder: Any) -> Any:
     config.clear_flag(trt.BuilderFlag.TF32)  # on by default; what the graph keeps in fp32 is to be fp32
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the audit reads the layers it prints
     profile = builder.create_optimization_profile()
-    opt_k = min(job.opt_k, job.max_k)  # only where the engine is tuned, so an engine for few patches is no error
     for spec in job.inputs:
-        ends = ((1, 1), (1, opt_k), (job.max_batch, job.max_k))
-        profile.set_shape(spec.name, *(_shape(job, spec, batch, k) for batch, k in ends))
+        profile.set_shape(spec.name, *(_shape(job, spec, end) for end in range(3)))
     if config.add_optimization_profile(profile) < 0:  # its only sign of an inconsistent profile
-        raise SaccadeError(f"{job.onnx}: batch 1..{job.max_batch}, k 1..{job.max_k} is no range; give larger limits")
+        ranges = ", ".join(f"{name} {least}..{most}" for name, (least, _, most) in job.extents.items())
+        raise SaccadeError(f"{job.onnx}: {ranges} is no range; give larger limits")
     if job.timing_cache is not None:
         _take_timings(Path(job.timing_cache), config)
     if job.compute_capabilities:
@@ -350,13 +350,13 @@ def _keep_timings(job: Job, config: Any) -> None:
             atomic.write_bytes(Path(job.timing_cache), bytes(cache.serialize()))
 
 
-def _shape(job: Job, spec: TensorSpec, batch: int, k: int) -> tuple[int, ...]:
-    """Return the shape of an input for one batch size and one number of patches."""
-    sizes = {"batch": batch, "k": k}
-    unknown = [extent for extent in spec.shape if isinstance(extent, str) and extent not in sizes]
+def _shape(job: Job, spec: TensorSpec, end: int) -> tuple[int, ...]:
+    """Return the shape of an input at one of the ends in `Extents`."""
+    unknown = [extent for extent in spec.shape if isinstance(extent, str) and extent not in job.extents]
     if unknown:
-        raise SaccadeError(f"{job.onnx}: {spec.name!r} varies in {unknown[0]!r}, only batch and k may; export again")
-    return tuple(sizes[extent] if isinstance(extent, str) else extent for extent in spec.shape)
+        known = " and ".join(job.extents)
+        raise SaccadeError(f"{job.onnx}: {spec.name!r} varies in {unknown[0]!r}, only {known} may; export again")
+    return tuple(job.extents[extent][end] if isinstance(extent, str) else extent for extent in spec.shape)
 
 
 def _build_error(job: Job, log: Any) -> SaccadeError:

@@ -137,14 +137,18 @@ class TensorRTEngine(DeviceEngine):
     def limits_error(self, name: str, shape: tuple[int, ...]) -> SaccadeError:
         """Return the error for a shape outside the optimization profile, with the command that builds a larger one."""
         most = tuple(self._engine.get_tensor_profile_shape(name, 0)[2])
-        beyond, flags = [], ""
+        beyond: list[str] = []
+        needed: dict[str, int | str] = {}
         for extent, asked, limit in zip(self.inputs[name].shape, shape, most, strict=True):
             if isinstance(extent, str):
-                flags += f" --max-{extent} {max(asked, limit)}"
+                needed[extent] = max(asked, limit)
                 beyond += [f"{extent} {asked} is beyond the {limit}"] if asked > limit else []
         if not beyond:
             return self.error(f"input {name!r} {list(shape)} is outside its limits", "build with larger ones")
         what = f"{self._name}: {' and '.join(beyond)} that the engine was built for"
+        if "height" in needed:
+            needed["size"] = f"{needed.pop('height')}x{needed.pop('width')}"
+        flags = "".join(f" --max-{extent} {value}" for extent, value in needed.items())
         return SaccadeError(f"{what}; '{self._build_command}{flags}' builds a larger one")
 
     def error(self, what: str, remedy: str) -> SaccadeError:

@@ -61,6 +61,17 @@ def tail_nodes(graph: ir.Graph) -> set[ir.Node]:
     return set(_descendants(last))
 
 
+def told_softmaxes(graph: ir.Graph) -> set[ir.Node]:
+    """Return the softmaxes whose result leaves the graph, as a backbone's attention row, and what lies behind them."""
+    told: set[ir.Node] = set()
+    for node in graph:
+        if node.op_type == "Softmax":
+            behind = set(_descendants(node))
+            if all(each.op_type != "MatMul" for each in behind):
+                told |= {node, *behind}
+    return told
+
+
 def _descendants(node: ir.Node) -> Iterable[ir.Node]:
     pending, seen = [node], set()
     while pending:

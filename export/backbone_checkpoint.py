@@ -15,7 +15,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from saccade.bundle import BACKBONES, BackboneFamily, BackboneModel, PositionRule, sha256_of_file
+from saccade.bundle import BACKBONES, RULE_WORDS, BackboneFamily, BackboneModel, PositionRule, sha256_of_file
 from saccade.errors import SaccadeError
 from saccade.export.backbone_layout import NECO_HEAD, Found, find_backbone
 from saccade.export.backbone_modules import Backbone
@@ -24,7 +24,6 @@ from saccade.export.weights_file import Tensors, check_tensors, leaves, load_con
 
 FAMILIES: tuple[BackboneFamily, ...] = get_args(BackboneFamily)
 SIZE_NAMES = {192: "ViT-Ti", 384: "ViT-S", 768: "ViT-B", 1024: "ViT-L"}
-RULE_WORDS = {"scale-factor": "by scale factor with 0.1 added, no antialias", "size-antialias": "by size, with antialias"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,7 @@ class BackboneCheckpoint:
     positions: Tensor  # (1+N, D) on the base grid; row 0 is cls's, of zeros where the file has it in cls_token already
     left_out: dict[str, int]  # how many tensors the file holds beside these, by part
     sha256: str
+    key: str | None = None  # which network of a training checkpoint was asked for
 
     def describe(self) -> str:
         """Return how the file was understood, in one line."""
@@ -70,7 +70,7 @@ def read_backbone(path: str | Path, family: str | None = None, key: str | None =
     check_tensors(path, "backbone", tensors, backbone_module(model))
     _check_positions(path, positions, model.dim)
     return BackboneCheckpoint(
-        path, spelling, found.prefix, model, tensors, positions, found.left_out, sha256_of_file(path)
+        path, spelling, found.prefix, model, tensors, positions, found.left_out, sha256_of_file(path), key
     )
 
 

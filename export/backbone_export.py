@@ -45,6 +45,7 @@ def write_backbone_bundle(
         provenance={
             "checkpoint_sha256": checkpoint.sha256,
             "checkpoint_layout": checkpoint.describe(),
+            "checkpoint_key": checkpoint.key,
             "tools": tool_versions(),
         },
     )

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from saccade.backbone_golden import BackboneCase
 from saccade.contract import backbone_contract
 from saccade.export.backbone_checkpoint import BackboneCheckpoint, load_backbone
 from saccade.export.reference import normalised
+from saccade.golden import relative_difference
 
 
 class BackboneReference:
@@ -50,3 +52,10 @@ class BackboneReference:
         else:  # DINOv2 with interpolate_offset 0 and interpolate_antialias, and timm's resample_abs_pos_embed
             resized = F.interpolate(table, grid, mode="bicubic", antialias=True)
         return torch.cat([self._positions[:1], resized[0].flatten(1).T]).to(self.dtype)
+
+
+def backbone_case(reference: BackboneReference, exact: BackboneReference, images: Sequence[np.ndarray]) -> BackboneCase:
+    """Run the float32 reference, and the float64 one to know the float32 noise."""
+    outputs, truth = reference(images), exact(images)
+    floor = {name: relative_difference(array, truth[name]) for name, array in outputs.items()}
+    return BackboneCase(np.stack(images), outputs, floor)

@@ -6,7 +6,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from saccade.backbone_golden import BackboneCase
 from saccade.bundle import Defaults
+from saccade.contract import extras_of
+from saccade.export.backbone_checkpoint import BackboneCheckpoint
+from saccade.export.backbone_reference import BackboneReference, backbone_case
 from saccade.export.checkpoint import Checkpoint
 from saccade.export.reference import FILL_NEIGHBOURS, Reference, reference_case
 from saccade.golden import Case
@@ -23,12 +27,30 @@ def golden_cases(checkpoint: Checkpoint, task: str, defaults: Defaults, progress
     rows, columns = (extent // patch for extent in defaults.size)
     cells = rows * columns
     k = defaults.k_on(cells)
-    other = (max(3, rows * 2 // 5), max(4, columns * 3 // 5))
+    other = _other_grid(rows, columns)
     images = [synthetic_image((other[0] * patch, other[1] * patch), seed) for seed in range(1, 1 + SECOND_BATCH)]
     return [
         reference_case(reference, exact, [synthetic_image(defaults.size, 0)], k),
         reference_case(reference, exact, images, max(FILL_NEIGHBOURS, other[0] * other[1] // 4)),
     ]
+
+
+def backbone_golden_cases(checkpoint: BackboneCheckpoint, progress: Callable[[str], None]) -> list[BackboneCase]:
+    """Return one image on the position table's own grid, where nothing is resized, and a batch on another grid."""
+    progress("reference in float32 and float64")
+    model, extras = checkpoint.model, extras_of(checkpoint.model)
+    reference, exact = (BackboneReference(checkpoint, extras, dtype) for dtype in (torch.float32, torch.float64))
+    (rows, columns), patch = model.base_grid, model.patch
+    other = _other_grid(rows, columns)
+    return [
+        backbone_case(reference, exact, [synthetic_image((rows * patch, columns * patch), 0)]),
+        backbone_case(reference, exact, [synthetic_image((other[0] * patch, other[1] * patch), seed) for seed in (1, 2)]),
+    ]
+
+
+def _other_grid(rows: int, columns: int) -> tuple[int, int]:
+    """Return a smaller grid that is not square."""
+    return max(3, rows * 2 // 5), max(4, columns * 3 // 5)
 
 
 def synthetic_image(size: tuple[int, int], seed: int) -> np.ndarray:

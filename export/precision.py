@@ -1,8 +1,9 @@
 """Write an fp32 graph again in 16 bits: types and casts in the graph, since TensorRT 11 has no precision flags.
 
 Norms, softmax and everything after the last norm (the selector's head and scores, the classifier) stay in float32, and so
-do the graph's inputs and outputs, and in bf16 the selector's patch embedding. Keeping norms and softmax in float32 by casts
-does not cost TensorRT its fused attention (12 of 12 blocks on RTX 1.7.1). Needs onnx_ir, not torch.
+do the graph's inputs and outputs, an attention row on its way out, and in bf16 the convolution that embeds patches. Keeping
+norms and softmax in float32 by casts does not cost TensorRT its fused attention (12 of 12 blocks on RTX 1.7.1). Needs
+onnx_ir, not torch.
 """
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from saccade.errors import SaccadeError
-from saccade.export.anatomy import block_numbers, tail_nodes
+from saccade.export.anatomy import block_numbers, tail_nodes, told_softmaxes
 
 NUMPY_TYPES = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}  # bfloat16 is not numpy's own
 IR_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -44,7 +45,7 @@ class _Narrowing:
         self._float32_ops = FLOAT32_OPS[precision]
         self._types: dict[ir.Value, ir.DataType | None] = {value: value.dtype for value in graph.inputs}
         self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
-        self._wide = tail_nodes(graph)
+        self._wide = tail_nodes(graph) | told_softmaxes(graph)
         if blocks is not None:
             self._wide |= {node for node, number in block_numbers(graph).items() if number not in blocks}
 

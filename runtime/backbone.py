@@ -10,6 +10,7 @@ import numpy as np
 from saccade.bundle import BackboneModel, Bundle
 from saccade.engines import store
 from saccade.engines.engine import Engine
+from saccade.runtime.feature_pictures import pca_colours
 from saccade.runtime.images import Fit, ImageLike
 from saccade.runtime.pipeline import Clock, ImagePipeline
 from saccade.runtime.positions import positions_on
@@ -33,6 +34,10 @@ class Features:
         """The tokens as (B, D, gh, gw): a view."""
         dense: np.ndarray = self.tokens.transpose(0, 2, 1).reshape(len(self.tokens), -1, *self.grid)
         return dense
+
+    def pca_rgb(self) -> np.ndarray:
+        """Return the tokens as uint8 colours (B, gh, gw, 3): their first three principal components over all images."""
+        return pca_colours(self.dense)(self.dense)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return what is there by name, as `saccade run -o OUT.npz` writes it."""
@@ -62,13 +67,15 @@ class BackbonePipeline(ImagePipeline):
         """
         clock = Clock()
         pixels = self.pixels(images, size, fit, clock)
-        grid = self.grid_of(pixels[0])
         with clock.stage("normalize"):
-            image = self._normalized(pixels)
+            feed = self.feed(pixels)
         with clock.stage("backbone"):
-            found = self.engines["backbone"].run({"image": image, "positions": self._positions_on(grid)})
-            arrays = {name: array.copy() for name, array in found.items()}
-        return Features(grid=grid, timings_ms=clock.timings_ms, **arrays)
+            arrays = {name: array.copy() for name, array in self.engines["backbone"].run(feed).items()}
+        return Features(grid=self.grid_of(pixels[0]), timings_ms=clock.timings_ms, **arrays)
+
+    def feed(self, pixels: list[np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the graph's inputs for images as `pixels` gives them."""
+        return {"image": self._normalized(pixels), "positions": self._positions_on(self.grid_of(pixels[0]))}
 
     def stream(
         self, frames: Iterable[ImageLike], *, size: int | tuple[int, int] | None = None, fit: Fit = "squash"

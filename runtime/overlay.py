@@ -19,7 +19,12 @@ MIN_SIDE = 448  # smaller images are enlarged by a whole factor, so that outline
 def heat_map(score_map: np.ndarray) -> np.ndarray:
     """Return scores (gh, gw) as uint8 colours (gh, gw, 3), by rank: outliers do not darken the rest."""
     ranks = np.argsort(np.argsort(score_map, axis=None)).reshape(score_map.shape)
-    place = ranks / max(1, ranks.size - 1) * (len(_COLOURS) - 1)
+    return colours_at(ranks / max(1, ranks.size - 1))
+
+
+def colours_at(shares: np.ndarray) -> np.ndarray:
+    """Return shares from 0 to 1 (...) as uint8 colours (..., 3), from dark to light."""
+    place = shares * (len(_COLOURS) - 1)
     low = np.minimum(place.astype(int), len(_COLOURS) - 2)
     share = (place - low)[..., None]
     colours = (1 - share) * _COLOURS[low] + share * _COLOURS[low + 1]

@@ -19,6 +19,7 @@ from PIL import Image
 
 from saccade.cli.main import main
 from saccade.export.seeded_backbones import BackboneSizes
+from saccade.validate.backbone_parity import BackboneResult
 from saccade.validate.parity import ParityResult
 
 # The same examples in every run: a failure then belongs to the change that brought it. To look further than these:
@@ -179,6 +180,27 @@ def converted_bundle(
             for precision in ("fp16", "bf16", "int8", "fp8"):
                 calibration = ["--calibration", str(photo_folder)] if precision in ("int8", "fp8") else []
                 assert main(["convert", str(path), "--precision", precision, *calibration]) == 0
+            (folder / "done").touch()
+    return path
+
+
+@pytest.fixture(scope="session")
+def converted_backbone(
+    tmp_path_factory: pytest.TempPathFactory, small_backbone: Callable[[str], Path], photo_folder: Path
+) -> Path:
+    """Return a small plain backbone with every precision. Copy it before changing anything but its engines.
+
+    It is kept whatever its parity, as `converted_bundle` is.
+    """
+    folder = shared_folder(tmp_path_factory, "converted-backbone")
+    path = folder / "bundle"
+    with one_at_a_time(folder), pytest.MonkeyPatch.context() as patch:
+        if not (folder / "done").exists():
+            shutil.copytree(small_backbone("neco"), path, ignore=shutil.ignore_patterns("engines"))
+            patch.setattr(BackboneResult, "passed", True)
+            for precision in ("fp16", "bf16", "int8", "fp8"):
+                options = ["--calibration", str(photo_folder), "--method", "minmax"] if precision in ("int8", "fp8") else []
+                assert main(["convert", str(path), "--precision", precision, *options]) == 0
             (folder / "done").touch()
     return path
 

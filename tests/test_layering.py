@@ -22,7 +22,7 @@ MAY_IMPORT = {"export": set(), "engines": set(), "runtime": {"engines"}, "valida
 # The modules that all parts stand on, and what each may import of the package.
 FOUNDATIONS = {
     "_version": set(), "errors": set(), "locks": {"errors"}, "atomic": {"errors", "locks"},
-    "golden": {"errors", "atomic", "bundle", "contract"},
+    "golden": {"errors", "atomic", "bundle", "contract"}, "backbone_golden": {"errors", "bundle", "contract", "golden"},
     "bundle": {"errors", "atomic", "contract", "onnx_file"}, "onnx_file": set(),
     "contract": {"errors", "bundle"},
 }  # fmt: skip

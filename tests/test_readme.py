@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from saccade.cli.main import build_parser
 from saccade.engines import store
+from saccade.runtime.overlay import GAP
 from saccade.validate.bench_plan import pairs_of
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +27,11 @@ def test_readme_commands_write_what_they_name(readme_folder: Path) -> None:
     assert features["cls"].shape == (1, 768)
     assert features["indices"].shape == (1, 136)
     assert (readme_folder / "overlay.png").stat().st_size > 10_000
+    with Image.open(readme_folder / "pca.png") as pca, Image.open(readme_folder / "heads.png") as heads:
+        assert pca.size == (4 * 480 + 3 * GAP, 320)  # both photographs, each beside its colours
+        assert heads.size == (2 * (3 * 480 + 2 * GAP) + GAP, 3 * 320 + 2 * GAP)  # each with six heads
+    assert np.load(readme_folder / "dense.npz")["dense"].shape == (2, 384, 20, 30)
+    assert "Parity with PyTorch: <span class=\"pass\">equal" in (readme_folder / "dino.html").read_text()
     assert "Parity with PyTorch: <span class=\"pass\">equal" in (readme_folder / "parity.html").read_text()
 
 
@@ -32,6 +39,8 @@ def test_readme_commands_write_what_they_name(readme_folder: Path) -> None:
 def test_readme_python_runs_as_written(readme_folder: Path) -> None:
     (code,) = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
     code += "\nassert out.dense.shape == (2, 768, 37, 37) and out.indices.shape == (2, 136)\n"
+    code += "assert features.dense.shape == (1, 384, 20, 30) and features.pca_rgb().shape == (1, 20, 30, 3)\n"
+    code += "assert features.attention.shape == (1, 6, 600)\n"
     subprocess.run([sys.executable, "-c", code], cwd=readme_folder, check=True)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from saccade.bundle import Bundle
+from saccade.bundle import Bundle, Model
 from saccade.engines import store
 from saccade.engines.engine import ENGINE_NAMES, default_device
 from saccade.errors import SaccadeError
@@ -21,7 +21,7 @@ from saccade.runtime.kept import checked_k
 from saccade.runtime.loading import MAX_STREAMS, MAX_THREADS
 
 # What a side runs.
-CHAIN = "chain"  # ours: selector, gather, extractor on an engine
+CHAIN = "chain"  # ours: selector, gather, extractor on an engine, or a plain backbone there
 PYTORCH = "pytorch"
 ONE_GRAPH = "one-graph"
 FULL_BACKBONE = "full-backbone"
@@ -70,6 +70,7 @@ class Side(Struct, frozen=True):
     cls_only: bool = False
     streams: int = 1  # more than one: frames go through `Pipeline.stream`
     images: tuple[str, ...] = ()  # files that the chain decodes in its calls, in turn; none: it is given pixels
+    selects: bool = True  # LookWhere does; a plain backbone's k is every patch, and no result speaks of it
 
 
 class Opened(NamedTuple):
@@ -141,14 +142,17 @@ def plan_from(
         raise SaccadeError(f"--streams {streams} is out of range; give 1 to {MAX_STREAMS}")
     if (static or streams > 1) and any(batch > 1 for batch in batches):
         raise SaccadeError(f"{'--static' if static else '--streams'} is for batch 1; leave --batch out")
+    selects = isinstance(bundle.manifest.model, Model)
+    if not selects:
+        _refuse_selection({"--k": ks, "--static": static, "--cls-only": cls_only}, peers or ())
     threads = threads or len(os.sched_getaffinity(0))
     without_and_with = (dict.fromkeys((False, static)), dict.fromkeys((False, cls_only)), dict.fromkeys((1, streams)))
     forms = list(itertools.product(*without_and_with))
     chains = [_Wish(CHAIN, *pair, *form) for pair in pairs for form in forms]
     roofs = _roof_precisions(pairs, device) if roof else []
     wishes = _wishes(chains, pairs, _checked_peers(bundle, checkpoint, peers), roofs)
-    defaults, patch = bundle.manifest.defaults, bundle.model.patch
-    file = str(checkpoint) if checkpoint else None
+    defaults, patch = bundle.manifest.defaults, bundle.manifest.model.patch
+    where = (device, threads, str(checkpoint) if checkpoint else None)
     files = tuple(str(path) for path in images[:MAX_FILES])
     plan = []
     extents = sizes or [defaults.size]
@@ -157,18 +161,39 @@ def plan_from(
             raise SaccadeError(f"--batch {batch} is not to be had; give 1 to {MAX_BATCH}")
         pixels = check_size(size, patch)
         cells = pixels[0] * pixels[1] // patch**2
-        for k in dict.fromkeys([*(ks or [defaults.k_on(cells)]), None]):
+        for k in dict.fromkeys([*(ks or [defaults.k_on(cells) if selects else cells]), None]):
             if k is not None:
                 checked_k(k, cells, dense=bundle.manifest.task == "segment")
             for wish in wishes:
                 if (wish.kind == FULL_BACKBONE) == (k is None):  # it has no k: once for each size
-                    kept = cells if k is None else k
-                    name = f"{_title(wish)} {pixels[0]}x{pixels[1]} k={kept} batch={batch}"
-                    where = (str(bundle.path), wish.engine, wish.precision, device)
-                    side = Side(name, *where, pixels, kept, batch, threads, file, wish.kind)
-                    side = replace(side, static=wish.static, cls_only=wish.cls_only, streams=wish.streams)
-                    plan.append(replace(side, images=files) if wish.kind == CHAIN and wish.streams == 1 else side)
+                    side = _side(bundle, wish, pixels, cells if k is None else k, batch, *where)
+                    decodes = wish.kind == CHAIN and wish.streams == 1
+                    plan.append(replace(side, selects=selects, images=files if decodes else ()))
     return plan
+
+
+def _refuse_selection(options: dict[str, object], peers: Sequence[str]) -> None:
+    """Refuse what only LookWhere has: a plain backbone sees every patch, in one graph."""
+    for flag, value in options.items():
+        if value:
+            raise SaccadeError(f"{flag} means nothing to a plain backbone, which sees every patch; leave it out")
+    for peer in (ONE_GRAPH, FULL_BACKBONE):
+        if peer in peers:
+            raise SaccadeError(f"--peers {peer} means nothing to a plain backbone, which is that itself; leave it out")
+
+
+def _side(
+    bundle: Bundle, wish: _Wish, size: tuple[int, int], k: int, batch: int,
+    device: str | None, threads: int, checkpoint: str | None,
+) -> Side:  # fmt: skip
+    """Return one wish at one size, k and batch."""
+    kept = f" k={k}" if isinstance(bundle.manifest.model, Model) else ""
+    return Side(
+        name=f"{_title(wish)} {size[0]}x{size[1]}{kept} batch={batch}",
+        bundle=str(bundle.path), engine=wish.engine, precision=wish.precision, device=device,
+        size=size, k=k, batch=batch, threads=threads, checkpoint=checkpoint, kind=wish.kind,
+        static=wish.static, cls_only=wish.cls_only, streams=wish.streams,
+    )  # fmt: skip
 
 
 def check_turns(rounds: int, frames: int) -> None:

@@ -1,8 +1,10 @@
-"""The two pictures of a benchmark: latency against k, and latency against parity. The one module that needs matplotlib."""
+"""The pictures of a benchmark: latency against k (of a plain backbone: against size), throughput against batch, and latency
+against parity. The one module that needs matplotlib.
+"""
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,15 @@ def require_matplotlib() -> None:
 
 
 def write_plots(data: Result, folder: Path) -> list[Path]:
-    """Write latency.* and, where parity was measured, parity.* into `folder`; returns the paths."""
+    """Write latency.*, throughput.* of several batches, and parity.* where it was measured; returns the paths."""
     require_matplotlib()
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise atomic.write_error(folder, error) from error
-    figures = {"latency": latency_figure(data)}
+    figures = {"latency": latency_figure(data) if any(side["k"] for side in data["sides"]) else size_figure(data)}
+    if any("best_batch" in side for side in data["sides"]):
+        figures["throughput"] = throughput_figure(data)
     if any("parity" in side for side in data["sides"]):
         figures["parity"] = parity_figure(data)
     written = []
@@ -58,20 +62,69 @@ def latency_figure(data: Result) -> Any:
             if sides[0]["kind"] == FULL_BACKBONE:
                 panel.axhline(sides[0]["frame_ms"]["p50"], color=colours[name], linestyle=":", label=name)
                 continue
-            medians = [side["frame_ms"]["p50"] for side in sides]
-            above = [max(0.0, side["frame_ms"]["p90"] - side["frame_ms"]["p50"]) for side in sides]
-            panel.errorbar(
-                [side["k"] for side in sides], medians, yerr=[[0.0] * len(above), above], color=colours[name], label=name,
-                capsize=2, marker="o" if sides[0]["kind"] == CHAIN else "x",
-                linestyle="-" if sides[0]["kind"] == CHAIN else "--",
-            )  # fmt: skip
-        _log_axes(panel, sorted({side["k"] for side in here if side["kind"] != FULL_BACKBONE}))
+            _latency_line(panel, [side["k"] for side in sides], sides, name, colours)
+        ks = sorted({side["k"] for side in here if side["kind"] != FULL_BACKBONE})
+        _log_axes(panel, {k: str(k) for k in ks})
         panel.set_title(_shape_title(shape))
         panel.set_xlabel("patches kept (k)")
         panel.set_ylabel("latency (ms per call, p50 to p90)")
     _legend(figure, panels, list(colours))
     figure.suptitle("Latency by patches kept")
     return figure
+
+
+def size_figure(data: Result) -> Any:
+    """Return the median of every side over the image's pixels, a panel for each batch; bars reach from p50 to p90."""
+    batches = list(dict.fromkeys(side["batch"] for side in data["sides"]))
+    figure, panels = _panels(len(batches), _caption(data))
+    colours = _colours(data["sides"])
+    for panel, batch in zip(panels, batches, strict=True):
+        here = [side for side in data["sides"] if side["batch"] == batch]
+        for name, sides in _lines(here, _pixels).items():
+            _latency_line(panel, [_pixels(side) for side in sides], sides, name, colours)
+        _log_axes(panel, {_pixels(side): "x".join(map(str, side["size"])) for side in sorted(here, key=_pixels)})
+        panel.set_title(f"batch {batch}")
+        panel.set_xlabel("image (px)")
+        panel.set_ylabel("latency (ms per call, p50 to p90)")
+    _legend(figure, panels, list(colours))
+    figure.suptitle("Latency by image size")
+    return figure
+
+
+def throughput_figure(data: Result) -> Any:
+    """Return the images a second of every side over the batch, a panel for each size and k; a ring is round the best."""
+    shapes = list(dict.fromkeys((tuple(side["size"]), side["k"]) for side in data["sides"]))
+    figure, panels = _panels(len(shapes), _caption(data))
+    colours = _colours(data["sides"])
+    for panel, (size, k) in zip(panels, shapes, strict=True):
+        here = [side for side in data["sides"] if (tuple(side["size"]), side["k"]) == (size, k)]
+        for name, sides in _lines(here, lambda side: int(side["batch"])).items():
+            batches, speeds = ([side[key] for side in sides] for key in ("batch", "images_per_s"))
+            panel.plot(batches, speeds, color=colours[name], label=name, **_style(sides[0]))
+            for best in (side for side in sides if side.get("best_batch")):
+                panel.scatter(best["batch"], best["images_per_s"], s=150, facecolors="none", edgecolors=colours[name])
+        _log_axes(panel, {batch: str(batch) for batch in sorted({side["batch"] for side in here})})
+        panel.set_title(f"{size[0]} x {size[1]} px{'' if k is None else f', k = {k}'}")
+        panel.set_xlabel("batch")
+        panel.set_ylabel("images per second (of the p50)")
+    _legend(figure, panels, list(colours))
+    figure.suptitle("Throughput by batch")
+    return figure
+
+
+def _latency_line(
+    panel: Any, places: Sequence[int], sides: Sequence[Result], name: str, colours: Mapping[str, str]
+) -> None:
+    """Draw one line of medians, with bars up to p90."""
+    medians = [side["frame_ms"]["p50"] for side in sides]
+    above = [max(0.0, side["frame_ms"]["p90"] - side["frame_ms"]["p50"]) for side in sides]
+    bars = [[0.0] * len(above), above]
+    panel.errorbar(places, medians, yerr=bars, color=colours[name], label=name, capsize=2, **_style(sides[0]))
+
+
+def _style(side: Result) -> dict[str, str]:
+    """Return how a line is drawn: ours whole, peers dashed."""
+    return {"marker": "o", "linestyle": "-"} if side["kind"] == CHAIN else {"marker": "x", "linestyle": "--"}
 
 
 def parity_figure(data: Result) -> Any:
@@ -82,7 +135,7 @@ def parity_figure(data: Result) -> Any:
     colours = _colours(data["sides"])
     for panel, shape in zip(panels, shapes, strict=True):
         here = [side for side in having if _shape(side) == shape]
-        k = sorted({side["k"] for side in here})[-1]
+        k = max((side["k"] for side in here if side["k"] is not None), default=None)
         points = [(max(side["parity"], SMALLEST_PARITY), side["frame_ms"]["p50"], side) for side in here if side["k"] == k]
         front = pareto([(x, y) for x, y, _ in points])
         if len(front) > 1:
@@ -94,7 +147,7 @@ def parity_figure(data: Result) -> Any:
         _plain_ticks(panel.yaxis)
         panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
-        panel.set_title(f"{_shape_title(shape)}, k = {k}")
+        panel.set_title(f"{_shape_title(shape)}{'' if k is None else f', k = {k}'}")
         panel.set_xlabel("1 - cosine of the features with PyTorch, golden images")
         panel.set_ylabel("latency (ms per call, p50)")
     _legend(figure, panels, list(colours))
@@ -135,15 +188,15 @@ def _legend(figure: Any, panels: Sequence[Any], order: Sequence[str]) -> None:
     figure.legend(named.values(), named.keys(), loc="outside right upper", fontsize=8, frameon=False)
 
 
-def _log_axes(panel: Any, ks: Sequence[int]) -> None:
-    """Set both axes logarithmic, with the measured k as ticks and milliseconds as plain numbers."""
+def _log_axes(panel: Any, ticks: Mapping[int, str]) -> None:
+    """Set both axes logarithmic, with what was measured as ticks and plain numbers at the other axis."""
     from matplotlib.ticker import NullFormatter, NullLocator
 
-    if len(ks) > 1:
+    if len(ticks) > 1:
         panel.set_xscale("log")
         panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_minor_formatter(NullFormatter())
-    panel.set_xticks(ks, [str(k) for k in ks])
+    panel.set_xticks(list(ticks), list(ticks.values()))
     panel.set_yscale("log")
     _plain_ticks(panel.yaxis)
     panel.grid(alpha=0.3, which="both")
@@ -165,10 +218,12 @@ def _colours(sides: Sequence[Result]) -> dict[str, str]:
     return {_line(side): palette[own.index(_line(side).removesuffix(KIND_TITLES[FULL_BACKBONE])) % 10] for side in sides}
 
 
-def _lines(sides: Sequence[Result]) -> dict[str, list[Result]]:
-    """Return the sides by line, each in order of k."""
+def _lines(
+    sides: Sequence[Result], place: Callable[[Result], int] = lambda side: int(side["k"])
+) -> dict[str, list[Result]]:
+    """Return the sides by line, each in order of their place on the horizontal axis."""
     found: dict[str, list[Result]] = {}
-    for side in sorted(sides, key=lambda side: int(side["k"])):
+    for side in sorted(sides, key=place):
         found.setdefault(_line(side), []).append(side)
     return {name: found[name] for name in dict.fromkeys(_line(side) for side in sides)}
 
@@ -176,6 +231,10 @@ def _lines(sides: Sequence[Result]) -> dict[str, list[Result]]:
 def _line(side: Result) -> str:
     form = form_in_words(side["static"], side["cls_only"], side["streams"])
     return f"{side['engine']} {side['precision']}{KIND_TITLES.get(side['kind'], '')}{form}"
+
+
+def _pixels(side: Result) -> int:
+    return int(side["size"][0] * side["size"][1])
 
 
 def _shape(side: Result) -> Shape:

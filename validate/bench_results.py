@@ -10,7 +10,7 @@ from saccade._version import VERSION
 from saccade.engines.engine import default_device
 from saccade.validate.bench_plan import AUTOCAST, CHAIN, EAGER, FULL_BACKBONE, ROOF, Side
 
-NETWORKS = ("selector", "extractor")
+NETWORKS = (("selector", "extractor"), ("backbone",))  # of LookWhere, and of a plain backbone
 APART = ("decode", "fit", "fill")  # bringing images to the model's size, and the dense output: timed, no part of the frame
 WARM_UP_FRAMES = 5
 RATIOS = {  # key -> what the side's median is divided by
@@ -37,6 +37,7 @@ def collect(
     roofs = [_roof(*each[:3]) for each in ran if each[0].kind == ROOF]
     _add_ratios(results)
     _add_shares(results, roofs)
+    _mark_best_batches(results)
     return {"conditions": _conditions(plan, rounds, frames), "sides": results, "roofs": roofs}
 
 
@@ -53,15 +54,17 @@ def _summary(side: Side, loaded: Mapping[str, Any], stages: Stages, peak: float)
     summary: Result = {
         "name": side.name, "kind": side.kind, "engine": side.engine, "precision": side.precision,
         "device": side.device or default_device(side.engine),
-        "size": list(side.size), "k": side.k, "batch": side.batch,
+        "size": list(side.size), "k": side.k if side.selects else None, "batch": side.batch,
         "static": side.static, "cls_only": side.cls_only, "streams": side.streams, "versions": loaded["versions"],
         "load_s": loaded["load_s"], "first_ms": loaded["first_ms"], "peak_memory_mb": peak,
         "frame_ms": times,
         "stage_ms": {name: percentiles(values) for name, values in stages.items() if name != "frame"},
         "images_per_s": round(1e3 * side.batch / times["p50"], 2),
     }  # fmt: skip
-    if all(name in stages for name in NETWORKS):
-        inside = zip(*(stages[name] for name in NETWORKS), frame, strict=True)
+    for names in NETWORKS:
+        if not all(name in stages for name in names):
+            continue
+        inside = zip(*(stages[name] for name in names), frame, strict=True)
         shares = [1 - sum(networks) / whole for *networks, whole in inside]  # with what no stage counts: copies, Python
         summary["outside_networks_share"] = round(statistics.median(shares), 5)
     if loaded["gflop"]:
@@ -75,7 +78,8 @@ def _summary(side: Side, loaded: Mapping[str, Any], stages: Stages, peak: float)
 def _roof(side: Side, loaded: Mapping[str, Any], stages: Stages) -> Result:
     """Return a roof in GFLOP/s: `hot` one large product, and under each network's name its own products, cold."""
     speeds = {name: _speed(work, stages[name]) for name, work in loaded["gflop"].items()}
-    where = {"precision": side.precision, "size": list(side.size), "k": side.k, "batch": side.batch}
+    k = side.k if side.selects else None
+    where = {"precision": side.precision, "size": list(side.size), "k": k, "batch": side.batch}
     return {"engine": side.engine, **where, "versions": loaded["versions"], "gflop_per_s": speeds}
 
 
@@ -116,6 +120,15 @@ def _add_shares(results: Sequence[Result], roofs: Sequence[Result]) -> None:
             for name, network in result.get("networks", {}).items():  # a stream has no stages to share a frame
                 network["of_cold_roof"] = round(network["gflop_per_s"] / speeds[name], 4)
                 network["of_hot_roof"] = round(network["gflop_per_s"] / speeds["hot"], 4)
+
+
+def _mark_best_batches(results: Sequence[Result]) -> None:
+    """Mark, of the batches that one thing was timed with, the one that gives most images a second."""
+    alone = ("kind", "engine", "precision", "size", "k", "static", "cls_only", "streams")
+    for result in results:
+        others = [other for other in results if _same(result, *alone)(other)]
+        if len({other["batch"] for other in others}) > 1:
+            result["best_batch"] = result is max(others, key=lambda other: other["images_per_s"])
 
 
 def _conditions(plan: Sequence[Side], rounds: int, frames: int) -> Result:

@@ -8,11 +8,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
+from saccade.bundle import Bundle, Model
 from saccade.errors import SaccadeError
 from saccade.runtime.memory import peak_bytes
 from saccade.validate import work
@@ -22,6 +23,7 @@ from saccade.validate.bench_results import APART, WARM_UP_FRAMES
 FRAMES_A_LANE = 4  # so many in a row of each: a stream ends when its last lane does
 
 if TYPE_CHECKING:
+    from saccade.runtime.backbone import BackbonePipeline
     from saccade.runtime.chain import Pipeline
 
 
@@ -87,11 +89,11 @@ def _opened(side: Side) -> contextlib.AbstractContextManager[Opened]:
     return open_one_graph(side)
 
 
-def _loaded(side: Side) -> Pipeline:
+def _loaded(side: Side) -> Pipeline | BackbonePipeline:
     """Load the side's engine, which the parent has built: building counts into no side's loading."""
-    from saccade.runtime.loading import load_lookwhere
+    from saccade.runtime.loading import load
 
-    return load_lookwhere(
+    return load(
         side.bundle,
         engine=side.engine,
         precision=side.precision,
@@ -104,27 +106,37 @@ def _loaded(side: Side) -> Pipeline:
     )
 
 
-def _versions(side: Side, pipeline: Pipeline) -> dict[str, str]:
+def _versions(side: Side, pipeline: Pipeline | BackbonePipeline) -> dict[str, str]:
     return {side.engine: pipeline.receipt.conditions.get("version", "")}
+
+
+def _options(side: Side) -> dict[str, Any]:
+    """Return what a call of the side's pipeline takes beside the images."""
+    return {"size": side.size, "k": side.k} if side.selects else {"size": side.size}
+
+
+def _gflop(side: Side, bundle: Bundle) -> dict[str, float]:
+    """Return the work of a call by network."""
+    model = bundle.manifest.model
+    if isinstance(model, Model):
+        return work.frame_gflop(model, bundle.manifest.task, side.k, side.batch, cls_only=side.cls_only)
+    return work.backbone_gflop(model, side.k, side.batch)
 
 
 @contextlib.contextmanager
 def _chain(side: Side) -> Iterator[Opened]:
     """Yield the chain on the side's engine."""
     with _loaded(side) as pipeline:
-        pixels, files = images_of(side), itertools.cycle(side.images)
+        pixels, files, options = images_of(side), itertools.cycle(side.images), _options(side)
 
         def frame() -> dict[str, float]:
             images = list(itertools.islice(files, side.batch)) or pixels
             start = time.perf_counter_ns()
-            timings = pipeline(images, k=side.k, size=side.size).timings_ms
+            timings = pipeline(images, **options).timings_ms
             whole = (time.perf_counter_ns() - start) / 1e6
             return {"frame": whole - sum(timings.get(name, 0.0) for name in APART), **timings}
 
-        gflop = work.frame_gflop(
-            pipeline.bundle.model, pipeline.bundle.manifest.task, side.k, side.batch, cls_only=side.cls_only
-        )
-        yield Opened(frame, _versions(side, pipeline), gflop)
+        yield Opened(frame, _versions(side, pipeline), _gflop(side, pipeline.bundle))
 
 
 @contextlib.contextmanager
@@ -134,11 +146,11 @@ def _stream(side: Side) -> Iterator[Opened]:
     Lanes overlap, so stages have no share of a frame.
     """
     with _loaded(side) as pipeline:
-        frames = images_of(side) * (FRAMES_A_LANE * side.streams)
+        frames, options = images_of(side) * (FRAMES_A_LANE * side.streams), _options(side)
 
         def frame() -> dict[str, float]:
             start = time.perf_counter_ns()
-            count = sum(1 for _ in pipeline.stream(frames, k=side.k, size=side.size))
+            count = sum(1 for _ in pipeline.stream(frames, **options))
             return {"frame": (time.perf_counter_ns() - start) / 1e6 / count}
 
         yield Opened(frame, _versions(side, pipeline), {})
@@ -150,7 +162,10 @@ def _full_backbone(side: Side) -> Iterator[Opened]:
 
     The prefix rows are noise: a backbone without a selector has learned ones, which cost nothing.
     """
+    from saccade.runtime.chain import Pipeline
+
     with _loaded(side) as pipeline:
+        assert isinstance(pipeline, Pipeline)  # the plan has this side only where something is selected
         pipeline.engines["selector"].close()  # the peak memory still counts its loading
         images, model = images_of(side), pipeline.bundle.model
         cells = np.tile(np.arange(side.k, dtype=np.int32), (side.batch, 1))

@@ -15,12 +15,15 @@ NONE = "-"
 def rows(data: Result) -> list[Row]:
     """Return the head and a row for every side; ratios have a column where a side has one."""
     ratios = [name for name in RATIOS if any(name in side for side in data["sides"])] or ["of_pytorch_eager"]
-    found: list[Row] = [("side", "p50", "p90", "p99", *(SHORT[name] for name in ratios), "outside networks", "peak MB")]
+    batches = ("images/s",) if any("best_batch" in side for side in data["sides"]) else ()
+    head = ("side", "p50", "p90", "p99", *batches, *(SHORT[name] for name in ratios), "outside networks", "peak MB")
+    found: list[Row] = [head]
     for side in data["sides"]:
         found.append(
             (
                 side["name"],
                 *_times(side["frame_ms"]),
+                *(_throughput(side) for _ in batches),
                 *(_shown(side, name, ".3f") for name in ratios),
                 _shown(side, "outside_networks_share", ".2%"),
                 f"{side['peak_memory_mb']:.0f}",
@@ -55,8 +58,9 @@ def markdown(data: Result) -> str:
     parts += [*(f"- {SHORT[name]}: median over that of {meaning}" for name, meaning in RATIOS.items()), ""]
     parts += ["## Stages", "", "Milliseconds, p50 / p90 / p99.", "", *_table(_stage_rows(data)), ""]
     if data["roofs"]:
-        head = ("precision", "shapes", "hot", "cold, selector", "cold, extractor")
-        measured = [(r["precision"], _shapes(r), *_speeds(r["gflop_per_s"])) for r in data["roofs"]]
+        networks = [name for name in data["roofs"][0]["gflop_per_s"] if name != "hot"]
+        head = ("precision", "shapes", "hot", *(f"cold, {name}" for name in networks))
+        measured = [(r["precision"], _shapes(r), *_speeds(r["gflop_per_s"], ["hot", *networks])) for r in data["roofs"]]
         parts += ["## Roofs", "", "GFLOP/s of OpenVINO's own products: hot is one of 2048^3, cold are a network's weight"]
         parts += ["products in turn.", "", *_table([head, *measured]), "", *_table(roof_rows(data)), ""]
     return "\n".join(parts)
@@ -95,7 +99,7 @@ def _side_rows(data: Result) -> list[Row]:
                 side["name"],
                 *_times(side["frame_ms"]),
                 *(_shown(side, name, ".3f") for name in ratios),
-                f"{side['images_per_s']:.1f}",
+                _throughput(side),
                 _shown(side, "outside_networks_share", ".2%"),
                 f"{side['load_s']:.2f}",
                 f"{side['first_ms']:.1f}",
@@ -131,8 +135,13 @@ def _shown(result: Result, name: str, form: str) -> str:
 
 
 def _shapes(result: Result) -> str:
-    return f"{result['size'][0]}x{result['size'][1]} k={result['k']} batch={result['batch']}"
+    kept = "" if result["k"] is None else f" k={result['k']}"
+    return f"{result['size'][0]}x{result['size'][1]}{kept} batch={result['batch']}"
 
 
-def _speeds(speeds: Mapping[str, float]) -> tuple[str, ...]:
-    return tuple(f"{speeds[name]:.0f}" for name in ("hot", "selector", "extractor"))
+def _throughput(result: Result) -> str:
+    return f"{result['images_per_s']:.1f}{' (best)' if result.get('best_batch') else ''}"
+
+
+def _speeds(speeds: Mapping[str, float], names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{speeds[name]:.0f}" for name in names)

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from saccade.bundle import read_bundle
+from saccade.bundle import Model, read_bundle
 from saccade.errors import SaccadeError
 from saccade.export import modules
+from saccade.export.backbone_checkpoint import read_backbone
+from saccade.export.backbone_reference import BackboneReference
 from saccade.export.checkpoint import Checkpoint, load_modules, read_checkpoint
 from saccade.export.onnx_export import OPSET
 from saccade.export.reference import Reference, normalised
@@ -32,10 +34,8 @@ def open_pytorch(side: Side) -> Iterator[Opened]:
     """
     modules.Attention.forward = _fused_attention  # type: ignore[method-assign]
     torch.set_num_threads(side.threads)
-    assert side.checkpoint is not None  # the plan has this side only where there is one
     dtype = torch.bfloat16 if side.precision == "bf16" and side.engine != AUTOCAST else torch.float32
-    reference = Reference(read_checkpoint(side.checkpoint), read_bundle(side.bundle).manifest.task, dtype)
-    images, step = images_of(side), _full_graph(reference, side.k)
+    images, step = images_of(side), _step(side, dtype)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=side.engine == AUTOCAST)
 
     @torch.inference_mode()
@@ -49,6 +49,23 @@ def open_pytorch(side: Side) -> Iterator[Opened]:
         step = torch.compile(step, dynamic=False)
         _compile(frame)
     yield Opened(frame, {"torch": torch.__version__}, {})
+
+
+def _step(side: Side, dtype: torch.dtype) -> Step:
+    """Return normalised images (B, 3, H, W) -> the features, as the bundle's kind of model computes them."""
+    assert side.checkpoint is not None  # the plan has this side only where there is one
+    manifest = read_bundle(side.bundle).manifest
+    if isinstance(manifest.model, Model):
+        return _full_graph(Reference(read_checkpoint(side.checkpoint), manifest.task, dtype), side.k)
+    key = manifest.provenance.get("checkpoint_key")
+    return _backbone(BackboneReference(read_backbone(side.checkpoint, manifest.model.family, key), (), dtype), side.size)
+
+
+def _backbone(reference: BackboneReference, size: tuple[int, int]) -> Step:
+    """Return the module at one size: to its advantage positions are resized beforehand, and no extras are asked for."""
+    patch = reference.model.patch
+    positions = reference.positions((size[0] // patch, size[1] // patch))
+    return lambda image: reference.module(image, positions)
 
 
 def _full_graph(reference: Reference, k: int) -> Step:

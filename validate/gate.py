@@ -18,14 +18,18 @@ from saccade.contract import LOOKWHERE_ROLES
 from saccade.engines import openvino
 from saccade.engines.engine import Engine
 from saccade.engines.store import Receipt
-from saccade.golden import Case, ReferenceOutput
+from saccade.golden import Case, ReferenceOutput, cases_of
 from saccade.runtime.chain import Pipeline
 from saccade.validate.parity import ParityResult, measure_case, measure_parity, worst
 from saccade.validate.tolerances import TOLERANCES
 
 # What a graph's candidates are compared by: the number that its output decides.
-DECIDING = {"selector": "score_error", "extractor": "patches_p1"}
-TOLD = {"selector": ("score_error", "regret", "prefix"), "extractor": ("cls", "patches", "patches_p1")}
+DECIDING = {"selector": "score_error", "extractor": "patches_p1", "backbone": "patches_p1"}
+TOLD = {
+    "selector": ("score_error", "regret", "prefix"),
+    "extractor": ("cls", "patches", "patches_p1"),
+    "backbone": ("cls", "patches", "patches_p1", "attention"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,29 +50,34 @@ class Trial:
 class Judge:
     """Runs graph files of a bundle's two roles as they are written, in OpenVINO: it executes every type that we write."""
 
+    roles = LOOKWHERE_ROLES
+
     def __init__(self, bundle: Bundle) -> None:
         bundle.model  # noqa: B018 - raises for a plain backbone, whose graph this does not judge
         self._bundle = bundle
         self._paths = {role: bundle.checked_graph(role, "fp32") for role in LOOKWHERE_ROLES}  # hashed once
-        self._fp32 = {role: self._open(role, path) for role, path in self._paths.items()}
+        self._fp32 = {role: open_graph(bundle, role, path) for role, path in self._paths.items()}
         self.reference = self._pipeline(self._fp32, "fp32")
 
     def try_one(self, role: str, name: str, path: Path, cases: Sequence[Case], precision: str) -> Trial:
         """Judge one graph file beside the fp32 graph of the other role."""
-        engine = self._open(role, path)
+        engine = open_graph(self._bundle, role, path)
         try:
             pipeline = self._pipeline(self._fp32 | {role: engine}, precision)
             found = [measure_case(pipeline, case, TOLERANCES[precision]).measures for case in cases]
         finally:
             engine.close()
-        told = [name for name in TOLD[role] if name in found[0]]
-        return Trial(role, name, {each: worst(measures[each] for measures in found) for each in told})
+        return trial(role, name, found)
 
     def judge(self, files: Mapping[str, Path], cases: Iterable[Case], precision: str) -> ParityResult:
         """Judge a file for each role together, as `precision`."""
-        engines = {role: self._open(role, files[role]) for role in LOOKWHERE_ROLES}
+        engines = {role: open_graph(self._bundle, role, files[role]) for role in self.roles}
         with self._pipeline(engines, precision) as pipeline:
             return measure_parity(pipeline, cases)
+
+    def golden_cases(self) -> list[Case]:
+        """Return the bundle's own cases, whose reference is PyTorch."""
+        return cases_of(self._bundle)
 
     def case(self, image: Path) -> Case:
         """Return what the fp32 graphs give on one image at the bundle's own size and k, as a case to compare with."""
@@ -101,12 +110,24 @@ class Judge:
     ) -> None:
         self.reference.close()
 
-    def _open(self, role: str, path: Path) -> Engine:
-        return openvino.open_as_written(role, self._bundle.graph(role, "fp32"), path)
-
     def _pipeline(self, engines: dict[str, Engine], precision: str) -> Pipeline:
-        receipt = Receipt(
-            key="", engine="openvino", precision=precision, conditions={}, files={}, sha256={},
-            realised="graphs as they are written", audit=None, seconds=0.0, saccade=VERSION,
-        )  # fmt: skip
-        return Pipeline(self._bundle, engines, receipt)
+        return Pipeline(self._bundle, engines, receipt_of(precision))
+
+
+def open_graph(bundle: Bundle, role: str, path: Path) -> Engine:
+    """Open a graph file of any variant so that it computes what is written."""
+    return openvino.open_as_written(role, bundle.graph(role, "fp32"), path)
+
+
+def receipt_of(precision: str) -> Receipt:
+    """Return the receipt of graphs that are judged as `precision`, and of which nothing is built."""
+    return Receipt(
+        key="", engine="openvino", precision=precision, conditions={}, files={}, sha256={},
+        realised="graphs as they are written", audit=None, seconds=0.0, saccade=VERSION,
+    )  # fmt: skip
+
+
+def trial(role: str, name: str, found: Sequence[Mapping[str, float]]) -> Trial:
+    """Return the worst of each number that is told of a role's candidates, over what was found case by case."""
+    told = [each for each in TOLD[role] if each in found[0]]
+    return Trial(role, name, {each: worst(measures[each] for measures in found) for each in told})

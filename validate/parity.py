@@ -1,14 +1,15 @@
 """The five numbers that say whether an engine equals PyTorch, for one case and over all."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from msgspec import Struct
 
 from saccade.errors import SaccadeError
-from saccade.golden import Case, relative_difference
+from saccade.golden import Case, StoredCase, relative_difference
 from saccade.runtime.chain import Output, Pipeline
 from saccade.runtime.reference import NEIGHBOURS, fill
 from saccade.validate.selection import SelectionResult, compare_selection, score_error
@@ -29,6 +30,45 @@ class Measure(Struct, frozen=True):
         return bool(np.isfinite(self.value) and np.isfinite(self.bound) and self.value <= self.bound)
 
 
+class Measured(Protocol):
+    """Whatever was measured on one case."""
+
+    @property
+    def case(self) -> StoredCase:
+        """The images with the reference's outputs."""
+
+
+AnyCaseResult = TypeVar("AnyCaseResult", bound=Measured)
+
+
+@dataclass(frozen=True)
+class Verdict(Generic[AnyCaseResult]):
+    """The verdict over all cases, of LookWhere or of a plain backbone."""
+
+    precision: str
+    cases: tuple[AnyCaseResult, ...]
+    measures: tuple[Measure, ...]
+
+    @property
+    def passed(self) -> bool:
+        """True where every number is within its bound."""
+        return all(measure.passed for measure in self.measures)
+
+    def summary(self) -> dict[str, object]:
+        """Return the verdict as JSON-able data."""
+        return {
+            "passed": self.passed,
+            "precision": self.precision,
+            "images": sum(len(result.case.images) for result in self.cases),
+            "measures": {
+                measure.name: {
+                    "value": _number(measure.value), "bound": _number(measure.bound), "passed": measure.passed
+                }
+                for measure in self.measures
+            },
+        }
+
+
 @dataclass(frozen=True)
 class CaseResult:
     """Everything measured on one case, kept for the picture and the Polygraphy files."""
@@ -43,32 +83,14 @@ class CaseResult:
 
 
 @dataclass(frozen=True)
-class ParityResult:
-    """The verdict over all cases."""
-
-    precision: str
-    cases: tuple[CaseResult, ...]
-    measures: tuple[Measure, ...]
-
-    @property
-    def passed(self) -> bool:
-        """True where every number is within its bound."""
-        return all(measure.passed for measure in self.measures)
+class ParityResult(Verdict[CaseResult]):
+    """The verdict on LookWhere's chain."""
 
     def summary(self) -> dict[str, object]:
         """Return the verdict as JSON-able data."""
-        return {
-            "passed": self.passed,
-            "precision": self.precision,
-            "images": sum(len(result.case.images) for result in self.cases),
+        return super().summary() | {
             "swaps": sum(len(selection.swaps) for result in self.cases for selection in result.selections),
             "swap_effect": _number(worst(result.swap_effect for result in self.cases)),
-            "measures": {
-                measure.name: {
-                    "value": _number(measure.value), "bound": _number(measure.bound), "passed": measure.passed
-                }
-                for measure in self.measures
-            },
         }
 
 
@@ -165,7 +187,12 @@ def _free_running(case: Case, distances: dict[str, float], tolerance: Tolerance)
     floors = {"pooled": case.floor.get("pooled", 0.0), "tokens": case.floor.get("tokens", 0.0)}
     floors |= {"dense": floors["tokens"], "prefix": worst(floors.values())}
     bounds = {name: max(tolerance.free_running, FLOOR_FACTOR * floors[name]) for name in distances}
-    name = max(distances, key=lambda name: _nan_is_worst(distances[name] / bounds[name]))
+    return nearest_bound(distances, bounds)
+
+
+def nearest_bound(distances: Mapping[str, float], bounds: Mapping[str, float]) -> tuple[float, float]:
+    """Return the distance nearest to, or furthest over, its bound, and that bound."""
+    name = max(distances, key=lambda name: nan_is_worst(distances[name] / bounds[name]))
     return distances[name], bounds[name]
 
 
@@ -202,16 +229,17 @@ def _judge(results: Sequence[CaseResult], tolerance: Tolerance) -> tuple[Measure
         if not having:
             continue
         if name == "free_running":
-            result = max(having, key=lambda result: _nan_is_worst(result.measures[name] / result.free_bound))
+            result = max(having, key=lambda result: nan_is_worst(result.measures[name] / result.free_bound))
             bound = result.free_bound
         else:
-            result = max(having, key=lambda result: _nan_is_worst(result.measures[name]))
+            result = max(having, key=lambda result: nan_is_worst(result.measures[name]))
             bound = 0.0 if name == "unexplained_swaps" else getattr(tolerance, name)
         judged.append(Measure(name, result.measures[name], bound, meaning))
     return tuple(judged)
 
 
-def _nan_is_worst(value: float) -> float:
+def nan_is_worst(value: float) -> float:
+    """Return a value to compare by, where NaN is the largest."""
     return float("inf") if np.isnan(value) else value
 
 

@@ -1,19 +1,25 @@
-"""The parity report: one self-contained HTML page with the numbers, both selections side by side, and the swaps marked."""
+"""The parity report: one self-contained HTML page with the numbers and pictures of both sides.
+
+Of LookWhere the pictures are both selections with the swaps marked, of a plain backbone both features as colours.
+"""
 from __future__ import annotations
 
 import base64
 import html
 import io
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image
 
 from saccade import atomic
+from saccade.runtime.feature_pictures import pca_colours
 from saccade.runtime.overlay import outline_cells, overlay
-from saccade.validate.parity import CaseResult, Measure, ParityResult
+from saccade.validate.backbone_parity import BackboneCaseResult, BackboneResult
+from saccade.validate.parity import CaseResult, Measure, ParityResult, cosine_distances
 
 SWAPPED_OUT = np.array([70, 200, 255], dtype=np.uint8)  # kept by the reference only
 SWAPPED_IN = np.array([255, 90, 200], dtype=np.uint8)  # kept by the engine only
@@ -32,16 +38,17 @@ figcaption,.note{color:#aaa}.pass{color:#5fd08f}.fail{color:#ff7b84}}
 """
 
 
+Result: TypeAlias = ParityResult | BackboneResult
+
+
 def write_report(
-    path: Path, result: ParityResult, facts: Mapping[str, str], tensors: Mapping[str, Mapping[str, float]], patch: int
+    path: Path, result: Result, facts: Mapping[str, str], tensors: Mapping[str, Mapping[str, float]], patch: int
 ) -> None:
     """Write the page; `facts` (bundle, engine, versions…) stand at its head, `tensors` are Polygraphy's numbers."""
     atomic.write_bytes(path, _page(result, facts, tensors, patch).encode())
 
 
-def _page(
-    result: ParityResult, facts: Mapping[str, str], tensors: Mapping[str, Mapping[str, float]], patch: int
-) -> str:
+def _page(result: Result, facts: Mapping[str, str], tensors: Mapping[str, Mapping[str, float]], patch: int) -> str:
     verdict = '<span class="pass">equal</span>' if result.passed else '<span class="fail">different</span>'
     parts = [
         '<!doctype html><html lang="en"><meta charset="utf-8">',
@@ -51,12 +58,7 @@ def _page(
         _table([(html.escape(name), html.escape(value)) for name, value in facts.items()]),
         "<h2>The numbers</h2>",
         _table([_measure_row(measure) for measure in result.measures], ("number", "value", "bound", "", "meaning")),
-        "<h2>Tensors</h2><p class=note>Polygraphy's metrics under the reference's own selection, worst image.</p>",
-        _tensor_table(tensors),
-        "<h2>Where both looked</h2>",
-        '<p class=note>Left the reference, right the engine. <span class="out">Blue</span>: kept by the reference only. '
-        '<span class="in">Magenta</span>: kept by the engine only.</p>',
-        *_figures(result.cases, patch),
+        *(_selection_parts(result, tensors, patch) if isinstance(result, ParityResult) else _feature_parts(result, tensors)),
         "</html>",
     ]
     return "\n".join(parts)
@@ -79,14 +81,56 @@ def _tensor_table(tensors: Mapping[str, Mapping[str, float]]) -> str:
     return _table(rows, ("output", *names))
 
 
-def _figures(cases: Sequence[CaseResult], patch: int) -> list[str]:
-    figures: list[str] = []
-    for result in cases:
-        for i in range(len(result.case.images)):
-            if len(figures) == MAX_PICTURES:
-                return [*figures, "<p class=note>Further images were measured but are not shown.</p>"]
-            figures.append(_figure(result, i, patch))
-    return figures
+def _selection_parts(
+    result: ParityResult, tensors: Mapping[str, Mapping[str, float]], patch: int
+) -> list[str]:
+    return [
+        "<h2>Tensors</h2><p class=note>Polygraphy's metrics under the reference's own selection, worst image.</p>",
+        _tensor_table(tensors),
+        "<h2>Where both looked</h2>",
+        '<p class=note>Left the reference, right the engine. <span class="out">Blue</span>: kept by the reference only. '
+        '<span class="in">Magenta</span>: kept by the engine only.</p>',
+        *_shown(_figure(each, i, patch) for each in result.cases for i in range(len(each.case.images))),
+    ]
+
+
+def _feature_parts(result: BackboneResult, tensors: Mapping[str, Mapping[str, float]]) -> list[str]:
+    return [
+        "<h2>Tensors</h2><p class=note>Polygraphy's metrics, worst image.</p>",
+        _tensor_table(tensors),
+        "<h2>What both saw</h2>",
+        "<p class=note>The image; the reference's patch features; the engine's, in the same colours: the first three "
+        "principal components of the reference's features of all images of one size.</p>",
+        *_shown(figure for each in result.cases for figure in _feature_figures(each)),
+    ]
+
+
+def _shown(figures: Iterable[str]) -> list[str]:
+    """Return as many figures as a page shows, and say so where there are more; none beyond them is drawn."""
+    drawn = list(itertools.islice(figures, MAX_PICTURES + 1))
+    note = ["<p class=note>Further images were measured but are not shown.</p>"]
+    return drawn if len(drawn) <= MAX_PICTURES else drawn[:MAX_PICTURES] + note
+
+
+def _feature_figures(result: BackboneCaseResult) -> Iterator[str]:
+    """Yield a figure for each image of a case."""
+    images, (rows, columns) = result.case.images, result.output.grid
+    dense = result.output.dense
+    truth = result.case.outputs["tokens"].transpose(0, 2, 1).reshape(dense.shape)
+    colours = pca_colours(truth)
+    sides = zip(images, colours(truth), colours(dense), strict=True)
+    for i, (image, reference, engine) in enumerate(sides):
+        distances = cosine_distances(result.output.tokens[i], result.case.outputs["tokens"][i])
+        furthest = int(np.argmax(distances))
+        side = image.shape[0] // rows
+        enlarged = (each.repeat(side, axis=0).repeat(side, axis=1) for each in (reference, engine))
+        named = zip(("image", "reference", "engine"), (image, *enlarged), strict=True)
+        shown = "".join(f'<div><img alt="{name}" src="{_data_uri(picture)}"></div>' for name, picture in named)
+        caption = (
+            f"{image.shape[1]} x {image.shape[0]} px, {rows * columns} patches: 1 - cosine {distances.mean():.2e} on "
+            f"average and {distances[furthest]:.2e} at the worst, in row {furthest // columns}, column {furthest % columns}"
+        )
+        yield f'<figure><div class="pair">{shown}</div><figcaption>{caption}</figcaption></figure>'
 
 
 def _figure(result: CaseResult, i: int, patch: int) -> str:
@@ -116,6 +160,10 @@ def _picture(
     alone[np.setdiff1d(kept, other)] = True
     side = picture.shape[0] // scores.shape[0]
     outline_cells(picture, alone.reshape(scores.shape), side, colour, width=max(2, side // 7))
+    return _data_uri(picture)
+
+
+def _data_uri(picture: np.ndarray) -> str:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="JPEG", quality=JPEG_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from saccade.bundle import Model, read_bundle
+from saccade.bundle import BackboneModel, Model, read_bundle
 from saccade.engines import openvino, store
 from saccade.engines.engine import EngineRequest
 from saccade.validate import work
@@ -27,7 +27,7 @@ Product = tuple[int, int]  # inputs, outputs
 @contextlib.contextmanager
 def open_roof(side: Side) -> Iterator[Opened]:
     """Yield a frame that runs each set of products once; the cold ones in the networks' order."""
-    model = read_bundle(side.bundle).model
+    model = read_bundle(side.bundle).manifest.model
     request = EngineRequest(engine="openvino", precision=side.precision, device="cpu", threads=side.threads)
     conditions = store.backend("openvino").conditions(request)
     config = {
@@ -51,9 +51,15 @@ def open_roof(side: Side) -> Iterator[Opened]:
     yield Opened(frame, {"openvino": conditions["version"]}, gflop)
 
 
-def stacks(model: Model, k: int, batch: int) -> dict[str, tuple[int, list[Product]]]:
-    """Return (rows, products in order) by name: the weight products of each network's blocks, and the hot one."""
+def stacks(model: Model | BackboneModel, k: int, batch: int) -> dict[str, tuple[int, list[Product]]]:
+    """Return (rows, products in order) by name: the weight products of each network's blocks, and the hot one.
+
+    A plain backbone's `k` are all the patches.
+    """
     products = work.block_products(model)
+    if isinstance(model, BackboneModel):
+        rows = batch * work.backbone_rows(model, k)
+        return {"backbone": (rows, products * model.depth), "hot": (HOT, [(HOT, HOT)])}
     return {
         "selector": (batch * work.selector_rows(model), products * model.selector_depth),
         "extractor": (batch * work.extractor_rows(model, k), products * model.depth),

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saccade import atomic
+from saccade.backbone_golden import BackboneCase
 from saccade.engines.engine import Engine
 from saccade.errors import SaccadeError
 from saccade.golden import Case
 from saccade.runtime import kernels
+from saccade.runtime.backbone import BackbonePipeline
 from saccade.runtime.chain import Pipeline
 
 try:
@@ -38,6 +40,7 @@ except ImportError as error:  # it has no dependencies, so nothing but its absen
     raise SaccadeError("polygraphy cannot be imported; pip install '.[polygraphy]' in the clone") from error
 
 if TYPE_CHECKING:
+    from saccade.validate.backbone_parity import BackboneCaseResult
     from saccade.validate.parity import CaseResult
 
 REFERENCE = "pytorch-fp32"
@@ -67,8 +70,15 @@ class EngineRunner(BaseRunner):  # type: ignore[misc]  # Polygraphy has no types
         return OrderedDict((name, array.copy()) for name, array in outputs.items())
 
 
-def reference_feeds(pipeline: Pipeline, cases: Sequence[Case]) -> Feeds:
-    """Return the inputs of both graphs by role, one per case: the reference's own selection and prefix."""
+def reference_feeds(pipeline: Pipeline | BackbonePipeline, cases: Sequence[Case | BackboneCase]) -> Feeds:
+    """Return the inputs of each graph by role, one per case."""
+    if isinstance(pipeline, BackbonePipeline):
+        return {"backbone": [pipeline.feed(list(case.images)) for case in cases]}
+    return _lookwhere_feeds(pipeline, [case for case in cases if isinstance(case, Case)])
+
+
+def _lookwhere_feeds(pipeline: Pipeline, cases: Sequence[Case]) -> Feeds:
+    """Return the inputs of both graphs: the reference's own selection and prefix."""
     model, image = pipeline.bundle.model, pipeline.bundle.manifest.image
     pixels = kernels.normalization_table(image.mean, image.std)
     feeds: Feeds = {"selector": [], "extractor": []}
@@ -81,7 +91,7 @@ def reference_feeds(pipeline: Pipeline, cases: Sequence[Case]) -> Feeds:
     return feeds
 
 
-def reference_results(cases: Sequence[Case], outputs: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+def reference_results(cases: Sequence[Case | BackboneCase], outputs: dict[str, tuple[str, ...]]) -> dict[str, Any]:
     """Return the reference's outputs as RunResults by role; `outputs` names each graph's outputs."""
     found = {}
     for role, names in outputs.items():
@@ -91,15 +101,19 @@ def reference_results(cases: Sequence[Case], outputs: dict[str, tuple[str, ...]]
     return found
 
 
-def _reference_output(case: Case, name: str) -> np.ndarray:
+def _reference_output(case: Case | BackboneCase, name: str) -> np.ndarray:
+    if isinstance(case, BackboneCase):
+        return np.ascontiguousarray(case.outputs[name])
     by_name = {"score_map": case.output.raw_score_map, "prefix": case.output.prefix, "tokens": case.output.tokens}
     return np.ascontiguousarray(by_name.get(name, case.output.pooled))  # cls or logits; Polygraphy takes no views
 
 
 def compare_tensors(
-    pipeline: Pipeline, results: Sequence[CaseResult], folder: Path | None = None
+    pipeline: Pipeline | BackbonePipeline,
+    results: Sequence[CaseResult | BackboneCaseResult],
+    folder: Path | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Run both graphs on the reference's feeds and return Polygraphy's numbers per output, the worst over the cases.
+    """Run each graph on the reference's feeds and return Polygraphy's numbers per output, the worst over the cases.
 
     With `folder`, also write <role>.inputs.json, <role>.outputs.json (reference and engine) and <role>.accuracy.json.
     """

@@ -5,10 +5,10 @@ activations are left out, as is usual; they are below 1 % of a ViT-B.
 """
 from __future__ import annotations
 
-from saccade.bundle import Model
+from saccade.bundle import BackboneModel, Model
 
 
-def block_products(model: Model) -> list[tuple[int, int]]:
+def block_products(model: Model | BackboneModel) -> list[tuple[int, int]]:
     """Return (inputs K, outputs N) of the weights of one block: qkv, proj, fc1 (SwiGLU's gate included) and fc2."""
     dim, hidden = model.dim, model.hidden
     return [(dim, 3 * dim), (dim, dim), (dim, hidden * (2 if model.ffn == "swiglu" else 1)), (hidden, dim)]
@@ -49,11 +49,22 @@ def frame_gflop(model: Model, task: str, k: int, batch: int, *, cls_only: bool =
     return {"selector": batch * selector_gflop(model), "extractor": batch * extractor}
 
 
-def _embedding(model: Model, patches: int) -> int:
+def backbone_rows(model: BackboneModel, cells: int) -> int:
+    """Return the tokens of one image of so many patches in a plain backbone."""
+    return cells + model.prefix
+
+
+def backbone_gflop(model: BackboneModel, cells: int, batch: int) -> dict[str, float]:
+    """Return the work of a call on `batch` images in GFLOP: patch embedding and blocks."""
+    rows = backbone_rows(model, cells)
+    return {"backbone": batch * (_embedding(model, cells) + model.depth * _block(model, rows, rows)) / 1e9}
+
+
+def _embedding(model: Model | BackboneModel, patches: int) -> int:
     return 2 * patches * 3 * model.patch**2 * model.dim
 
 
-def _block(model: Model, rows: int, asked: int) -> int:
+def _block(model: Model | BackboneModel, rows: int, asked: int) -> int:
     """Weights: 2*M*K*N each. Attention: q by k^T and weights by v, over all heads 2*M*M*D each.
 
     The block is given `rows`, and of so many the result is `asked`.

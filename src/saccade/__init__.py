@@ -13,10 +13,14 @@ from __future__ import annotations
 from saccade._version import VERSION
 from saccade.bundle import Bundle, read_bundle
 from saccade.errors import SaccadeError
+from saccade.runtime.backbone import BackbonePipeline, Features
 from saccade.runtime.chain import Look, Output, Pipeline
 from saccade.runtime.gpu_chain import GpuPipeline
 from saccade.runtime.loading import load
 
 __version__ = VERSION
 
-__all__ = ["Bundle", "GpuPipeline", "Look", "Output", "Pipeline", "SaccadeError", "__version__", "load", "read_bundle"]
+__all__ = [
+    "BackbonePipeline", "Bundle", "Features", "GpuPipeline", "Look", "Output", "Pipeline", "SaccadeError", "__version__",
+    "load", "read_bundle",
+]  # fmt: skip

@@ -33,6 +33,10 @@ CALIBRATED = ("int8", "fp8")  # precisions whose activations need scales, measur
 Task: TypeAlias = Literal["features", "classify", "segment"]
 BackboneFamily: TypeAlias = Literal["neco", "dinov2", "dino", "timm"]
 PositionRule: TypeAlias = Literal["scale-factor", "size-antialias"]  # runtime/positions.py says what they mean
+RULE_WORDS: dict[PositionRule, str] = {
+    "scale-factor": "by scale factor with 0.1 added, no antialias",
+    "size-antialias": "by size, with antialias",
+}
 
 
 class TensorSpec(Struct, frozen=True, forbid_unknown_fields=True):

@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -16,6 +17,18 @@ from saccade.errors import SaccadeError
 
 MAX_CASES = 16
 MAX_UNPACKED_BYTES = 1 << 29  # over all arrays; at 2072 px with every patch kept there are 150 MB
+FLOOR = "floor."  # before the names of a case's float32 noise
+
+
+class StoredCase(Protocol):
+    """Images of one size with the reference's outputs on them, of LookWhere or of a plain backbone."""
+
+    @property
+    def images(self) -> np.ndarray:
+        """The images, (B, H, W, 3) uint8."""
+
+    def members(self) -> dict[str, np.ndarray]:
+        """Return every array of the case by its name in the file."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +55,20 @@ class Case:
     output: ReferenceOutput
     floor: dict[str, float] = field(default_factory=dict)
 
+    def members(self) -> dict[str, np.ndarray]:
+        """Return every array of the case by its name in the file."""
+        outputs = {name: getattr(self.output, name) for name in _OUTPUTS}
+        return {"images": self.images} | outputs | floor_members(self.floor)
 
-def write_cases(path: Path, cases: Sequence[Case]) -> None:
+
+def floor_members(floor: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """Return a case's float32 noise as the arrays that a file holds of it."""
+    return {f"{FLOOR}{name}": np.asarray(value, np.float64) for name, value in floor.items()}
+
+
+def write_cases(path: Path, cases: Sequence[StoredCase]) -> None:
     """Write all cases into one .npz file without pickles."""
-    arrays: dict[str, np.ndarray] = {}
-    for index, case in enumerate(cases):
-        arrays[f"{index}.images"] = case.images
-        arrays |= {f"{index}.{name}": getattr(case.output, name) for name in _OUTPUTS}
-        arrays |= {f"{index}.floor.{name}": np.float64(value) for name, value in case.floor.items()}
+    arrays = {f"{index}.{name}": array for index, case in enumerate(cases) for name, array in case.members().items()}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # its stub takes the names for its own options
     atomic.write_bytes(path, buffer.getvalue())
@@ -69,11 +88,17 @@ _KINDS: dict[str, tuple[type[np.generic], int]] = {
 
 def read_cases(path: Path) -> list[Case]:
     """Read the cases of a golden.npz; raises SaccadeError for anything but plain arrays of the expected kinds."""
+    return [_case(path, members, index) for index, members in enumerate(read_members(path))]
+
+
+def read_members(path: Path) -> list[dict[str, np.ndarray]]:
+    """Return the arrays of each case by name, whatever they are; raises SaccadeError where the file is none of ours."""
     arrays = _read_arrays(path)
     count = len({name.split(".", 1)[0] for name in arrays})
     if not 0 < count <= MAX_CASES:
         raise SaccadeError(f"{path}: {count} cases; export the bundle again")
-    return [_case(path, arrays, index) for index in range(count)]
+    starts = [f"{index}." for index in range(count)]
+    return [{name[len(start) :]: array for name, array in arrays.items() if name.startswith(start)} for start in starts]
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -92,26 +117,31 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _case(path: Path, arrays: dict[str, np.ndarray], index: int) -> Case:
+def _case(path: Path, members: Mapping[str, np.ndarray], index: int) -> Case:
     try:
-        images = arrays[f"{index}.images"]
-        output = ReferenceOutput(**{name: arrays[f"{index}.{name}"] for name in _OUTPUTS})
+        images = members["images"]
+        output = ReferenceOutput(**{name: members[name] for name in _OUTPUTS})
     except KeyError as error:
-        raise SaccadeError(f"{path}: case {index} lacks {error}; export the bundle again") from error
-    prefix = f"{index}.floor."
-    floor = {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
-    typed = _is_array(images, np.uint8, 4) and all(
-        _is_array(getattr(output, name), *kind) for name, kind in _KINDS.items()
-    )
-    if not typed or not all(_is_array(value, np.float64, 0) for value in floor.values()):
+        raise SaccadeError(f"{path}: case {index} lacks '{index}.{error.args[0]}'; export the bundle again") from error
+    floor = floor_of(members)
+    typed = is_array(images, np.uint8, 4) and all(is_array(getattr(output, name), *kind) for name, kind in _KINDS.items())
+    if not typed or floor is None:
         raise SaccadeError(f"{path}: case {index} has an array of the wrong kind; export the bundle again")
     if not _belong_together(images, output):
         raise SaccadeError(f"{path}: case {index} has arrays that do not belong together; export the bundle again")
-    return Case(images, output, {name: float(value) for name, value in floor.items()})
+    return Case(images, output, floor)
 
 
-def _is_array(value: object, dtype: type[np.generic], axes: int) -> bool:  # NumPy gives bytes for a foreign member
+def is_array(value: object, dtype: type[np.generic], axes: int) -> bool:
+    """Tell whether a member is an array of that type; NumPy gives bytes for a foreign one."""
     return isinstance(value, np.ndarray) and value.dtype == dtype and value.ndim == axes
+
+
+def floor_of(members: Mapping[str, np.ndarray]) -> dict[str, float] | None:
+    """Return a case's float32 noise by output, or None where that is no number."""
+    floor = {name.removeprefix(FLOOR): value for name, value in members.items() if name.startswith(FLOOR)}
+    typed = all(is_array(value, np.float64, 0) for value in floor.values())
+    return {name: float(value) for name, value in floor.items()} if typed else None
 
 
 def _belong_together(images: np.ndarray, output: ReferenceOutput) -> bool:
@@ -128,16 +158,22 @@ def _belong_together(images: np.ndarray, output: ReferenceOutput) -> bool:
 
 
 def cases_of(bundle: Bundle) -> list[Case]:
-    """Read a bundle's golden cases; raises SaccadeError for arrays that its model and task cannot have given."""
-    if bundle.manifest.golden is None:
-        raise SaccadeError(f"{bundle.path} has no golden.npz to verify against; export the bundle again")
-    path = bundle.checked_path(bundle.manifest.golden)
+    """Read a LookWhere bundle's golden cases; raises SaccadeError for arrays that its model and task cannot have given."""
+    bundle.model  # noqa: B018 - raises for a plain backbone
+    path = golden_path(bundle)
     cases = read_cases(path)
     for index, case in enumerate(cases):
         misfit = _misfit(case, bundle)
         if misfit:
             raise SaccadeError(f"{path}: case {index}: {misfit}; export the bundle again")
     return cases
+
+
+def golden_path(bundle: Bundle) -> Path:
+    """Return the path of a bundle's golden.npz after comparing its hash, or say that there is none."""
+    if bundle.manifest.golden is None:
+        raise SaccadeError(f"{bundle.path} has no golden.npz to verify against; export the bundle again")
+    return bundle.checked_path(bundle.manifest.golden)
 
 
 def _misfit(case: Case, bundle: Bundle) -> str | None:
@@ -155,9 +191,14 @@ def _misfit(case: Case, bundle: Bundle) -> str | None:
             return f"{name} holds NaN or infinity"
     if any(len(np.unique(kept)) < len(kept) for kept in case.output.indices):
         return "indices name a cell twice"
-    for name, value in case.floor.items():
+    return floor_misfit(case.floor)
+
+
+def floor_misfit(floor: Mapping[str, float]) -> str | None:
+    """Return which noise is no noise, if any."""
+    for name, value in floor.items():
         if not 0 <= value < np.inf:
-            return f"floor.{name} is {value}, not a finite number from 0 on"
+            return f"{FLOOR}{name} is {value}, not a finite number from 0 on"
     return None
 
 

@@ -98,7 +98,9 @@ OPTIONS = {
     "no bundle": Fault(
         "run gone photo.png", "gone is not a bundle folder; make one with 'saccade export CHECKPOINT -o gone'"
     ),
-    "file for a bundle": Fault("inspect model.pt", "model.pt is not a bundle folder"),
+    "file for a bundle": Fault("verify model.pt", "model.pt is not a bundle folder"),
+    "image for a checkpoint": Fault("inspect photo.png", "photo.png is not a PyTorch checkpoint"),
+    "family of a bundle": Fault("inspect bundle --family neco", "bundle is no checkpoint file; leave out --family"),
     "folder for a bundle": Fault("verify bundle/engines", "bundle/engines/bundle.json is missing"),
     "size not divisible": Fault(
         "run bundle photo.png --size 520",
@@ -214,6 +216,9 @@ OPTIONS = {
     "seed too large": Fault("make-checkpoint lookwhere-dinov2 -o new.pt --seed 4294967296", "--seed 4294967296 is out of"),
     "width": Fault("make-checkpoint lookwhere-dinov2 -o new.pt --dim 100", "dim 100 is not a multiple of 64"),
     "depth": Fault("make-checkpoint lookwhere-dinov2 -o new.pt --depth 0", "--depth 0 is out of range; give 1 to 16384"),
+    "classes of a backbone": Fault(
+        "make-checkpoint dino-vits16 -o new.pt --classes 10", "--classes means nothing to a plain backbone: it has no"
+    ),
     "classes": Fault("make-checkpoint lookwhere-dinov2 -o new.pt --classes -3", "classes -3 is out of range"),
     "export size": Fault(
         "export model.pt -o new --size 100", "--size 100 is not a multiple of the 14 px patch; the nearest is 98"
@@ -511,7 +516,7 @@ NOTHING_LOADED = {
 def test_what_parity_is_given_is_checked_before_an_engine_is_built(
     case: str, refused: Refused, place: Path, small_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("saccade.cli.options.load_lookwhere", lambda *_, **__: pytest.fail("loaded for nothing"))
+    monkeypatch.setattr("saccade.cli.options.load", lambda *_, **__: pytest.fail("loaded for nothing"))
     shutil.copy(small_checkpoint("franca"), place / "other.pt")
     (place / "mixed").mkdir()
     shutil.copy(place / "small.png", place / "mixed/a.png")
@@ -569,7 +574,7 @@ def test_an_output_named_as_something_else_is_one_line(option: str, suffix: str,
 
 
 def test_outputs_of_run_are_checked_before_anything_is_loaded(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saccade.cli.options.load_lookwhere", lambda *_, **__: pytest.fail("loaded for nothing"))
+    monkeypatch.setattr("saccade.cli.options.load", lambda *_, **__: pytest.fail("loaded for nothing"))
     for arguments in (["-o", "gone/out.npz"], ["--overlay", "gone/out.png"], ["-o", "out.txt"], ["--look", "--dense"]):
         refused("run", "bundle", "photo.png", *arguments)
 

@@ -46,7 +46,7 @@ def _add_sides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--side", nargs="+", metavar="E:P", help="exactly these engines and precisions, as openvino:int8")
     parser.add_argument("--size", nargs="+", type=shared.size, metavar="S|HxW", help="pixels (default: the bundle's)")
     parser.add_argument("--k", nargs="+", type=int, metavar="K", help="patches (default: the bundle's)")
-    parser.add_argument("--batch", nargs="+", type=int, default=[1], metavar="B")
+    parser.add_argument("--batch", nargs="+", type=int, default=[1], metavar="B", help="of several the best is marked")
     parser.add_argument("--static", action="store_true", help="time each also with engines for batch 1 and one k alone")
     parser.add_argument("--cls-only", action="store_true", help="time each also without patch tokens")
     parser.add_argument("--streams", type=int, default=1, metavar="N", help="time each also as a stream, N frames at once")
@@ -127,7 +127,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
 
 def _parity(bundle: Bundle, plan: Sequence[Side], phases: Phases) -> dict[tuple[str, str], float]:
     """Return how far each engine and precision is from PyTorch on the bundle's golden images, before any clock runs."""
-    from saccade.runtime.loading import load_lookwhere
+    from saccade.runtime.loading import load
     from saccade.validate.verify import verify
 
     found = {}
@@ -136,7 +136,7 @@ def _parity(bundle: Bundle, plan: Sequence[Side], phases: Phases) -> dict[tuple[
         if side.kind != CHAIN or pair in found:
             continue
         phases(f"{side.engine} {side.precision}: parity")
-        with load_lookwhere(
+        with load(
             bundle, engine=side.engine, precision=side.precision, device=side.device, threads=side.threads, build=False
         ) as pipeline:
             measures = {measure.name: measure.value for measure in verify(pipeline).measures}

@@ -5,19 +5,19 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from saccade.cli import options as shared
 from saccade.cli.console import Phases, progress_bar
 from saccade.cli.convert import LEAST_IMAGES
-from saccade.contract import LOOKWHERE_ROLES
 from saccade.errors import SaccadeError
 from saccade.export.calibration import Statistics, channel_maxima
 from saccade.export.quantization import round_weights
 from saccade.export.smoothing import write_smoothed
 from saccade.export.variants import VARIANTS_OF, Scales, write_variant
-from saccade.golden import Case
+from saccade.validate.backbone_gate import BackboneJudge
 from saccade.validate.gate import Judge, Trial
 
 FEW_IMAGES = 64  # fewer are worth a warning
@@ -33,7 +33,7 @@ class Images:
     held_out: tuple[Path, ...]
 
 
-def find_images(judge: Judge, folder: Path, most: int, phases: Phases) -> Images:
+def find_images(judge: Judge | BackboneJudge, folder: Path, most: int, phases: Phases) -> Images:
     """Return the folder's images in two sets, `most` of them in all; what cannot be read is left out aloud."""
     phases("look through the images")
     paths = shared.image_paths(folder, "--calibration")
@@ -83,21 +83,21 @@ class Calibrated:
 class Calibrator:
     """Smooths each graph, gathers statistics on the chain's own inputs, and chooses its method by the cases."""
 
-    judge: Judge
+    judge: Judge | BackboneJudge
     images: Sequence[Path]
-    cases: Sequence[Case]  # images that calibration does not see: those held out, and the golden ones
+    cases: Sequence[Any]  # the judge's own kind: images that calibration does not see: those held out, and the golden ones
     precision: str
     methods: Sequence[str]
     folder: Path  # for graphs on the way
     phases: Phases
 
     def run(self) -> Calibrated:
-        """Return the sources of both roles' variants."""
+        """Return the sources of every role's variants."""
         graphs: dict[str, Path] = {}
         scales: dict[str, Scales] = {}
         chosen: dict[str, str] = {}
         trials: list[Trial] = []
-        for role in LOOKWHERE_ROLES:
+        for role in self.judge.roles:
             source, graphs[role] = self.judge.graph_path(role), self.folder / f"{role}.smoothed.onnx"
             with self._feeds(role, "channel ranges") as feeds:
                 maxima = channel_maxima(source, feeds)
@@ -114,7 +114,7 @@ class Calibrator:
         return Calibrated(graphs, scales, chosen, tuple(trials), len(self.images))
 
     def _try(self, role: str, method: str, source: Path, scales: Scales) -> Trial:
-        """Write one candidate and judge it beside the fp32 graph of the other role."""
+        """Write one candidate and judge it, of LookWhere beside the fp32 graph of the other role."""
         self.phases(f"{role}: try {method}")
         candidate = self.folder / f"{role}.{method}.onnx"
         write_variant(source, candidate, VARIANTS_OF[self.precision][0], scales)

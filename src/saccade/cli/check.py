@@ -2,37 +2,32 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 
 from saccade import locks
 from saccade._version import VERSION
 from saccade.bundle import Bundle, read_bundle, write_manifest
 from saccade.cli import options as shared
 from saccade.cli.console import Phases, Report, progress_bar, table
+from saccade.cli.references import Group, backbone_cases, fitted, given_images, matching_checkpoint, reference_cases
 from saccade.cli.verdicts import changed_graphs, measured_on, title_of
 from saccade.errors import SaccadeError
+from saccade.runtime.backbone import BackbonePipeline
 from saccade.runtime.chain import Pipeline
-from saccade.runtime.images import check_size, read_rgb
+from saccade.runtime.images import check_size
 from saccade.runtime.kept import kept_on
 
 if TYPE_CHECKING:
+    from saccade.export.backbone_checkpoint import BackboneCheckpoint
     from saccade.export.checkpoint import Checkpoint
-    from saccade.golden import Case
-    from saccade.validate.parity import ParityResult
+    from saccade.validate.backbone_parity import BackboneResult
+    from saccade.validate.parity import ParityResult, Verdict
 
 MAX_RECEIPTS = 32  # parity receipts kept in a manifest
-
-
-class Group(NamedTuple):
-    """Images of one size and how many patches to keep of each."""
-
-    images: list[np.ndarray]
-    k: int
 
 
 def add_commands(commands: Any) -> None:
@@ -55,10 +50,11 @@ def _add_verify(commands: Any) -> None:
 
 
 def verify(options: argparse.Namespace) -> Report:
-    """Judge the engine by the five numbers on the bundle's golden cases."""
+    """Judge the engine by the numbers of its kind of model on the bundle's golden cases."""
     from saccade.validate.verify import verify as run_verify
 
     bundle = read_bundle(options.bundle)
+    shared.refuse_lookwhere_only(bundle, options)
     with shared.open_pipeline(bundle, options, static=options.static, cls_only=options.cls_only) as pipeline:
         result = run_verify(pipeline)
     data = _identity(bundle, pipeline, options) | result.summary()
@@ -69,7 +65,7 @@ def _add_parity(commands: Any) -> None:
     parser = commands.add_parser(
         "parity",
         help="prove an engine equal to PyTorch on your images",
-        description="Run the checkpoint in PyTorch and the engine on the same images, and compare by five numbers.",
+        description="Run the checkpoint in PyTorch and the engine on the same images, and compare by a few numbers.",
     )
     shared.add_bundle(parser)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="CHECKPOINT", help="what the bundle was made of")
@@ -85,7 +81,6 @@ def _add_parity(commands: Any) -> None:
 
 def parity(options: argparse.Namespace) -> Report:
     """Judge the engine against the checkpoint's modules, write what was asked for, and leave a receipt in the bundle."""
-    from saccade.validate.parity import measure_parity
     from saccade.validate.report import facts_of, write_report
     from saccade.validate.tensors import compare_tensors
 
@@ -93,52 +88,43 @@ def parity(options: argparse.Namespace) -> Report:
     if options.results:
         shared.refuse_inside_bundle("--results", options.results)
     bundle = read_bundle(options.bundle)
-    checkpoint = _matching_checkpoint(bundle, options)
-    given = _given_images(bundle, options)
+    shared.refuse_lookwhere_only(bundle, options)
+    checkpoint = matching_checkpoint(bundle, options.checkpoint)
+    given = given_images(bundle, options)
     static = options.static and _static_k(bundle, options)
     with shared.open_pipeline(bundle, options, static=static, cls_only=options.cls_only) as pipeline:
-        groups = [_fitted(pipeline, each, options) if isinstance(each, Path) else each for each in given]
+        groups = [fitted(pipeline, each, options) if isinstance(each, Path) else each for each in given]
         with progress_bar(sum(len(group.images) for group in groups), "parity") as bar:
-            cases = _reference_cases(checkpoint, bundle, groups, options)
-            result = measure_parity(pipeline, cases, lambda done: bar.update(len(done.case.images)))
+            result = _measured(
+                pipeline, checkpoint, groups, options.threads, lambda done: bar.update(len(done.case.images))
+            )
         tensors = compare_tensors(pipeline, result.cases, options.results)
     data = _identity(bundle, pipeline, options) | result.summary() | {"tensors": tensors}
     if options.report:
-        write_report(options.report, result, facts_of(data), tensors, bundle.model.patch)
+        write_report(options.report, result, facts_of(data), tensors, bundle.manifest.model.patch)
         data["report"] = str(options.report)
     lines = _lines(data, result) + [f"wrote {path}" for path in (options.report, options.results) if path]
     _keep_receipt(bundle, {name: value for name, value in data.items() if name not in ("bundle", "tensors", "report")})
     return Report(data, lines, result.passed)
 
 
-def _matching_checkpoint(bundle: Bundle, options: argparse.Namespace) -> Checkpoint:
-    """Read the checkpoint that the bundle was made of, or say what is missing, before an engine is built."""
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise SaccadeError("parity runs the checkpoint in torch; pip install '.[export]' in the clone") from error
-    from saccade.export.checkpoint import read_checkpoint
+def _measured(
+    pipeline: Pipeline | BackbonePipeline,
+    checkpoint: Checkpoint | BackboneCheckpoint,
+    groups: list[Group],
+    threads: int,
+    on_case: Callable[[Any], None],
+) -> ParityResult | BackboneResult:
+    """Run both sides on all images and judge the engine by the numbers of its kind of model."""
+    from saccade.export.backbone_checkpoint import BackboneCheckpoint
+    from saccade.validate.backbone_parity import measure_backbone
+    from saccade.validate.parity import measure_parity
 
-    checkpoint = read_checkpoint(options.checkpoint)
-    if checkpoint.sha256 != bundle.manifest.provenance.get("checkpoint_sha256"):
-        raise SaccadeError(
-            f"{options.checkpoint} is not the checkpoint that {bundle.path} was made of; give that file, or export again"
-        )
-    return checkpoint
-
-
-def _given_images(bundle: Bundle, options: argparse.Namespace) -> list[Path] | list[Group]:
-    """Return the images to compare on, each known to be one: files of a folder, else the bundle's golden images."""
-    if options.images is not None:
-        paths = shared.image_paths(options.images)
-        for path in paths:
-            read_rgb(path)  # decoded again when its turn comes: whole photographs of a folder may not fit in memory
-        return paths
-    if options.size or options.k or options.k_ratio or options.fit != "squash":
-        raise SaccadeError("--size, --k, --k-ratio and --fit are for images of your own; give --images DIR too")
-    from saccade.golden import cases_of
-
-    return [Group(list(case.images), case.output.indices.shape[1]) for case in cases_of(bundle)]
+    if isinstance(pipeline, BackbonePipeline):
+        assert isinstance(checkpoint, BackboneCheckpoint)
+        return measure_backbone(pipeline, backbone_cases(checkpoint, groups, threads), on_case)
+    assert not isinstance(checkpoint, BackboneCheckpoint)
+    return measure_parity(pipeline, reference_cases(checkpoint, pipeline.bundle.manifest.task, groups, threads), on_case)
 
 
 def _static_k(bundle: Bundle, options: argparse.Namespace) -> int:
@@ -151,41 +137,22 @@ def _static_k(bundle: Bundle, options: argparse.Namespace) -> int:
     return int(options.k) if options.fit == "native" else kept_on(grid, defaults, options.k, options.k_ratio)
 
 
-def _fitted(pipeline: Pipeline, path: Path, options: argparse.Namespace) -> Group:
-    """Return one image of a folder as a group of its own, at the size and k that the options ask for."""
-    images = pipeline.pixels(path, options.size, options.fit)
-    return Group(images, pipeline.kept(pipeline.grid_of(images[0]), options.k, options.k_ratio))
-
-
-def _reference_cases(
-    checkpoint: Checkpoint, bundle: Bundle, groups: list[Group], options: argparse.Namespace
-) -> Iterator[Case]:
-    """Yield the reference's cases, each run when it is asked for."""
-    import torch
-
-    from saccade.export.reference import Reference, reference_case
-
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    task = bundle.manifest.task
-    reference, exact = Reference(checkpoint, task), Reference(checkpoint, task, torch.float64)
-    for images, k in groups:
-        yield reference_case(reference, exact, images, k)
-
-
-def _identity(bundle: Bundle, pipeline: Pipeline, options: argparse.Namespace) -> dict[str, Any]:
-    static = pipeline.static_receipt and {"static_k": pipeline.static_k, "static_key": pipeline.static_receipt.key}
+def _identity(bundle: Bundle, pipeline: Pipeline | BackbonePipeline, options: argparse.Namespace) -> dict[str, Any]:
+    form: dict[str, Any] = {}
+    if isinstance(pipeline, Pipeline):
+        static = pipeline.static_receipt
+        form = {"static_k": pipeline.static_k, "static_key": static.key} if static else {}
+        form |= {"cls_only": True} if pipeline.cls_only else {}
     return {
         "bundle": str(bundle.path),
         "saccade": VERSION,
         "checkpoint_sha256": bundle.manifest.provenance.get("checkpoint_sha256", ""),
         **measured_on(pipeline.receipt, options.device),
-        **(static or {}),
-        **({"cls_only": True} if pipeline.cls_only else {}),
+        **form,
     }
 
 
-def _lines(data: dict[str, Any], result: ParityResult) -> list[str]:
+def _lines(data: dict[str, Any], result: Verdict[Any]) -> list[str]:
     """Return the one table."""
     rows: list[tuple[str, ...]] = [("number", "value", "bound", "", "meaning")]
     for measure in result.measures:
@@ -193,8 +160,9 @@ def _lines(data: dict[str, Any], result: ParityResult) -> list[str]:
         rows.append((measure.name, f"{measure.value:.3g}", f"{measure.bound:.3g}", word, measure.meaning))
     same = "equals PyTorch" if data["precision"] == "fp32" else f"is within the {data['precision']} bounds of PyTorch"
     verdict = same if result.passed else "DIFFERS from PyTorch"
-    swaps = f"{data['swaps']} patches kept by one side only" if data["swaps"] else "the same patches kept"
-    head = f"{title_of(data)} {verdict} on {data['images']} images ({swaps})"
+    head = f"{title_of(data)} {verdict} on {data['images']} images"
+    if "swaps" in data:
+        head += f" ({data['swaps']} patches kept by one side only)" if data["swaps"] else " (the same patches kept)"
     tensors: list[str] = []
     if "tensors" in data:
         names = list(next(iter(data["tensors"].values())))

@@ -16,15 +16,14 @@ from saccade._version import VERSION
 from saccade.bundle import CALIBRATED, MANIFEST, Bundle, GraphFile, read_bundle, sha256_of_file, write_manifest
 from saccade.cli import options as shared
 from saccade.cli.console import Phases, Report, size_text, table
-from saccade.contract import LOOKWHERE_ROLES
 from saccade.engines.engine import refuse_path
 from saccade.errors import SaccadeError
-from saccade.golden import cases_of
 
 if TYPE_CHECKING:
     from saccade.cli.calibrate import Calibrated
+    from saccade.validate.backbone_gate import BackboneJudge
     from saccade.validate.gate import Judge, Trial
-    from saccade.validate.parity import ParityResult
+    from saccade.validate.parity import Verdict
 
 PRECISIONS = ("fp16", "bf16", "int8", "fp8")
 AUTO_METHODS = ("minmax", "percentile", "mse")  # entropy takes over a minute a graph and was never the best here
@@ -65,7 +64,7 @@ def convert(options: argparse.Namespace) -> Report:
     start = time.perf_counter()
     _check_options(options)
     shared.require_modules(NEEDED, "convert")
-    from saccade.validate.gate import Judge
+    from saccade.validate.backbone_gate import open_judge
 
     refuse_path(options.bundle)
     busy = f"{options.bundle} is being exported, converted or built by another process; repeat when it is done"
@@ -73,7 +72,7 @@ def convert(options: argparse.Namespace) -> Report:
         bundle = read_bundle(options.bundle)
         with Phases() as phases, atomic.scratch_folder(bundle.path / "convert") as folder:
             phases("open the fp32 graphs")
-            with Judge(bundle) as judge:
+            with open_judge(bundle) as judge:
                 return _Conversion(bundle, options, judge, folder, phases).run(start)
 
 
@@ -92,10 +91,12 @@ def _check_options(options: argparse.Namespace) -> None:
 class _Conversion:
     """One run of the command, in a scratch folder on the bundle's own disk."""
 
-    def __init__(self, bundle: Bundle, options: argparse.Namespace, judge: Judge, folder: Path, phases: Phases) -> None:
+    def __init__(
+        self, bundle: Bundle, options: argparse.Namespace, judge: Judge | BackboneJudge, folder: Path, phases: Phases
+    ) -> None:
         self._bundle, self._options, self._judge, self._folder, self._phases = bundle, options, judge, folder, phases
         self._precision: str = options.precision
-        self._cases = cases_of(bundle)
+        self._cases: list[Any] = judge.golden_cases()
         self._calibrated: Calibrated | None = None
         self._held_out = 0
 
@@ -134,13 +135,13 @@ class _Conversion:
         self._calibrated = calibrator.run()
 
     def _write(
-        self, variant: Any, folder: Path, roles: Sequence[str] = LOOKWHERE_ROLES, blocks: Sequence[int] | None = None
+        self, variant: Any, folder: Path, roles: Sequence[str] = (), blocks: Sequence[int] | None = None
     ) -> Pair:
-        """Write one variant's graphs; with `blocks`, only those blocks of them."""
+        """Write one variant's graphs, of all roles unless some are named; with `blocks`, only those blocks of them."""
         from saccade.export.variants import write_variant
 
         pair = {}
-        for role in roles:
+        for role in roles or self._judge.roles:
             source = self._calibrated.graphs[role] if self._calibrated else self._judge.graph_path(role)
             scales = self._calibrated.scales[role] if self._calibrated else None
             pair[role] = folder / f"{role}.{variant}.onnx"
@@ -149,7 +150,7 @@ class _Conversion:
             write_variant(source, pair[role], variant, scales, blocks)
         return pair
 
-    def _judge_pair(self, variant: str, pair: Pair) -> ParityResult:
+    def _judge_pair(self, variant: str, pair: Pair) -> Verdict[Any]:
         self._phases(f"judge {variant}")
         return self._judge.judge(pair, self._cases, self._precision)
 
@@ -159,7 +160,7 @@ class _Conversion:
         from saccade.export.variants import VARIANTS_OF
 
         variant, trials = VARIANTS_OF[self._precision][0], []
-        for role in LOOKWHERE_ROLES:
+        for role in self._judge.roles:
             found: list[Trial] = []
             for block in range(depth_of_file(self._judge.graph_path(role))):
                 self._phases(f"{role}: block {block} alone")
@@ -169,7 +170,7 @@ class _Conversion:
             trials += sorted(found, key=lambda trial: -trial.score)
         return [_trial_data(trial) for trial in trials]
 
-    def _data(self, results: dict[Any, ParityResult], start: float) -> dict[str, Any]:
+    def _data(self, results: dict[Any, Verdict[Any]], start: float) -> dict[str, Any]:
         """Return what programs want to know, and what the bundle keeps as the variants' provenance."""
         data: dict[str, Any] = {
             "precision": self._precision,
@@ -186,11 +187,11 @@ class _Conversion:
             }
         return data | {"seconds": round(time.perf_counter() - start, 1)}
 
-    def _lines(self, results: dict[Any, ParityResult]) -> list[str]:
+    def _lines(self, results: dict[Any, Verdict[Any]]) -> list[str]:
         """Return every method's numbers, and each variant's against its bounds."""
         lines = []
         if self._calibrated:
-            for role in LOOKWHERE_ROLES:
+            for role in self._judge.roles:
                 trials = [trial for trial in self._calibrated.trials if trial.role == role]
                 chosen = self._calibrated.methods[role]
                 rows = [(f"{role}, worst image not calibrated on", *trials[0].measures, "")]
@@ -213,7 +214,7 @@ def _trial_data(trial: Trial) -> dict[str, Any]:
 def _sensitivity_lines(sensitivity: Sequence[dict[str, Any]]) -> list[str]:
     """Return the blocks of each graph, the one that hurts most first."""
     lines = []
-    for role in LOOKWHERE_ROLES:
+    for role in dict.fromkeys(each["graph"] for each in sensitivity):
         trials = [each for each in sensitivity if each["graph"] == role]
         rows = [(f"{role}, one block at a time", *trials[0]["measures"])]
         rows += [(f"  {each['name']}", *(f"{value:.3g}" for value in each["measures"].values())) for each in trials]
@@ -234,14 +235,14 @@ def _keep(bundle: Bundle, pairs: dict[Any, Pair], provenance: dict[Any, Any]) ->
     }
     before = (bundle.path / MANIFEST).read_bytes()
     manifest = read_bundle(bundle.path).manifest  # as it is now: this took a while
-    if any(manifest.graphs[role]["fp32"] != bundle.graph(role, "fp32") for role in LOOKWHERE_ROLES):
+    if any(manifest.graphs[role]["fp32"] != bundle.graph(role, "fp32") for role in bundle.roles):
         raise SaccadeError(f"{bundle.path} was exported again meanwhile; repeat the command")
     others = {
         role: {variant: graph for variant, graph in manifest.graphs[role].items() if variant not in pairs}
-        for role in LOOKWHERE_ROLES
+        for role in bundle.roles
     }
     graphs: dict[str, dict[Any, GraphFile]] = {
-        role: others[role] | {variant: entries[role, variant] for variant in pairs} for role in LOOKWHERE_ROLES
+        role: others[role] | {variant: entries[role, variant] for variant in pairs} for role in bundle.roles
     }
     kept = dict(manifest.provenance.get("variants") or {}) | provenance
     sizes = {path.name: path.stat().st_size for pair in pairs.values() for path in pair.values()}

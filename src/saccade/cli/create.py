@@ -1,10 +1,11 @@
-"""Commands that make something: make-checkpoint, export, build."""
+"""Commands that make a bundle and what is in it: export, build."""
 from __future__ import annotations
 
 import argparse
 import contextlib
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,99 +24,39 @@ from saccade.bundle import (
     write_manifest,
 )
 from saccade.cli import options as shared
-from saccade.cli.console import Phases, Report, progress_bar, size_text, table
+from saccade.cli import profile
+from saccade.cli.console import Phases, Report, size_text, table
 from saccade.cli.verdicts import measured_on
 from saccade.engines import store
-from saccade.engines.engine import DEFAULT_MAX_BATCH, ENGINE_NAMES, EngineRequest, default_request, refuse_path
+from saccade.engines.engine import ENGINE_NAMES, EngineRequest, default_request, refuse_path
 from saccade.errors import SaccadeError
 from saccade.runtime.kept import MAX_CELLS, checked_k
 from saccade.runtime.loading import requests_of
 
-EXPORT_MODULES = ("torch", "onnx", "onnxscript", "onnxruntime", "polygraphy")
-MAX_PROFILE_BATCH = 4096  # far beyond what any GPU's memory holds
 SELF_TESTED = ("tensorrt",)  # engines that are built on the GPU they are for
-MAX_SEED = 2**32 - 1  # beyond it the same weights come again
 # Which engines each option of `build` means something to.
 TAKEN_BY = {
     "device": ("openvino", "onnxruntime", "tensorrt"),  # TensorRT-RTX builds without one, for compute capabilities
     "max_batch": ("tensorrt", "tensorrt-rtx"),
     "max_k": ("tensorrt", "tensorrt-rtx"),
+    "max_size": ("tensorrt", "tensorrt-rtx"),
     "compute_capability": ("tensorrt-rtx",),
 }
 
 LOOKWHERE = "lookwhere"
 FAMILIES = (LOOKWHERE, *BACKBONES)
+NETWORKS = ("teacher", "student")  # of a training checkpoint
 
 if TYPE_CHECKING:
     from saccade.bundle import Defaults
     from saccade.export.checkpoint import Checkpoint
+    from saccade.golden import StoredCase
 
 
 def add_commands(commands: Any) -> None:
-    """Add the three commands to the parser."""
-    _add_make_checkpoint(commands)
+    """Add both commands to the parser."""
     _add_export(commands)
     _add_build(commands)
-
-
-def _add_make_checkpoint(commands: Any) -> None:
-    parser = commands.add_parser(
-        "make-checkpoint",
-        help="write seeded weights in a real checkpoint layout, to try everything without a download",
-        description="Write seeded weights in a real checkpoint layout. The defaults are the sizes of the published files.",
-    )
-    parser.add_argument("family", metavar="FAMILY", help="lookwhere-dinov2 or lookwhere-franca")
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="default: %(default)s")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--dim", type=int, default=768, help="width, a multiple of 64 (default: %(default)s)")
-    parser.add_argument("--depth", type=int, default=12, help="blocks of the extractor (default: %(default)s)")
-    parser.add_argument("--selector-depth", type=int, default=3, help="blocks of the selector (default: %(default)s)")
-    parser.add_argument("--grid", type=int, default=37, help="side of the position table (default: %(default)s)")
-    parser.add_argument("--classes", type=int, default=0, help="write the fine-tuned layout with this many classes")
-    parser.set_defaults(execute=make_checkpoint)
-
-
-def make_checkpoint(options: argparse.Namespace) -> Report:
-    """Write a seeded checkpoint and report its crc, by which others can tell that they have the same weights."""
-    shared.require_modules(EXPORT_MODULES, "export")
-    import torch
-
-    from saccade.export import seeded
-
-    sizes = seeded.Sizes(
-        dim=_positive(options, "dim"),
-        depth=_positive(options, "depth"),
-        selector_depth=_positive(options, "selector_depth"),
-        grid=_positive(options, "grid"),
-        classes=options.classes,
-    )
-    if not 0 <= options.seed <= MAX_SEED:
-        raise SaccadeError(f"--seed {options.seed} is out of range; give 0 to {MAX_SEED}")
-    shared.refuse_inside_bundle("-o", options.output)
-    shapes = seeded.checkpoint_shapes(options.family, sizes)
-    with progress_bar(len(shapes), "weights", "tensor") as bar:
-        weights = seeded.seeded_weights(shapes, options.seed, lambda name: bar.update(1))
-    crc = seeded.weights_crc32(weights)
-
-    def tensors(tree: dict[str, Any]) -> dict[str, Any]:
-        return {key: tensors(v) if isinstance(v, dict) else torch.from_numpy(v) for key, v in tree.items()}
-
-    with atomic.pending_file(options.output) as pending, pending.open("wb") as file:
-        try:
-            torch.save(tensors(weights if sizes.classes else seeded.nested(weights)), file)
-        except RuntimeError as error:  # torch's zip writer wraps what the disk said
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-    parameters = sum(array.size for array in weights.values())
-    data = {"file": str(options.output), "family": options.family, "seed": options.seed, "crc32": crc}
-    line = f"{options.output}: {options.family}, {parameters / 1e6:.1f} M parameters, seed {options.seed}, crc32 {crc}"
-    return Report(data | {"parameters": parameters}, [line])
-
-
-def _positive(options: argparse.Namespace, name: str) -> int:
-    value = int(getattr(options, name))
-    if not 1 <= value <= 1 << 14:
-        raise SaccadeError(f"--{name.replace('_', '-')} {value} is out of range; give 1 to {1 << 14}")
-    return value
 
 
 def _add_export(commands: Any) -> None:
@@ -132,7 +73,7 @@ def _add_export(commands: Any) -> None:
     kept.add_argument("--k-ratio", type=float, metavar="R", help="default share of patches to keep (default: 0.1)")
     parser.add_argument("--task", choices=("features", "classify", "segment"), help="needed where there is a head")
     parser.add_argument("--family", choices=FAMILIES, help="whose code the model is from, where the file cannot tell")
-    parser.add_argument("--checkpoint-key", choices=("teacher", "student"), help="which network of a training checkpoint")
+    parser.add_argument("--checkpoint-key", choices=NETWORKS, help="which network of a training checkpoint")
     parser.add_argument("--force", action="store_true", help="replace a bundle that holds converted graphs")
     parser.set_defaults(execute=export)
 
@@ -142,7 +83,7 @@ def export(options: argparse.Namespace) -> Report:
 
     Nobody else may export or build there meanwhile. It does not wait for them: what they make would be replaced at once.
     """
-    shared.require_modules(EXPORT_MODULES, "export")
+    shared.require_modules(shared.EXPORT_MODULES, "export")
     start = time.perf_counter()
     target: Path = options.output
     refuse_path(target)
@@ -165,6 +106,7 @@ def _export_to(target: Path, options: argparse.Namespace, phases: Phases) -> dic
     """Write and check the bundle; return the verdict."""
     from saccade.export.bundle_export import resolve_defaults, write_bundle
     from saccade.export.checkpoint import read_checkpoint, resolve_task
+    from saccade.export.golden_cases import golden_cases
     from saccade.export.weights_file import is_plain_backbone
 
     phases("read the checkpoint")
@@ -178,7 +120,7 @@ def _export_to(target: Path, options: argparse.Namespace, phases: Phases) -> dic
     _check_dense(checkpoint, task, defaults)
     with atomic.pending_folder(target) as folder:
         write_bundle(checkpoint, task, defaults, folder, phases)
-        bundle = _add_golden(checkpoint, folder, phases)
+        bundle = _add_golden(folder, golden_cases(checkpoint, task, defaults, phases))
         phases("check the graphs against PyTorch")
         summary = _check_against_pytorch(bundle)
         phases("move into place")
@@ -189,7 +131,7 @@ def _export_backbone_to(target: Path, options: argparse.Namespace, phases: Phase
     """Write and check the bundle of a plain backbone; return the verdict."""
     from saccade.export.backbone_checkpoint import read_backbone
     from saccade.export.backbone_export import write_backbone_bundle
-    from saccade.validate.backbone_parity import check_exported
+    from saccade.export.golden_cases import backbone_golden_cases
 
     given = {"--k": options.k, "--k-ratio": options.k_ratio, "--task": options.task}
     for flag in (name for name, value in given.items() if value is not None):
@@ -197,9 +139,9 @@ def _export_backbone_to(target: Path, options: argparse.Namespace, phases: Phase
     checkpoint = read_backbone(options.checkpoint, options.family, options.checkpoint_key)
     with atomic.pending_folder(target) as folder:
         write_backbone_bundle(checkpoint, options.size, folder, phases)
+        bundle = _add_golden(folder, backbone_golden_cases(checkpoint, phases))
         phases("check the graph against PyTorch")
-        summary = check_exported(checkpoint, folder)
-        shutil.rmtree(folder / ENGINES_FOLDER)  # only a receipt for this machine; bundles travel without it
+        summary = _check_against_pytorch(bundle)
         phases("move into place")
     return summary
 
@@ -246,14 +188,13 @@ def _bundle_names(folder: Path) -> set[str]:
     return names
 
 
-def _add_golden(checkpoint: Checkpoint, folder: Path, phases: Phases) -> Bundle:
+def _add_golden(folder: Path, cases: Sequence[StoredCase]) -> Bundle:
     """Write golden.npz and name it in the manifest."""
-    from saccade.export.golden_cases import golden_cases
     from saccade.golden import write_cases
 
     bundle = read_bundle(folder)
     path = folder / "golden.npz"
-    write_cases(path, golden_cases(checkpoint, bundle.manifest.task, bundle.manifest.defaults, phases))
+    write_cases(path, cases)
     golden = DataFile(path.name, sha256_of_file(path))
     write_manifest(folder, msgspec.structs.replace(bundle.manifest, golden=golden))
     return read_bundle(folder)
@@ -261,10 +202,10 @@ def _add_golden(checkpoint: Checkpoint, folder: Path, phases: Phases) -> Bundle:
 
 def _check_against_pytorch(bundle: Bundle) -> dict[str, Any]:
     """Run the graphs in ONNX Runtime at other batches, k and grids than the tracer saw; raise where they differ."""
-    from saccade.runtime.loading import load_lookwhere
+    from saccade.runtime.loading import load
     from saccade.validate.verify import verify
 
-    with load_lookwhere(bundle, engine="onnxruntime", note=lambda line: None) as pipeline:
+    with load(bundle, engine="onnxruntime", note=lambda line: None) as pipeline:
         result = verify(pipeline)
     shutil.rmtree(bundle.path / ENGINES_FOLDER)  # only a receipt for this machine; bundles travel without it
     summary = result.summary() | measured_on(pipeline.receipt, None)
@@ -289,8 +230,7 @@ def _add_build(commands: Any) -> None:
     shared.add_static(parser)
     parser.add_argument("--k", type=int, metavar="K", help="patches of the static engines (default: the bundle's)")
     shared.add_cls_only(parser)
-    parser.add_argument("--max-batch", type=int, metavar="B", help=f"TensorRT profile (default: {DEFAULT_MAX_BATCH})")
-    parser.add_argument("--max-k", type=int, metavar="K", help="TensorRT profile (default: every patch of the base grid)")
+    profile.add_options(parser)
     parser.add_argument(
         "--compute-capability", nargs="+", metavar="SM89", help="TensorRT-RTX targets (default: its own)"
     )
@@ -329,12 +269,14 @@ def _is_self_tested(bundle: Bundle, request: EngineRequest) -> bool:
 def engine_request(bundle: Bundle, options: argparse.Namespace) -> EngineRequest:
     """Return what `saccade.load` would ask for, with the limits of the build options where they are given."""
     _check_build_options(options)
+    profile.check(bundle, options)
     dynamic = default_request(bundle, options.engine, options.precision, options.device, cls_only=options.cls_only)
     usual = requests_of(bundle, dynamic, options.static and (True if options.k is None else options.k))[-1]
     return msgspec.structs.replace(
         usual,
         max_batch=usual.max_batch if options.max_batch is None else options.max_batch,
         max_k=usual.max_k if options.max_k is None else options.max_k,
+        max_size=usual.max_size if options.max_size is None else options.max_size,
         compute_capabilities=tuple(options.compute_capability or ()),
         any_limits=False,
     )
@@ -348,10 +290,8 @@ def _check_build_options(options: argparse.Namespace) -> None:
             raise SaccadeError(f"{flag} means nothing to --engine {options.engine}; leave it out, or use {_choice(engines)}")
     if options.k is not None and not options.static:
         raise SaccadeError("--k is the k of static engines, others take any; give --static too")
-    limits = (("--max-batch", options.max_batch, MAX_PROFILE_BATCH), ("--max-k", options.max_k, MAX_CELLS))
-    for flag, value, most in (*limits, ("--k", options.k, MAX_CELLS)):
-        if value is not None and not 1 <= value <= most:
-            raise SaccadeError(f"{flag} {value} is out of range; give 1 to {most}")
+    if options.k is not None and not 1 <= options.k <= MAX_CELLS:
+        raise SaccadeError(f"--k {options.k} is out of range; give 1 to {MAX_CELLS}")
     targets = options.compute_capability or []
     for name in targets:
         if targets.count(name) > 1:

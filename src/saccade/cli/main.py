@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from saccade._version import VERSION
-from saccade.cli import bench, check, convert, create, evaluate, run, show
+from saccade.cli import bench, check, convert, create, evaluate, make_checkpoint, run, show
 from saccade.errors import SaccadeError
 
 
@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"saccade {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (create, convert, run, check, bench, evaluate, show):
+    for module in (make_checkpoint, create, convert, run, check, bench, evaluate, show):
         module.add_commands(commands)
     for name, command in commands.choices.items():
         if name == "evaluate":

@@ -8,16 +8,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from saccade import atomic
-from saccade.bundle import MANIFEST, Bundle
+from saccade.bundle import MANIFEST, Bundle, Model
 from saccade.cli.console import Phases
 from saccade.engines.engine import ENGINE_NAMES
 from saccade.engines.openvino import without_telemetry
 from saccade.errors import SaccadeError, raise_interrupt
+from saccade.runtime.backbone import BackbonePipeline
 from saccade.runtime.chain import Pipeline
 from saccade.runtime.images import FITS
-from saccade.runtime.loading import DEFAULT_ENGINE, load_lookwhere
+from saccade.runtime.loading import DEFAULT_ENGINE, load
 
+EXPORT_MODULES = ("torch", "onnx", "onnxscript", "onnxruntime", "polygraphy")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+# What only LookWhere has a meaning for: it selects patches, and a plain backbone sees them all.
+LOOKWHERE_ONLY = ("k", "k_ratio", "static", "look", "cls_only", "overlay")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff"})
 
 
@@ -61,10 +65,10 @@ def add_cls_only(parser: argparse.ArgumentParser) -> None:
 
 def open_pipeline(
     bundle: Bundle, options: argparse.Namespace, *, static: bool | int = False, cls_only: bool = False
-) -> Pipeline:
+) -> Pipeline | BackbonePipeline:
     """Load the engine that the options of `add_running` ask for, showing what is being built."""
     with Phases() as phases:
-        return load_lookwhere(
+        return load(
             bundle,
             engine=options.engine,
             precision=options.precision,
@@ -76,6 +80,16 @@ def open_pipeline(
             progress=phases,
             note=phases.note,
         )
+
+
+def refuse_lookwhere_only(bundle: Bundle, options: argparse.Namespace) -> None:
+    """Refuse options that mean nothing to a plain backbone, where the bundle is one."""
+    if isinstance(bundle.manifest.model, Model):
+        return
+    for name in LOOKWHERE_ONLY:
+        if getattr(options, name, None) not in (None, False):
+            flag = f"--{name.replace('_', '-')}"
+            raise SaccadeError(f"{flag} means nothing to a plain backbone, which sees every patch; leave it out")
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:

@@ -1,8 +1,7 @@
-"""The command run: images -> features, with a picture of where the model looked."""
+"""The command run: images -> features, with pictures of where the model looked and of what it saw."""
 from __future__ import annotations
 
 import argparse
-import io
 import itertools
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from saccade import atomic
-from saccade.bundle import Bundle, read_bundle
+from saccade.bundle import Bundle, Model, read_bundle
 from saccade.cli import options as shared
 from saccade.cli.console import Report, progress_bar
+from saccade.cli.pictures import PICTURES, write_pictures
 from saccade.engines.engine import STATIC_BATCH
 from saccade.errors import SaccadeError
+from saccade.runtime.backbone import BackbonePipeline, Features
 from saccade.runtime.chain import Look, Output, Pipeline
 from saccade.runtime.images import check_size
 from saccade.runtime.kept import kept_on
@@ -30,7 +31,7 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         "run",
         help="images -> features, on any engine",
-        description="Run the chain on images and write what it gives. All images of one run share a size.",
+        description="Run a bundle on images and write what it gives. All images of one run share a size.",
     )
     shared.add_bundle(parser)
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
@@ -38,10 +39,15 @@ def add_commands(commands: Any) -> None:
     shared.add_static(parser)
     shared.add_cls_only(parser)
     shared.add_selection(parser)
-    parser.add_argument("--dense", action="store_true", help="also fill every cell (always on for segment)")
+    parser.add_argument("--dense", action="store_true", help="also give every cell's features (always on for segment)")
     parser.add_argument("--look", action="store_true", help="run only the selector: its map, no features")
     parser.add_argument("-o", "--output", type=Path, metavar="OUT.npz", help="write the arrays")
     parser.add_argument("--overlay", type=Path, metavar="OUT.png", help="write the score map and the kept patches")
+    parser.add_argument(
+        "--pca", type=Path, metavar="OUT.png", help="write the principal components of all patches' features as colours"
+    )
+    parser.add_argument("--attention", type=Path, metavar="OUT.png", help="write what each head of a backbone's cls sees")
+    parser.add_argument("--attention-mass", type=float, metavar="M", help="outline there the patches that hold this share")
     parser.set_defaults(execute=run)
 
 
@@ -49,16 +55,16 @@ def run(options: argparse.Namespace) -> Report:
     """Run all images and report shapes, top classes and times."""
     _check_options(options)
     bundle = read_bundle(options.bundle)
+    _check_kind(bundle, options)
     k = _checked_k(bundle, options)
     static = k if options.static and k is not None else False
     with shared.open_pipeline(bundle, options, static=static, cls_only=options.cls_only) as pipeline:
         clock = Clock()
         outputs, pictured = _run_chunks(pipeline, options, clock)
-    arrays = _concatenated([_arrays(output) for output in outputs])
+    arrays = _concatenated([_arrays(output, dense=options.dense) for output in outputs])
     if options.output:
         _write_npz(options.output, arrays)
-    if options.overlay:
-        _write_overlay(options.overlay, pictured, arrays, bundle.model.patch)
+    write_pictures(options, pictured, arrays, bundle.manifest.model.patch)
     stages = [clock.timings_ms, *(output.timings_ms for output in outputs)]
     return _report(options, arrays, _ms_per_image(stages, len(options.images)), pipeline)
 
@@ -73,9 +79,18 @@ def _check_options(options: argparse.Namespace) -> None:
         raise SaccadeError("--static is for one k, and with --fit native each size has its own; give --k too")
     if options.cls_only and options.dense:
         raise SaccadeError("--dense is filled from the patch tokens that --cls-only leaves out; give one of them")
+    if options.attention_mass is not None:
+        if not options.attention:
+            raise SaccadeError("--attention-mass is drawn into the heat maps of --attention; give that too")
+        if not 0 < options.attention_mass <= 1:
+            raise SaccadeError(f"--attention-mass {options.attention_mass} is no share; give more than 0, at most 1")
+    pictures = [(f"--{name}", path) for name in PICTURES if (path := getattr(options, name))]
+    if len({path.resolve() for _, path in pictures}) < len(pictures):
+        raise SaccadeError(f"{' and '.join(flag for flag, _ in pictures)} name one file; give each picture its own")
     shared.check_output("-o", options.output, ".npz")
-    shared.check_output("--overlay", options.overlay, ".png")
-    for flag, path in (("-o", options.output), ("--overlay", options.overlay)):
+    for flag, path in pictures:
+        shared.check_output(flag, path, ".png")
+    for flag, path in (("-o", options.output), *pictures):
         if path is not None and path.exists() and any(path.resolve() == image.resolve() for image in options.images):
             raise SaccadeError(f"{flag} {path} is one of the images; choose another name")
     for path in options.images:
@@ -83,14 +98,26 @@ def _check_options(options: argparse.Namespace) -> None:
             raise SaccadeError(f"{path}: no such image file")
 
 
+def _check_kind(bundle: Bundle, options: argparse.Namespace) -> None:
+    """Refuse options that mean nothing to the bundle's kind of model."""
+    shared.refuse_lookwhere_only(bundle, options)
+    if not isinstance(bundle.manifest.model, Model):
+        return
+    if options.attention:
+        raise SaccadeError("--attention draws what a plain backbone gives and LookWhere does not; use --overlay")
+    if options.pca and not (options.dense or bundle.manifest.task == "segment"):
+        raise SaccadeError("--pca colours every cell, and LookWhere fills them only with --dense; give that too")
+
+
 def _checked_k(bundle: Bundle, options: argparse.Namespace) -> int | None:
     """Return k where it is known, and refuse before an engine is built or loaded what the bundle alone can tell."""
     if options.fit == "native":  # the grid is the images' own
         k: int | None = options.k
         return k
-    patch, defaults = bundle.model.patch, bundle.manifest.defaults
+    model, defaults = bundle.manifest.model, bundle.manifest.defaults
+    patch = model.patch
     height, width = check_size(options.size or defaults.size, patch)
-    if options.look:
+    if options.look or not isinstance(model, Model):
         return None
     dense = options.dense or bundle.manifest.task == "segment"
     return kept_on((height // patch, width // patch), defaults, options.k, options.k_ratio, dense)
@@ -103,31 +130,37 @@ def _ms_per_image(stages: list[dict[str, float]], count: int) -> dict[str, float
 
 
 def _run_chunks(
-    pipeline: Pipeline, options: argparse.Namespace, clock: Clock
-) -> tuple[list[Look], list[np.ndarray]]:
-    """Run so many images at a time; return what each call gave, and the fitted images where an overlay needs them."""
-    outputs: list[Look] = []
+    pipeline: Pipeline | BackbonePipeline, options: argparse.Namespace, clock: Clock
+) -> tuple[list[Look | Features], list[np.ndarray]]:
+    """Run so many images at a time; return what each call gave, and the fitted images where a picture needs them."""
+    outputs: list[Look | Features] = []
     pictured: list[np.ndarray] = []
     fitted = pipeline.each_fitted(options.images, options.size, options.fit, clock)
     size = STATIC_BATCH if options.static else CHUNK
     with progress_bar(len(options.images), "run") as bar:
         while chunk := list(itertools.islice(fitted, size)):
             outputs.append(_run_chunk(pipeline, chunk, options))
-            if options.overlay:
+            if any(getattr(options, name) for name in PICTURES):
                 pictured += chunk
             bar.update(len(chunk))
             del chunk  # else it would be held while the next one is decoded
     return outputs, pictured
 
 
-def _run_chunk(pipeline: Pipeline, chunk: list[np.ndarray], options: argparse.Namespace) -> Look:
+def _run_chunk(
+    pipeline: Pipeline | BackbonePipeline, chunk: list[np.ndarray], options: argparse.Namespace
+) -> Look | Features:
     size = (chunk[0].shape[0], chunk[0].shape[1])
+    if isinstance(pipeline, BackbonePipeline):
+        return pipeline(chunk, size=size)
     if options.look:
         return pipeline.look(chunk, size=size)
     return pipeline(chunk, k=options.k, k_ratio=options.k_ratio, size=size, dense=options.dense)
 
 
-def _arrays(output: Look) -> dict[str, np.ndarray]:
+def _arrays(output: Look | Features, *, dense: bool) -> dict[str, np.ndarray]:
+    if isinstance(output, Features):
+        return output.arrays() | ({"dense": output.dense} if dense else {})
     if isinstance(output, Output):
         return output.arrays()
     return {"score_map": output.score_map, "prefix": output.prefix}
@@ -142,35 +175,26 @@ def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes the names for its own options
 
 
-def _write_overlay(path: Path, pixels: list[np.ndarray], arrays: dict[str, np.ndarray], patch: int) -> None:
-    from saccade.runtime.overlay import contact_sheet, overlay
-
-    indices = arrays.get("indices")
-    pictures = [
-        overlay(image, arrays["score_map"][i], None if indices is None else indices[i], patch)
-        for i, image in enumerate(pixels)
-    ]
-    buffer = io.BytesIO()
-    contact_sheet(pictures).save(buffer, format="PNG")
-    atomic.write_bytes(path, buffer.getvalue())
-
-
 def _report(
-    options: argparse.Namespace, arrays: dict[str, np.ndarray], timings: dict[str, float], pipeline: Pipeline
+    options: argparse.Namespace,
+    arrays: dict[str, np.ndarray],
+    timings: dict[str, float],
+    pipeline: Pipeline | BackbonePipeline,
 ) -> Report:
+    written = {name: path for name in ("output", *PICTURES) if (path := getattr(options, name))}
     data: dict[str, Any] = {
         "images": [str(path) for path in options.images],
         "engine": pipeline.receipt.engine,
         "engine_version": pipeline.receipt.conditions.get("version"),
         "precision": pipeline.receipt.precision,
         "key": pipeline.receipt.key,
-        "static_k": pipeline.static_k,
-        "cls_only": pipeline.cls_only,
         "outputs": {name: list(array.shape) for name, array in arrays.items()},
         "ms_per_image": timings,
         "peak_memory_mb": round(peak_bytes() / 1e6, 1),
     }
-    data |= {key: str(value) for key, value in (("output", options.output), ("overlay", options.overlay)) if value}
+    if isinstance(pipeline, Pipeline):
+        data |= {"static_k": pipeline.static_k, "cls_only": pipeline.cls_only}
+    data |= {name: str(path) for name, path in written.items()}
     lines = [f"{name}: {array.dtype} {list(array.shape)}" for name, array in arrays.items()]
     if "logits" in arrays:
         data["top"] = [_top(logits) for logits in arrays["logits"]]
@@ -179,7 +203,7 @@ def _report(
             for path, top in zip(options.images, data["top"], strict=True)
         ]
     lines.append("ms per image: " + ", ".join(f"{name} {value:.2f}" for name, value in timings.items()))
-    return Report(data, lines + [f"wrote {path}" for path in (options.output, options.overlay) if path])
+    return Report(data, lines + [f"wrote {path}" for path in written.values()])
 
 
 def _top(logits: np.ndarray) -> list[dict[str, Any]]:

@@ -7,11 +7,12 @@ from typing import Any
 
 import msgspec
 
-from saccade.bundle import BackboneModel, Bundle, DataFile, GraphFile, Model, family_of, read_bundle
+from saccade.bundle import RULE_WORDS, BackboneModel, Bundle, DataFile, GraphFile, Model, family_of, read_bundle
 from saccade.cli import options as shared
 from saccade.cli.console import Report, size_text, table
-from saccade.cli.create import audit_lines, receipt_data
+from saccade.cli.create import FAMILIES, LOOKWHERE, NETWORKS, audit_lines, receipt_data
 from saccade.cli.verdicts import changed_graphs, graphs_of, state_of, title_of
+from saccade.contract import extras_of
 from saccade.engines import store
 from saccade.errors import SaccadeError
 
@@ -20,10 +21,13 @@ def add_commands(commands: Any) -> None:
     """Add both commands to the parser."""
     parser = commands.add_parser(
         "inspect",
-        help="what a bundle and its engines hold, after checking every hash",
-        description="Check every file of a bundle and its engines against its hash; say what is whole, stale or damaged.",
+        help="what a bundle and its engines hold, after checking every hash, or how a checkpoint is understood",
+        description="Check every file of a bundle and its engines against its hash and say what is whole, stale or damaged. "
+        "Of a checkpoint file, say what is read from it (needs torch).",
     )
-    shared.add_bundle(parser)
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE|CHECKPOINT", help="a bundle folder, or a checkpoint file")
+    parser.add_argument("--family", choices=FAMILIES, help="of a checkpoint: whose code it is from, as for 'export'")
+    parser.add_argument("--checkpoint-key", choices=NETWORKS, help="of a checkpoint: which of its networks")
     parser.set_defaults(execute=inspect)
     parser = commands.add_parser(
         "doctor",
@@ -34,7 +38,11 @@ def add_commands(commands: Any) -> None:
 
 
 def inspect(options: argparse.Namespace) -> Report:
-    """Check all files of a bundle and describe it; fails where an engine is damaged."""
+    """Check all files of a bundle and describe it, or a checkpoint; fails where an engine is damaged."""
+    if options.bundle.is_file():
+        return _inspect_checkpoint(options.bundle, options.family, options.checkpoint_key)
+    if options.family or options.checkpoint_key:
+        raise SaccadeError(f"{options.bundle} is no checkpoint file; leave out --family and --checkpoint-key")
     bundle = read_bundle(options.bundle)
     manifest = bundle.manifest
     entries: list[GraphFile | DataFile] = [graph for each in manifest.graphs.values() for graph in each.values()]
@@ -46,6 +54,7 @@ def inspect(options: argparse.Namespace) -> Report:
     data |= {"engines": [each.data for each in engines], "parity": verdicts}
     lines = [
         f"{bundle.path}: {family_of(manifest.model)}, task {manifest.task}",
+        f"  from {manifest.provenance.get('checkpoint_layout', 'an unnamed checkpoint')}",
         *_model_lines(manifest.model),
         f"  defaults: {_defaults(bundle)}",
         *table([(f"  {name}", size_text(size), "hash checked") for name, size in files.items()]),
@@ -63,13 +72,39 @@ def inspect(options: argparse.Namespace) -> Report:
     return Report(data, lines, all(each.passed for each in engines))
 
 
+def _inspect_checkpoint(path: Path, family: str | None, key: str | None) -> Report:
+    """Say how a checkpoint file is understood, as `export` would."""
+    shared.require_modules(("torch",), "export")
+    from saccade.export.backbone_checkpoint import read_backbone
+    from saccade.export.checkpoint import read_checkpoint
+    from saccade.export.weights_file import is_plain_backbone
+
+    data: dict[str, Any] = {"checkpoint": str(path)}
+    if family not in (None, LOOKWHERE) or is_plain_backbone(path):
+        backbone = read_backbone(path, family, key)
+        model: Model | BackboneModel = backbone.model
+        layout, sha256 = backbone.describe(), backbone.sha256
+    else:
+        checkpoint = read_checkpoint(path)
+        model, layout, sha256 = checkpoint.model, checkpoint.layout, checkpoint.sha256
+    data |= {"layout": layout, "sha256": sha256, "model": msgspec.to_builtins(model)}
+    return Report(data, [f"{path}: {family_of(model)}, {layout}", *_model_lines(model), f"  SHA-256 {sha256}"])
+
+
 def _model_lines(model: Model | BackboneModel) -> list[str]:
     """Describe the networks."""
     width = f"{model.depth} blocks, width {model.dim}, {model.heads} heads, {model.ffn}, patch {model.patch}"
     rows = f"{model.prefix} row{'s' if model.prefix > 1 else ''}"
     grid = f"positions on a {model.base_grid[0]}x{model.base_grid[1]} grid"
     if isinstance(model, BackboneModel):
-        return [f"  backbone: {width}", f"  prefix: {rows} (cls and {model.prefix - 1} registers); {grid}"]
+        scaled = "LayerScale" if model.layer_scale else "no LayerScale"
+        size = " x ".join(str(extent * model.patch) for extent in reversed(model.base_grid))
+        return [
+            f"  backbone: {width}, hidden width {model.hidden}, {scaled}",
+            f"  prefix: {rows} (cls and {model.registers or 'no'} registers)",
+            f"  {grid}, {size} px; to other grids {RULE_WORDS[model.position_rule]}",
+            f"  outputs: cls, tokens, {', '.join(extras_of(model))}",
+        ]
     return [
         f"  extractor: {width}",
         f"  selector: {model.selector_depth} blocks, {model.selector_size} px -> {model.map_size}x{model.map_size} scores",
