@@ -67,10 +67,33 @@ class BackboneTolerance(Struct, frozen=True, kw_only=True):
     difference: float  # relative difference |a - b| / |b| of each output
 
 
+# Measured on seeded ViT-S/16, ViT-S/14 with registers and ViT-B/14 at up to three sizes, photographs and one golden image;
+# fp32 and bf16 on both CPU engines as far as they have it, the rest as the graphs are written; int8 and fp8 with min-max
+# ranges from 18 crops of two other photographs. Worst seen:
+#
+#       cls      patches  1st perc.  last four  attention  difference
+# fp32  1.1e-12  4.9e-13  7.1e-13    1.1e-12    1.1e-6     1.6e-6     (ONNX Runtime, OpenVINO)
+# fp16  4.3e-7   2.4e-7   3.4e-7     4.5e-7     7.0e-4     9.3e-4
+# bf16  8.7e-5   5.4e-5   7.2e-5     8.8e-5     9.2e-3     0.015      (as OpenVINO's hint and as a graph)
+# int8  2.1e-3   1.9e-3   2.1e-3     2.2e-3     0.024      0.064      (ViT-S/16; ViT-S/14 less than half of it in cosines)
+# fp8   4.0e-3   3.6e-3   4.6e-3     4.1e-3     0.041      0.090      (ViT-S/16)
+#
+# Mistakes that must not pass: tanh GELU (cosines from 7e-9, difference 2e-4), LayerNorm with eps 1e-5 (4e-10 of cls, 1.2e-5
+# of the attention, difference 3e-5; in the last norm alone 6e-7 to 4e-6, too near to the noise for any bound), positions
+# resized by another rule (cosines from 2e-5, difference 0.02). Bounds are two to four times the worst seen, in fp32 six and
+# more.
 BACKBONE_TOLERANCES = {
-    "fp32": BackboneTolerance(cls=1e-9, patches=1e-9, patches_p1=1e-9, cls_last4=1e-9, attention=1e-4, difference=5e-5),
-    "fp16": BackboneTolerance(cls=1e-6, patches=1e-6, patches_p1=2e-6, cls_last4=1e-6, attention=1e-2, difference=3e-3),
-    "bf16": BackboneTolerance(cls=2e-4, patches=2e-4, patches_p1=3e-4, cls_last4=2e-4, attention=1e-1, difference=4e-2),
-    "int8": BackboneTolerance(cls=5e-4, patches=1e-3, patches_p1=3e-3, cls_last4=1e-3, attention=2e-1, difference=6e-2),
-    "fp8": BackboneTolerance(cls=3e-3, patches=4e-3, patches_p1=7e-3, cls_last4=6e-3, attention=5e-1, difference=2e-1),
+    "fp32": BackboneTolerance(
+        cls=1e-10, patches=1e-10, patches_p1=1e-10, cls_last4=1e-10, attention=1e-5, difference=1e-5
+    ),
+    "fp16": BackboneTolerance(cls=1e-6, patches=1e-6, patches_p1=1e-6, cls_last4=1e-6, attention=2e-3, difference=3e-3),
+    "bf16": BackboneTolerance(
+        cls=2e-4, patches=2e-4, patches_p1=3e-4, cls_last4=3e-4, attention=3e-2, difference=4e-2
+    ),
+    "int8": BackboneTolerance(
+        cls=5e-3, patches=5e-3, patches_p1=6e-3, cls_last4=5e-3, attention=6e-2, difference=1.5e-1
+    ),
+    "fp8": BackboneTolerance(
+        cls=1e-2, patches=1e-2, patches_p1=1.2e-2, cls_last4=1e-2, attention=1e-1, difference=2.5e-1
+    ),
 }
