@@ -11,11 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
+from torch.nn import functional
 
 import saccade
 from saccade.backbone_golden import BackboneCase, backbone_cases_of
 from saccade.engines.engine import Engine
 from saccade.errors import SaccadeError
+from saccade.export.backbone_checkpoint import load_backbone, read_backbone
 from saccade.runtime.backbone import BackbonePipeline
 from saccade.validate.backbone_parity import BackboneResult, measure_backbone
 from saccade.validate.tolerances import BACKBONE_TOLERANCES, FLOOR_FACTOR
@@ -114,6 +118,48 @@ def test_what_is_broken_is_seen_by_its_numbers_and_no_others(case: str, altered:
     result = altered(name, change)
     assert failed(result) == expected, values(result)
     assert not result.passed
+
+
+class TorchEngine(Engine):
+    """The checkpoint's module, run in PyTorch."""
+
+    def __init__(self, module: nn.Module, engine: Engine) -> None:
+        self.role, self.inputs, self.outputs = engine.role, engine.inputs, engine.outputs
+        self._module = module
+
+    @torch.inference_mode()
+    def _run(self, feed: Any) -> Arrays:
+        results = self._module(*(torch.from_numpy(feed[name]) for name in self.inputs))
+        return dict(zip(self.outputs, (tensor.contiguous().numpy() for tensor in results), strict=True))
+
+
+def with_large_eps(module: nn.Module, patch: pytest.MonkeyPatch) -> None:
+    for norm in module.modules():
+        if isinstance(norm, nn.LayerNorm):
+            norm.eps = 1e-5
+
+
+def with_tanh_gelu(module: nn.Module, patch: pytest.MonkeyPatch) -> None:
+    exact = functional.gelu
+    patch.setattr(functional, "gelu", lambda x: exact(x, approximate="tanh"))
+
+
+@pytest.mark.parametrize("mistake", [None, with_large_eps, with_tanh_gelu])
+def test_mistakes_of_an_export_do_not_pass_in_fp32(
+    mistake: Callable[[nn.Module, pytest.MonkeyPatch], None] | None,
+    pipeline: BackbonePipeline,
+    cases: list[BackboneCase],
+    small_backbone: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checkpoint = read_backbone(small_backbone("neco").with_suffix(".pt"), "neco")
+    module = load_backbone(checkpoint, ("attention", "cls_last4"))
+    if mistake:
+        mistake(module, monkeypatch)
+    engine = TorchEngine(module, pipeline.engines["backbone"])
+    broken = BackbonePipeline(pipeline.bundle, pipeline.model, {"backbone": engine}, pipeline.receipt)
+    result = measure_backbone(broken, cases)
+    assert result.passed == (mistake is None), values(result)
 
 
 @pytest.mark.parametrize("name", ["cls", "tokens", "attention", "cls_last4"])
