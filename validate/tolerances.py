@@ -80,8 +80,8 @@ class BackboneTolerance(Struct, frozen=True, kw_only=True):
 #
 # Mistakes that must not pass in fp32: tanh GELU (cosines from 7e-9, difference 2e-4), LayerNorm with eps 1e-5 (4e-10 of cls,
 # 1.2e-5 of the attention, difference 3e-5; in the last norm alone 6e-7 to 4e-6, too near to the noise for any bound),
-# positions resized by another rule (cosines from 2e-5, difference 0.02). Bounds are two to four times the worst seen, in fp32
-# six and more.
+# positions resized by another rule (cosines from 2e-5, difference 0.02). Bounds are two to four times the worst seen, in
+# fp32 six and more.
 BACKBONE_TOLERANCES = {
     "fp32": BackboneTolerance(
         cls=1e-10, patches=1e-10, patches_p1=1e-10, cls_last4=1e-10, attention=1e-5, difference=1e-5
