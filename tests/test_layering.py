@@ -73,6 +73,14 @@ def test_runtime_and_engines_import_without_torch_onnx_and_any_engine(blocked: s
     assert {"saccade.runtime.chain", "saccade.runtime.kernels", "saccade.engines.store"} <= set(found)
 
 
+def test_the_check_on_a_gpu_needs_torch_and_no_tool_or_engine_beside_it() -> None:
+    names = ("gpu_check", "gpu_kernels", "gpu_model", "gpu_timing", "gpu_report", "torch_engine", "parity")
+    head = f"import sys\nfor name in {sorted((TOOLS | ENGINES) - {'torch'})!r}:\n    sys.modules[name] = None\n"
+    modules = ", ".join(f"saccade.validate.{name}" for name in names)
+    found = run_python(f"{head}import {modules}, saccade.export.golden_cases\n{LOADED}")
+    assert "torch" in found
+
+
 COMMANDS = {
     "help": (["--help"], 0),
     "help of a command": (["export", "--help"], 0),
