@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import ast
 import configparser
+import importlib.metadata
 import json
 import re
+import runpy
 import subprocess
 import sys
 import textwrap
@@ -177,6 +179,14 @@ def test_each_part_is_reached_through_its_link(part: str) -> None:
 
 
 # ---- rules for every file
+
+
+def test_a_clone_that_is_not_installed_has_its_version_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_installed(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", not_installed)
+    assert runpy.run_path(str(ROOT / "src/saccade/_version.py"))["VERSION"] == saccade.__version__
 
 
 def test_versions_agree() -> None:
