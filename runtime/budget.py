@@ -5,6 +5,9 @@ import functools
 import statistics
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
 
 from saccade.errors import SaccadeError
 
@@ -74,6 +77,7 @@ class Budget:
 
 def checked_budget(budget_ms: object) -> float:
     """Return a budget that is a positive number."""
-    if isinstance(budget_ms, bool) or not isinstance(budget_ms, (int, float)) or not 0 < budget_ms < float("inf"):
+    is_number = isinstance(budget_ms, (int, float, np.integer, np.floating)) and not isinstance(budget_ms, bool)
+    if not is_number or not 0 < float(cast(float, budget_ms)) < float("inf"):
         raise SaccadeError(f"budget_ms {budget_ms!r} is no time; give milliseconds above 0")
-    return float(budget_ms)
+    return float(cast(float, budget_ms))

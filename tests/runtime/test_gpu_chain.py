@@ -1,6 +1,9 @@
 """The chain on a GPU that the host plays: bit for bit the numbers of the chain on a CPU, and CUDA's rules kept."""
 from __future__ import annotations
 
+import contextlib
+import gc
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -324,6 +327,40 @@ def test_too_little_memory_is_one_line_and_leaves_the_pipeline_usable(
     assert_equal(pipeline(photographs[0], size=126, k=5), cpu(photographs[0], size=126, k=5))
 
 
+@pytest.mark.parametrize("failing", range(5))
+def test_memory_that_is_not_to_be_had_leaves_nothing_behind_wherever_it_was_asked_for(
+    open_gpu: Open, cpu: Pipeline, new_device: Callable[..., Any], photographs: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch, failing: int,
+) -> None:  # fmt: skip
+    pipeline, device = open_gpu(), new_device()
+
+    def refuse(device: Any, count: int) -> None:
+        """Let the allocation of that number fail."""
+        numbers = itertools.count()
+
+        def only_some(allocate: Any) -> Any:
+            def or_not(size: int) -> int:
+                if next(numbers) == count:
+                    raise SaccadeError("no memory")
+                return int(allocate(size))
+
+            return or_not
+
+        for name in ("allocate", "allocate_pinned"):
+            monkeypatch.setattr(device, name, only_some(getattr(device, name)))
+
+    refuse(device, failing)
+    if failing < 4:  # two tables, each through pinned memory
+        with pytest.raises(SaccadeError, match="no memory"):
+            GpuPipeline(pipeline.bundle, pipeline.engines, pipeline.receipt, device)
+        gc.collect()
+        assert (len(device._streams), device._events, device.memory, device.pinned) == (1, {}, {}, {})
+    refuse(pipeline.device, failing)  # position table, frame, and the pinned memory of a slot
+    with contextlib.suppress(SaccadeError):
+        pipeline(crops(photographs, 2), size=70, k=5)
+    assert_equal(pipeline(photographs[0], size=126, k=5), cpu(photographs[0], size=126, k=5))
+
+
 def test_what_an_engine_does_not_take_is_refused_before_any_launch(open_gpu: Open, photographs: list[np.ndarray]) -> None:
     pipeline = open_gpu(max_k=20)
     pipeline.device.calls.clear()
@@ -503,6 +540,7 @@ REFUSED: dict[str, tuple[np.ndarray, dict[str, Any], str]] = {
     "negative stream": (SQUARE, {"stream": -1}, "stream -1 is no CUDA stream"),
     "budget and k": (SQUARE, {"k": 9, "budget_ms": 3}, "give k, k_ratio or budget_ms, not several"),
     "budget": (SQUARE, {"budget_ms": 0}, "budget_ms 0 is no time"),
+    "budget that is no number": (SQUARE, {"budget_ms": np.float32("nan")}, r"budget_ms np.float32\(nan\) is no time"),
 }
 
 
@@ -521,6 +559,62 @@ def test_an_array_that_only_claims_to_lie_on_the_device_is_refused(open_gpu: Ope
     interface = {"shape": SQUARE.shape, "typestr": "|u1", "data": (SQUARE.ctypes.data, False), "version": 3}
     with pytest.raises(SaccadeError, match=f"image 0: {SQUARE.ctypes.data:#x} is no device memory"):
         open_gpu()(SimpleNamespace(__cuda_array_interface__=interface), size=126)
+
+
+class Unwilling:
+    """A guest on the device whose `__dlpack__` does what is given."""
+
+    def __init__(self, give: Callable[[], Any]) -> None:
+        self.give = give
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __dlpack__(self, stream: Any = None) -> Any:
+        return self.give()
+
+
+def used_up() -> Any:
+    torch = pytest.importorskip("torch")
+    capsule = torch.zeros(3).__dlpack__()
+    torch.utils.dlpack.from_dlpack(capsule)
+    return capsule
+
+
+def has_gradient() -> Any:
+    raise BufferError("it requires grad")
+
+
+UNWILLING = {
+    "used up": (Unwilling(used_up), "Unwilling does not give its memory .*called with incorrect name"),
+    "no capsule": (Unwilling(lambda: 5), "Unwilling does not give its memory .*called with invalid PyCapsule object"),
+    "gradient": (Unwilling(has_gradient), r"does not give its memory \(it requires grad\); give a plain uint8 array"),
+    "nothing": (SimpleNamespace(__cuda_array_interface__={}), r"does not give its memory \('shape'\)"),
+    "no type": (SimpleNamespace(__cuda_array_interface__={"shape": (3,), "typestr": "|zz"}), "'|zz' not understood"),
+}
+
+
+@pytest.mark.parametrize("case", UNWILLING)
+def test_a_guest_that_does_not_give_its_memory_is_refused(open_gpu: Open, case: str) -> None:
+    array, message = UNWILLING[case]
+    with pytest.raises(SaccadeError, match=f"image 0: .*{message}"):
+        open_gpu()(array, size=126)
+
+
+NO_IMAGES = {
+    "floats": (np.zeros((9, 9, 3), np.float32), r"got float32 \[9, 9, 3\]"),
+    "sizes": ([SQUARE, SQUARE[:9]], r"got uint8 \[126, 126, 3\] and uint8 \[9, 126, 3\]"),
+    "none": ([], "got none"),
+    "empty": (SQUARE[:0], r"got uint8 \[0, 126, 3\]"),
+    "a path": ("photo.jpg", "got str"),
+}
+
+
+@pytest.mark.parametrize("case", NO_IMAGES)
+def test_only_images_are_uploaded(open_gpu: Open, case: str) -> None:
+    images, message = NO_IMAGES[case]
+    with pytest.raises(SaccadeError, match=f"upload takes uint8 images .height, width, 3. of one size, {message}"):
+        open_gpu().upload(images)  # type: ignore[arg-type]
 
 
 def test_images_on_host_and_device_do_not_mix(open_gpu: Open) -> None:
@@ -634,6 +728,14 @@ def test_a_stream_left_early_leaves_it_usable(open_gpu: Open, cpu: Pipeline, pho
     for _ in pipeline.stream(crops(photographs, 4), size=126, k=9):
         break
     assert_equal(pipeline(photographs[0], size=126, k=9), cpu(photographs[0], size=126, k=9))
+
+
+def test_frames_on_the_device_are_no_stream(open_gpu: Open) -> None:
+    pipeline = open_gpu()
+    there = pipeline.upload([SQUARE])
+    for frames in (there, [there]):
+        with pytest.raises(SaccadeError, match="a stream takes frames on the host"):
+            next(pipeline.stream(frames, size=126))  # type: ignore[arg-type]
 
 
 def test_one_image_is_no_stream(open_gpu: Open) -> None:
