@@ -13,7 +13,7 @@ import numpy as np
 from saccade.bundle import Bundle
 from saccade.engines.device_engine import DeviceEngine
 from saccade.engines.store import Receipt
-from saccade.errors import SaccadeError
+from saccade.errors import OutOfMemoryError, SaccadeError
 from saccade.runtime.budget import Budget, buckets
 from saccade.runtime.chain import Look, Output, Pipeline
 from saccade.runtime.device import LEGACY_STREAM, Device
@@ -248,7 +248,18 @@ class GpuPipeline(Pipeline):
         clock: Clock,
         given: Mapping[str, np.ndarray] | None = None,
     ) -> UnderWay:
-        """Give a frame to a stream; `given` are the arrays that replace the selector's in an extraction."""
+        """Give a frame to a stream; `given` are the arrays that replace the selector's in an extraction.
+
+        Where the memory for it is not to be had, the frames kept for later calls make room.
+        """
+        try:
+            return self._give(shape, batch, stream, clock, given or {})
+        except OutOfMemoryError:
+            if not self.frames.make_room():
+                raise
+        return self._give(shape, batch, stream, clock, given or {})
+
+    def _give(self, shape: Shape, batch: Batch, stream: int, clock: Clock, given: Mapping[str, np.ndarray]) -> UnderWay:
         frame = self.frames.of(shape)
         slot = self._free_slots.popleft() if self._free_slots else self._new_slot()
         try:
@@ -258,7 +269,7 @@ class GpuPipeline(Pipeline):
                 images = self._on_device(batch, slot, stream)
                 slot.show(frame, images, stream)
                 slot.images = images
-                for name, array in (given or {}).items():
+                for name, array in given.items():
                     slot.give(frame, name, array, stream)
             start = time.perf_counter_ns()
             if self._graphs and frame.graph is None:
@@ -273,6 +284,8 @@ class GpuPipeline(Pipeline):
             with contextlib.suppress(SaccadeError):  # nothing may still be reading what the next frame writes
                 self.device.synchronize(self._uploads)
                 self.device.synchronize(stream)
+            if self._graphs and frame.graph is None:
+                self.frames.forget(shape)
             self._free_slots.append(slot)
             raise
         if batch.on_device:  # nothing of the frame is fetched later

@@ -38,6 +38,10 @@ class Frames:
         self.frames.move_to_end(shape)
         return self.frames[shape]
 
+    def forget(self, shape: Shape) -> None:
+        """Close a frame that could not be prepared; nothing of it may be under way."""
+        self.frames.pop(shape).close()
+
     def _positions(self, grid: tuple[int, int]) -> Memory:
         """Return the position table of a grid on the device, in the type of the extractor's inputs."""
         if grid not in self.tables:
@@ -47,6 +51,13 @@ class Frames:
             self.tables[grid] = uploaded(self._networks.device, table, self._stream)
         self.tables.move_to_end(grid)
         return self.tables[grid]
+
+    def make_room(self) -> bool:
+        """Close all frames that are kept for later calls and tell whether there were any."""
+        self._drain()
+        had_any = bool(self.frames)
+        self.close()
+        return had_any
 
     def close(self) -> None:
         """Close all frames; nothing may be under way."""

@@ -361,6 +361,38 @@ def test_memory_that_is_not_to_be_had_leaves_nothing_behind_wherever_it_was_aske
     assert_equal(pipeline(photographs[0], size=126, k=5), cpu(photographs[0], size=126, k=5))
 
 
+def test_frames_kept_for_later_make_room_where_there_is_no_memory(
+    open_gpu: Open, cpu: Pipeline, new_device: Callable[..., Any], photographs: list[np.ndarray]
+) -> None:
+    pipeline = open_gpu(device=new_device(capacity=6 << 20))
+    images = crops(photographs, 4, (252, 252))
+    for k in (200, 210, 200, 220):  # two of them do not fit side by side
+        assert_equal(pipeline(images, size=252, k=k), cpu(images, size=252, k=k))
+        assert len(pipeline.device.graphs) == 1
+    pipeline(photographs[0], size=70, k=3)  # this one does
+    assert len(pipeline.device.graphs) == 2
+
+
+@pytest.mark.parametrize("failing", [1, 4], ids=["in the warm run", "in the capture"])
+def test_a_frame_that_cannot_be_prepared_leaves_nothing_behind(
+    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    pipeline = open_gpu()
+    passes = itertools.count(1)  # of two networks, twice
+    enqueue = pipeline.device.enqueue
+
+    def or_not(*arguments: Any) -> None:
+        if next(passes) == failing:
+            raise SaccadeError("the run failed")
+        enqueue(*arguments)
+
+    monkeypatch.setattr(pipeline.device, "enqueue", or_not)
+    with pytest.raises(SaccadeError, match="the run failed"):
+        pipeline(photographs[0], size=126, k=5)
+    assert (len(pipeline.frames.frames), pipeline.engines["extractor"].open_contexts) == (0, [])
+    assert_equal(pipeline(photographs[0], size=126, k=5), cpu(photographs[0], size=126, k=5))
+
+
 def test_what_an_engine_does_not_take_is_refused_before_any_launch(open_gpu: Open, photographs: list[np.ndarray]) -> None:
     pipeline = open_gpu(max_k=20)
     pipeline.device.calls.clear()
@@ -824,6 +856,17 @@ def test_a_budget_that_nothing_fits_names_the_fastest(open_gpu: Open, photograph
     message = "budget_ms 0.05 is not to be had: the fastest measured, k 1, takes 0.10 ms"
     with pytest.raises(SaccadeError, match=message):
         open_with_costs(open_gpu)(photographs[0], size=126, budget_ms=0.05)
+
+
+def test_a_budget_ends_where_the_memory_does(
+    open_gpu: Open, new_device: Callable[..., Any], photographs: list[np.ndarray]
+) -> None:
+    pipeline = open_with_costs(open_gpu, device=new_device(capacity=7 << 18))
+    pipeline(crops(photographs, 3), size=126, budget_ms=100)
+    assert pipeline.budget.choice.k == max(pipeline.budget.choice.measured_ms) < 81
+    assert str(pipeline.budget.choice).endswith(f"; the GPU has no memory for k {pipeline.budget.choice.beyond_memory}")
+    with pytest.raises(SaccadeError, match="bytes of memory are not to be had"):
+        pipeline(crops(photographs, 64), size=126, budget_ms=100)
 
 
 def test_a_budget_stays_within_what_the_engine_and_the_fill_take(open_gpu: Open, photographs: list[np.ndarray]) -> None:
