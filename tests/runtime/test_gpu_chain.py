@@ -866,7 +866,7 @@ def test_a_budget_ends_where_the_memory_does(
     assert pipeline.budget.choice.k == max(pipeline.budget.choice.measured_ms) < 81
     assert str(pipeline.budget.choice).endswith(f"; the GPU has no memory for k {pipeline.budget.choice.beyond_memory}")
     with pytest.raises(SaccadeError, match="bytes of memory are not to be had"):
-        pipeline(crops(photographs, 64), size=126, budget_ms=100)
+        pipeline(crops(photographs, 1) * 64, size=126, budget_ms=100)
 
 
 def test_a_budget_stays_within_what_the_engine_and_the_fill_take(open_gpu: Open, photographs: list[np.ndarray]) -> None:
