@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from saccade.bundle import Bundle
-from saccade.engines.device_engine import DeviceEngine
+from saccade.engines.device_engine import DeviceEngine, rounded
 from saccade.engines.store import Receipt
 from saccade.errors import OutOfMemoryError, SaccadeError
 from saccade.runtime.budget import Budget, buckets
@@ -68,7 +68,7 @@ class GpuPipeline(Pipeline):
                 undo.callback(self._new_slot().close)
             table = uploaded(device, self._table, self._stream)
             gather_type = engines["extractor"].inputs["patches"].dtype
-            gather_table = uploaded(device, self._table.astype(gather_type), self._stream)
+            gather_table = uploaded(device, rounded(self._table, gather_type), self._stream)
             undo.pop_all()
         self._free_slots, self._last = deque(self._slots), self._slots[0]
         networks = Networks(device, bundle.model, engines, table, gather_table)

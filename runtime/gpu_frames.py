@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from saccade.engines.device_engine import rounded
 from saccade.runtime.device import Device, Memory, Pinned
 from saccade.runtime.gpu_frame import Frame, Networks, Shape
 
@@ -45,7 +46,7 @@ class Frames:
     def _positions(self, grid: tuple[int, int]) -> Memory:
         """Return the position table of a grid on the device, in the type of the extractor's inputs."""
         if grid not in self.tables:
-            table = self._positions_on(grid).astype(self._networks.patch_type, copy=False)
+            table = rounded(self._positions_on(grid), self._networks.patch_type)
             while self.tables and sum(each.size for each in self.tables.values()) + table.nbytes > MAX_POSITION_BYTES:
                 self.tables.popitem(last=False)  # a frame that reads it keeps it
             self.tables[grid] = uploaded(self._networks.device, table, self._stream)

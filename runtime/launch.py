@@ -16,9 +16,11 @@ MIN_DRIVER = 13000  # as cuDriverGetVersion says it: CUDA 13.0, driver r580, whi
 
 RESIZE_SCORES, RANK, FILL = "saccade_resize_scores", "saccade_rank", "saccade_fill"
 # By the type of the graph's inputs; the gather copies values and knows nothing of them but their width.
-PREPROCESS = {"float32": "saccade_preprocess_fp32", "float16": "saccade_preprocess_fp16"}
-GATHER = {"float32": "saccade_gather_32bit", "float16": "saccade_gather_16bit"}
-KERNELS = (*PREPROCESS.values(), RESIZE_SCORES, RANK, *GATHER.values(), FILL)
+PREPROCESS = {
+    "float32": "saccade_preprocess_fp32", "float16": "saccade_preprocess_fp16", "bfloat16": "saccade_preprocess_bf16",
+}  # fmt: skip
+GATHER = {"float32": "saccade_gather_32bit", "float16": "saccade_gather_16bit", "bfloat16": "saccade_gather_16bit"}
+KERNELS = (*PREPROCESS.values(), RESIZE_SCORES, RANK, *sorted(set(GATHER.values())), FILL)
 
 THREADS = 256  # of a block, but for the ranking
 RANK_CELLS, RANK_THREADS = 32, 1024

@@ -335,7 +335,7 @@ class HostBound:
         for name, spec in (engine.inputs | engine.outputs).items():
             shape, size = shape_of(spec, batch, k), bytes_of(spec, batch, k)
             memory = (ctypes.c_uint8 * size).from_address(addresses[name])
-            self._arrays[name] = np.frombuffer(memory, spec.dtype).reshape(shape)
+            self._arrays[name] = np.frombuffer(memory, spec.host_type).reshape(shape)
             self._ranges.append((name, addresses[name], size))
         self.capturable = False  # before the first pass it may still allocate
         self.closed = False

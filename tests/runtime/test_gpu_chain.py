@@ -180,48 +180,63 @@ def test_scores_that_are_not_finite_are_the_error_of_a_cpu_and_the_next_frame_ru
     assert_equal(pipeline(photographs[0], size=126, k=9), cpu(photographs[0], size=126, k=9))
 
 
-HALVED = {"selector": ("lowres", "prefix"), "extractor": ("patches", "positions", "prefix")}
+# The tensors that are given and taken in 16 bits. The prefix is a result too, which NumPy would not have in bfloat16.
+SMALL = {
+    "float16": {"selector": ("lowres", "prefix"), "extractor": ("patches", "positions", "prefix")},
+    "bfloat16": {"selector": ("lowres",), "extractor": ("patches", "positions")},
+}
 
 
 class Rounding:
-    """A network of the host whose inputs and prefix are rounded to float16, and in `halves` given and taken as such."""
+    """A network of the host whose tensors in SMALL are rounded to 16 bits by torch, and where `typed` lie in memory so."""
 
-    def __init__(self, network: Any, *, halves: bool) -> None:
-        self.network, self.role, self.halves = network, network.role, halves
+    def __init__(self, network: Any, dtype: str, *, typed: bool) -> None:
+        self.network, self.role, self.typed, self.dtype = network, network.role, typed, dtype
+        self.names = SMALL[dtype][self.role]
         self.inputs, self.outputs = (self._specs(specs) for specs in (network.inputs, network.outputs))
 
     def _specs(self, specs: dict[str, TensorSpec]) -> dict[str, TensorSpec]:
-        small = {name: TensorSpec(name, "float16", spec.shape) for name, spec in specs.items() if name in HALVED[self.role]}
-        return specs | small if self.halves else specs
+        small = {name: TensorSpec(name, self.dtype, specs[name].shape) for name in self.names if name in specs}  # type: ignore
+        return specs | small if self.typed else specs
 
-    def _rounded(self, arrays: dict[str, np.ndarray], dtype: type) -> dict[str, np.ndarray]:
-        named = HALVED[self.role]
-        return {name: each.astype(np.float16).astype(dtype) if name in named else each for name, each in arrays.items()}
+    def _wide(self, array: np.ndarray) -> np.ndarray:
+        torch = pytest.importorskip("torch")
+        kind = getattr(torch, self.dtype)
+        tensor = torch.from_numpy(array.copy())
+        found: np.ndarray = (tensor.view(kind) if self.typed else tensor.to(kind)).float().numpy()
+        return found
 
     def run(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        found = self.network.run(self._rounded(feed, np.float32))
-        return self._rounded(found, np.float16 if self.halves else np.float32)
+        wide = {name: self._wide(array) if name in self.names else array for name, array in feed.items()}
+        found = {name: array.copy() for name, array in self.network.run(wide).items()}
+        for name in set(found) & set(self.names):
+            narrow = found[name].astype(self.dtype)
+            found[name] = narrow if self.typed else narrow.astype(np.float32)
+        return found
 
     def close(self) -> None:
         self.network.close()
 
 
-def test_tensors_in_float16_are_the_float32_ones_rounded_once(
-    small_bundle: Callable[[str], Path], new_device: Callable[..., Any], host_device: Any, photographs: list[np.ndarray]
-) -> None:
+@pytest.mark.parametrize("dtype", SMALL)
+def test_tensors_in_16_bits_are_the_float32_ones_rounded_once(
+    small_bundle: Callable[[str], Path], new_device: Callable[..., Any], host_device: Any, photographs: list[np.ndarray],
+    dtype: str,
+) -> None:  # fmt: skip
     def opened() -> Pipeline:
         return saccade.load(small_bundle("dinov2"), engine="openvino", threads=1, note=lambda line: None)
 
     device, host, plain = new_device(), opened(), opened()
-    halved = {role: Rounding(network, halves=True) for role, network in host.engines.items()}
-    engines = {role: host_device.HostEngine(device, network) for role, network in halved.items()}
-    rounded: Any = {role: Rounding(network, halves=False) for role, network in plain.engines.items()}
+    small = {role: Rounding(network, dtype, typed=True) for role, network in host.engines.items()}
+    engines = {role: host_device.HostEngine(device, network) for role, network in small.items()}
+    rounded: Any = {role: Rounding(network, dtype, typed=False) for role, network in plain.engines.items()}
     reference = Pipeline(plain.bundle, rounded, plain.receipt)
     with GpuPipeline(host.bundle, engines, host.receipt, device) as pipeline, reference:
         images = crops(photographs, 2)
         ours, theirs = (each(images, size=126, k=9, dense=True) for each in (pipeline, reference))
         assert_equal(ours, theirs)
-        assert {"saccade_preprocess_fp16", "saccade_gather_16bit"} <= set(device.calls)
+        kernel = f"saccade_preprocess_{'bf16' if dtype == 'bfloat16' else 'fp16'}"
+        assert {kernel, "saccade_gather_16bit"} <= set(device.calls)
         forced = [each.extract(images, theirs.indices, theirs.prefix) for each in (pipeline, reference)]
         np.testing.assert_array_equal(forced[0].tokens, forced[1].tokens)
 
@@ -675,6 +690,13 @@ def test_graphs_whose_types_no_kernel_has_are_refused(open_gpu: Open, monkeypatc
     inputs = pipeline.engines["extractor"].inputs
     monkeypatch.setitem(inputs, "positions", TensorSpec("positions", "float16", ("batch", "k", 128)))
     with pytest.raises(SaccadeError, match="patches and positions must be of one type"):
+        check_types(pipeline.engines)
+    outputs = pipeline.engines["selector"].outputs
+    for prefix in ("selector", "extractor"):
+        tensors = outputs if prefix == "selector" else inputs
+        monkeypatch.setitem(tensors, "prefix", TensorSpec("prefix", "bfloat16", ("batch", 5, 128)))
+    monkeypatch.setitem(inputs, "positions", TensorSpec("positions", "float32", ("batch", "k", 128)))
+    with pytest.raises(SaccadeError, match="the prefix must be float32 or float16"):
         check_types(pipeline.engines)
 
 
