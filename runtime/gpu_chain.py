@@ -167,9 +167,9 @@ class GpuPipeline(Pipeline):
             while pending:
                 yield self._collected(pending.popleft())
         finally:
-            for each in pending:  # nobody wants them any more
-                with contextlib.suppress(SaccadeError):
-                    self._collected(each)
+            for each in pending:  # nobody wants them any more; who takes the slot next waits for its frame
+                each.slot.unchecked = None
+                self._free_slots.append(each.slot)
 
     def _collected(self, under_way: UnderWay) -> Output:
         with self._entered():

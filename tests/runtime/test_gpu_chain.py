@@ -21,7 +21,7 @@ from saccade.runtime import loading
 from saccade.runtime.chain import Output, Pipeline
 from saccade.runtime.device import LEGACY_STREAM
 from saccade.runtime.device_arrays import DeviceArray
-from saccade.runtime.gpu_chain import GpuPipeline
+from saccade.runtime.gpu_chain import SLOTS, GpuPipeline
 from saccade.runtime.gpu_frame import check_types
 from saccade.runtime.gpu_frames import MAX_FRAMES
 from saccade.validate.verify import verify
@@ -781,6 +781,30 @@ def test_a_stream_left_early_leaves_it_usable(open_gpu: Open, cpu: Pipeline, pho
     pipeline = open_gpu()
     for _ in pipeline.stream(crops(photographs, 4), size=126, k=9):
         break
+    assert_equal(pipeline(photographs[0], size=126, k=9), cpu(photographs[0], size=126, k=9))
+
+
+def test_a_stream_left_in_the_middle_of_a_call_gives_its_slots_back(
+    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray]
+) -> None:
+    pipeline = open_gpu()
+    stream = pipeline.stream(crops(photographs, 4), size=126, k=9)
+    next(stream)
+    with pipeline._entered():  # as when it is collected as garbage then
+        stream.close()
+    assert len(pipeline._free_slots) == len(pipeline._slots) == SLOTS
+    for photograph in photographs:
+        assert_equal(pipeline(photograph, size=126, k=9), cpu(photograph, size=126, k=9))
+
+
+@pytest.mark.parametrize("frame", [Path("no-such.jpg"), SQUARE.astype(np.float32)], ids=["missing", "floats"])
+def test_a_frame_that_is_none_ends_the_stream_and_nothing_else(
+    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray], frame: Any
+) -> None:
+    pipeline = open_gpu()
+    with pytest.raises(SaccadeError, match=r"no-such\.jpg|image 0"):
+        list(pipeline.stream([photographs[0], frame], size=126, k=9))
+    assert len(pipeline._free_slots) == len(pipeline._slots)
     assert_equal(pipeline(photographs[0], size=126, k=9), cpu(photographs[0], size=126, k=9))
 
 
