@@ -365,7 +365,7 @@ class HostBound:
 
 
 class HostEngine(DeviceEngine):
-    """A CPU engine as a network on the device."""
+    """A CPU engine as a network on the device. Closing it leaves the CPU engine to its owner."""
 
     def __init__(self, device: HostDevice, network: Engine, max_k: int = 1 << 30) -> None:
         self.device, self.network, self.max_k = device, network, max_k
@@ -385,4 +385,3 @@ class HostEngine(DeviceEngine):
     def _close(self) -> None:
         if self.open_contexts:
             raise DeviceFault(f"{self.role} was closed before its contexts")
-        self.network.close()
