@@ -16,7 +16,8 @@ class Bound(Protocol):
     """A network made ready for one shape and one set of addresses, with an execution context of its own.
 
     The first `enqueue` may allocate and compile; once it is done, any further one may be captured in a CUDA graph. The
-    graph keeps the context: close it only after the graph is destroyed.
+    graph keeps the context: close it only after the graph is destroyed. All of one engine compute in the same memory: a pass
+    of one has to be over before a pass of another begins.
     """
 
     def enqueue(self, stream: int) -> None:
@@ -49,6 +50,14 @@ def shape_of(spec: TensorSpec, batch: int, k: int) -> tuple[int, ...]:
     return tuple(sizes[extent] if isinstance(extent, str) else extent for extent in spec.shape)
 
 
+def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Return float32 values in a tensor's type, rounded once, as `TensorSpec.host_type` has it; NaN is none of them."""
+    if dtype != "bfloat16":
+        return array.astype(dtype, copy=False)
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)  # to nearest, ties to even
+
+
 def bytes_of(spec: TensorSpec, batch: int, k: int) -> int:
     """Return how many bytes a tensor takes for a batch and a k."""
-    return int(np.prod(shape_of(spec, batch, k))) * np.dtype(spec.dtype).itemsize
+    return int(np.prod(shape_of(spec, batch, k))) * spec.host_type.itemsize

@@ -20,12 +20,14 @@ def place_of(folder: Path) -> Path:
 def put(folder: Path, reason: str) -> Path:
     """Move an engine out of the way, in place of an older one, and return where it lies."""
     place = place_of(folder)
+    if not folder.is_dir() and place.is_dir():
+        return place  # another process found the same
+    atomic.write_bytes(folder / REASON, reason.encode() + b"\n")  # before it is moved: never without it
     release(folder)
     try:
         folder.rename(place)
     except OSError as error:
         raise atomic.write_error(place, error) from error
-    atomic.write_bytes(place / REASON, reason.encode() + b"\n")
     return place
 
 

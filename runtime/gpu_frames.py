@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from saccade.engines.device_engine import rounded
 from saccade.runtime.device import Device, Memory, Pinned
 from saccade.runtime.gpu_frame import Frame, Networks, Shape
 
@@ -38,15 +39,26 @@ class Frames:
         self.frames.move_to_end(shape)
         return self.frames[shape]
 
+    def forget(self, shape: Shape) -> None:
+        """Close a frame that could not be prepared; nothing of it may be under way."""
+        self.frames.pop(shape).close()
+
     def _positions(self, grid: tuple[int, int]) -> Memory:
         """Return the position table of a grid on the device, in the type of the extractor's inputs."""
         if grid not in self.tables:
-            table = self._positions_on(grid).astype(self._networks.patch_type, copy=False)
+            table = rounded(self._positions_on(grid), self._networks.patch_type)
             while self.tables and sum(each.size for each in self.tables.values()) + table.nbytes > MAX_POSITION_BYTES:
                 self.tables.popitem(last=False)  # a frame that reads it keeps it
             self.tables[grid] = uploaded(self._networks.device, table, self._stream)
         self.tables.move_to_end(grid)
         return self.tables[grid]
+
+    def make_room(self) -> bool:
+        """Close all frames that are kept for later calls and tell whether there were any."""
+        self._drain()
+        had_any = bool(self.frames)
+        self.close()
+        return had_any
 
     def close(self) -> None:
         """Close all frames; nothing may be under way."""

@@ -12,6 +12,10 @@ class SaccadeError(Exception):
         super().__init__(_printable(message))
 
 
+class OutOfMemoryError(SaccadeError):
+    """A GPU has not the memory that was asked for; less of what is kept there may mend it."""
+
+
 def _printable(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
 

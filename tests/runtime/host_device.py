@@ -20,7 +20,7 @@ import numpy as np
 
 from saccade.engines.device_engine import DeviceEngine, bytes_of, shape_of
 from saccade.engines.engine import Engine
-from saccade.errors import SaccadeError
+from saccade.errors import OutOfMemoryError, SaccadeError
 from saccade.runtime import launch
 from saccade.runtime.device import LEGACY_STREAM
 from saccade.runtime.launch import ImageView, Launch
@@ -124,7 +124,7 @@ class HostDevice:
     def allocate(self, size: int) -> int:
         self._refuse_in_capture("allocate")
         if sum(block.size for block in self.memory.values()) + size > self.capacity:
-            raise SaccadeError(f"{self.name}: {size} bytes of memory are not to be had")
+            raise OutOfMemoryError(f"{self.name}: {size} bytes of memory are not to be had")
         return self._registered(self.memory, size)
 
     def _registered(self, kind: dict[int, Block], size: int) -> int:
@@ -335,7 +335,7 @@ class HostBound:
         for name, spec in (engine.inputs | engine.outputs).items():
             shape, size = shape_of(spec, batch, k), bytes_of(spec, batch, k)
             memory = (ctypes.c_uint8 * size).from_address(addresses[name])
-            self._arrays[name] = np.frombuffer(memory, spec.dtype).reshape(shape)
+            self._arrays[name] = np.frombuffer(memory, spec.host_type).reshape(shape)
             self._ranges.append((name, addresses[name], size))
         self.capturable = False  # before the first pass it may still allocate
         self.closed = False
@@ -365,7 +365,7 @@ class HostBound:
 
 
 class HostEngine(DeviceEngine):
-    """A CPU engine as a network on the device."""
+    """A CPU engine as a network on the device. Closing it leaves the CPU engine to its owner."""
 
     def __init__(self, device: HostDevice, network: Engine, max_k: int = 1 << 30) -> None:
         self.device, self.network, self.max_k = device, network, max_k
@@ -385,4 +385,3 @@ class HostEngine(DeviceEngine):
     def _close(self) -> None:
         if self.open_contexts:
             raise DeviceFault(f"{self.role} was closed before its contexts")
-        self.network.close()
