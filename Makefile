@@ -37,7 +37,7 @@ JUDGE   := $(wildcard validate/*.py) $(EXPORT) $(CHAIN)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo onnx engines parity bench lib lib-test cuda no-nvcc gpu-check fuzz clang test lint doctor clean FORCE
+.PHONY: help demo onnx engines parity bench lib lib-test cuda no-nvcc gpu-check gpu-check-needs fuzz clang test lint doctor clean FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,7 +49,7 @@ engines: $(BUNDLE).$(CHOICE).built.json ## Build ENGINE in PRECISION (int8, fp8:
 parity:  $(BUNDLE).$(CHOICE).parity.json ## Prove that engine equal to PyTorch on IMAGES
 bench:   build/bench/$(notdir $(BUNDLE)).$(CHOICE).json ## Time that engine against PEERS and the machine's roof
 cuda:    $(if $(shell command -v $(NVCC)),$(FATBIN),no-nvcc) ## Compile the CUDA kernels (NVCC=) to build/cuda; see docs/gpu.md
-gpu-check: $(if $(shell command -v $(NVCC)),$(FATBIN),no-nvcc) build/gpu-check/kernels ## Check and time it all on this GPU, with torch in PYTHON; see docs/gpu.md
+gpu-check: gpu-check-needs $(if $(shell command -v $(NVCC)),$(FATBIN),no-nvcc) build/gpu-check/kernels ## Check and time it all on this GPU, with torch in PYTHON; see docs/gpu.md
 	PYTHONPATH=src$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m saccade.validate.gpu_check $(GPU_CHECK_ARGS)
 lib:     build/native/release/built ## Build the C library, build/lib/libsaccade.so
 lib-test: $(foreach kind,release asan tsan,build/native/$(kind)/built) ## Test the C library, under sanitizers too
@@ -126,6 +126,11 @@ build/gpu-check/kernels: setup.py $(NATIVE)
 	mkdir -p $(@D)
 	$(PYTHON) setup.py --quiet build_ext --inplace
 	touch $@
+gpu-check-needs:
+	@$(PYTHON) -c 'import importlib.util as find, sys; \
+	  lacks = [name.lower() for name in sys.argv[1:] if find.find_spec(name.replace("Pillow", "PIL")) is None]; \
+	  sys.exit(f"make gpu-check: {sys.executable} lacks {(chr(44) + chr(32)).join(lacks)}; install them, or name another PYTHON=" \
+	    if lacks else 0)' torch numpy Pillow msgspec tqdm pybind11 setuptools
 no-nvcc:
 	@echo '$(NVCC) is not here, so the CUDA kernels are not compiled; they need CUDA toolkit 13.0'
 

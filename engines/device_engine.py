@@ -16,7 +16,8 @@ class Bound(Protocol):
     """A network made ready for one shape and one set of addresses, with an execution context of its own.
 
     The first `enqueue` may allocate and compile; once it is done, any further one may be captured in a CUDA graph. The
-    graph keeps the context: close it only after the graph is destroyed.
+    graph keeps the context: close it only after the graph is destroyed. All of one engine compute in the same memory: a pass
+    of one has to be over before a pass of another begins.
     """
 
     def enqueue(self, stream: int) -> None:

@@ -34,6 +34,7 @@ class TensorRTEngine(DeviceEngine):
         self._check_tensors()
         self._jit_cache, self._config = self._runtime_config()
         self._context: Any = None
+        self._scratch = 0  # address of the memory in which all contexts compute
         self._stream = self._cuda.call("cudaStreamCreate")
         self._buffers: dict[str, tuple[int, int]] = {}  # name -> device address, bytes
         self._results: dict[str, np.ndarray] = {}
@@ -62,7 +63,11 @@ class TensorRTEngine(DeviceEngine):
             raise SaccadeError(f"{self._name}: {self._plan} has other tensors than bundle.json says; build it again")
 
     def _runtime_config(self) -> tuple[Any, Any]:
-        """Return RTX's cache of kernels compiled for this GPU, and the config that holds it; TensorRT has neither."""
+        """Return RTX's cache of kernels compiled for this GPU, and the config that holds it; TensorRT has neither.
+
+        Kernels are compiled for the very shapes of a context before its first pass is done. RTX would else begin with slower
+        ones that take any shape, and a graph captured then would keep them.
+        """
         if not hasattr(self._trt, "IRuntimeCache"):
             return None, None
         config = self._engine.create_runtime_config()
@@ -70,18 +75,24 @@ class TensorRTEngine(DeviceEngine):
         with contextlib.suppress(OSError):  # none yet
             cache.deserialize(self._cache_path.read_bytes())  # False where another GPU or driver wrote it
         config.set_runtime_cache(cache)
+        config.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        config.set_execution_context_allocation_strategy(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         return cache, config
 
     def new_context(self) -> Any:
         """Return an execution context; RTX compiles for this GPU here (seconds) unless its cache knows the result.
 
-        All are of the one optimization profile, which TensorRT lets contexts share from 10.0 on.
+        All are of the one optimization profile, which TensorRT lets contexts share from 10.0 on, and compute in the same
+        memory, which is as large as the profile's largest shapes want it: no two of an engine may run at the same time.
         """
         self._log.errors.clear()
-        config = () if self._config is None else (self._config,)
-        context = self._engine.create_execution_context(*config)
+        how = self._config or self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = self._engine.create_execution_context(how)
         if context is None:
             raise self.error("cannot create its execution context", "free GPU memory, or build with smaller limits")
+        if size := self._engine.device_memory_size_v2:
+            self._scratch = self._scratch or int(self._cuda.call("cudaMalloc", size))
+            context.set_device_memory(self._scratch, size)
         return context
 
     def bind(self, batch: int, k: int, addresses: Mapping[str, int]) -> Bound:
@@ -157,8 +168,9 @@ class TensorRTEngine(DeviceEngine):
             with contextlib.suppress(SaccadeError):  # a read-only bundle: compiled again at the next load
                 atomic.write_bytes(self._cache_path, bytes(self._jit_cache.serialize()))
         self._context = self._config = self._jit_cache = self._engine = self._runtime = None
-        for address, _ in self._buffers.values():
-            self._cuda.call("cudaFree", address)
+        for address in [self._scratch, *(address for address, _ in self._buffers.values())]:
+            self._cuda.call("cudaFree", address)  # of 0 does nothing
+        self._scratch = 0
         self._buffers.clear()
         if self._stream is not None:
             self._cuda.call("cudaStreamDestroy", self._stream)

@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import ast
 import configparser
+import importlib.metadata
 import json
 import re
+import runpy
 import subprocess
 import sys
 import textwrap
@@ -71,6 +73,14 @@ def test_runtime_and_engines_import_without_torch_onnx_and_any_engine(blocked: s
     head = f"BLOCKED, PARTS = {sorted(blocked)!r}, ('runtime', 'engines')\n"
     found = run_python(head + textwrap.dedent(BLOCKED))
     assert {"saccade.runtime.chain", "saccade.runtime.kernels", "saccade.engines.store"} <= set(found)
+
+
+def test_the_check_on_a_gpu_needs_torch_and_no_tool_or_engine_beside_it() -> None:
+    names = ("gpu_check", "gpu_kernels", "gpu_model", "gpu_timing", "gpu_report", "torch_engine", "parity")
+    head = f"import sys\nfor name in {sorted((TOOLS | ENGINES) - {'torch'})!r}:\n    sys.modules[name] = None\n"
+    modules = ", ".join(f"saccade.validate.{name}" for name in names)
+    found = run_python(f"{head}import {modules}, saccade.export.golden_cases\n{LOADED}")
+    assert "torch" in found
 
 
 COMMANDS = {
@@ -169,6 +179,14 @@ def test_each_part_is_reached_through_its_link(part: str) -> None:
 
 
 # ---- rules for every file
+
+
+def test_a_clone_that_is_not_installed_has_its_version_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_installed(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", not_installed)
+    assert runpy.run_path(str(ROOT / "src/saccade/_version.py"))["VERSION"] == saccade.__version__
 
 
 def test_versions_agree() -> None:

@@ -1,7 +1,8 @@
 """Everything that takes a GPU to know, in one run: `make gpu-check`, or `python -m saccade.validate.gpu_check`.
 
 Needs a GPU with torch, and the kernels that `make cuda` compiles; no network and no TensorRT. Weights come from a seed. A
-section that fails is reported and the others still run. Writes gpu-check.json and gpu-check.md.
+section that fails is reported and the others still run. Writes gpu-check.json and gpu-check.md, after each section and each
+shape that was timed: what is known stays where the time on the GPU ends before the check does.
 """
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -46,6 +48,7 @@ class Check:
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options, self._folder = options, folder
         self.timings: list[dict[str, Any]] = []
+        self.keep: Callable[[Section], None] = lambda section: None  # takes what a section has found so far
 
     @functools.cached_property
     def device(self) -> CudaDevice:
@@ -95,13 +98,21 @@ def sanitizer(check: Check) -> Section:
         return {"lines": [f"not run: {SANITIZER} is not here"]}
     found, lines, failed = {}, [], []
     for tool in ("memcheck", "racecheck"):
-        command = [SANITIZER, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "saccade.validate.gpu_kernels"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SANITIZER_SECONDS)
-        summary = sanitizer_summary(done.stdout + done.stderr)
-        found[tool] = {"code": done.returncode, "summary": summary}
+        code, summary = _sanitized(tool)
+        found[tool] = {"code": code, "summary": summary}
         lines.append(f"- {tool}: {summary}")
-        failed += [tool] if done.returncode else []
+        failed += [tool] if code else []
     return _judged({"found": found, "lines": lines}, failed)
+
+
+def _sanitized(tool: str) -> tuple[int, str]:
+    """Return the exit status of one of the sanitizer's tools, and its summary."""
+    command = [SANITIZER, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "saccade.validate.gpu_kernels"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SANITIZER_SECONDS)
+    except subprocess.TimeoutExpired:
+        return 1, f"not done after {SANITIZER_SECONDS} s"
+    return done.returncode, sanitizer_summary(done.stdout + done.stderr)
 
 
 def sanitizer_summary(output: str) -> str:
@@ -147,8 +158,9 @@ def kernel_times(check: Check) -> Section:
     from saccade.validate.gpu_model import open_chain
     from saccade.validate.gpu_timing import copy_bandwidth, random_images, stages
 
-    bandwidth, lines = copy_bandwidth(check.where), []
-    lines += [f"A copy of 1 GiB moves {bandwidth / 1e9:.0f} GB/s, read and written.", ""]
+    bandwidth = copy_bandwidth(check.where)
+    lines = [f"A copy of 1 GiB moves {bandwidth / 1e9:.0f} GB/s, read and written.", ""]
+    section: Section = {"bandwidth": bandwidth, "timings": check.timings, "lines": lines}
     with open_chain(check.subject, check.device, "fp16") as chain:
         model, patch = check.subject.bundle.model, check.subject.bundle.model.patch
         for size in check.options.size:
@@ -164,7 +176,8 @@ def kernel_times(check: Check) -> Section:
                 others = [name for name in found if name not in moved]
                 rows = [[name, f"{found[name].median * 1e3:.1f}"] for name in others]
                 lines += ["", *table(("step", "microseconds"), rows), ""]
-    return {"bandwidth": bandwidth, "timings": check.timings, "lines": lines}
+                check.keep(section)
+    return section
 
 
 def frame_times(check: Check) -> Section:
@@ -173,7 +186,9 @@ def frame_times(check: Check) -> Section:
     from saccade.validate.torch_engine import use_torch_attention
 
     use_torch_attention()
-    lines, found, failed = [], [], []
+    lines: list[str] = []
+    found: list[dict[str, Any]] = []
+    failed: list[str] = []
     for size in check.options.size:
         for batch in check.options.batch:
             images, k, frames = random_images(batch, size, check.where), check.kept(size), {}
@@ -186,9 +201,10 @@ def frame_times(check: Check) -> Section:
             rows = frame_rows(frames, "PyTorch fp16, eager")
             lines += [f"{size} px, k {k}, batch {batch}:", ""]
             lines += [*table(("a frame", "ms", "10 % to 90 %", "of eager"), rows), ""]
-    lines += [f"- failed: {line}" for line in failed]
-    judged = [each.line() for each in verdicts([*check.timings, *found])]
-    return {"timings": found, "failed": failed, "lines": lines + judged}
+            told = [f"- failed: {each}" for each in failed] + [each.line() for each in verdicts([*check.timings, *found])]
+            section = {"timings": found, "failed": failed, "lines": lines + told}
+            check.keep(section)
+    return section
 
 
 def _ways(check: Check, images: torch.Tensor, k: int) -> Iterator[tuple[str, Callable[[], Times]]]:
@@ -210,10 +226,10 @@ def _ways(check: Check, images: torch.Tensor, k: int) -> Iterator[tuple[str, Cal
 
 SECTIONS: dict[str, Callable[[Check], Section]] = {
     "kernels": kernels,
-    "sanitizer": sanitizer,
     "parity": parity,
     "kernel-times": kernel_times,
     "frame-times": frame_times,
+    "sanitizer": sanitizer,  # the last: it may take minutes
 }
 
 
@@ -236,17 +252,30 @@ def _one_line(error: BaseException) -> str:
 # ---- the run
 
 
-def run_sections(check: Any, names: Sequence[str], say: Callable[[str], None]) -> dict[str, Section]:
-    """Run the sections one after the other; one that raises is an error of its own and not the end."""
+def run_sections(
+    check: Any, names: Sequence[str], say: Callable[[str], None], write: Callable[[dict[str, Section]], None]
+) -> dict[str, Section]:
+    """Run the sections one after the other; one that raises is an error of its own and not the end.
+
+    `write` gets what is known whenever that is more.
+    """
     found: dict[str, Section] = {}
     for name in names:
         say(f"{name} ...")
+        start = time.monotonic()
+
+        def keep(section: Section, name: str = name) -> None:
+            found[name] = section
+            write(found)
+
+        check.keep = keep
         try:
-            found[name] = SECTIONS[name](check)
+            keep(SECTIONS[name](check))
         except Exception as error:
-            found[name] = {"error": _one_line(error), "traceback": traceback.format_exc()}
+            so_far = found.get(name, {"lines": []})
+            keep(so_far | {"error": _one_line(error), "traceback": traceback.format_exc()})
         bad = found[name].get("error") or ", ".join(found[name].get("failed", []))
-        say(f"{name}: {f'FAILED: {bad}' if bad else 'done'}")
+        say(f"{name}: {f'FAILED: {bad}' if bad else 'done'} after {time.monotonic() - start:.0f} s")
     return found
 
 
@@ -290,16 +319,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parse(arguments)
         facts = machine()
         options.output.mkdir(parents=True, exist_ok=True)
+
+        def write(sections: dict[str, Section]) -> None:
+            results = {"machine": facts, "sections": sections}
+            atomic.write_bytes(options.output / "gpu-check.json", json.dumps(results, indent=2).encode() + b"\n")
+            atomic.write_bytes(options.output / "gpu-check.md", page(results).encode())
+
         with tempfile.TemporaryDirectory() as folder:
-            sections = run_sections(Check(options, Path(folder)), options.only, lambda line: print(line, file=sys.stderr))
-        results = {"machine": facts, "sections": sections}
-        text = page(results)
-        atomic.write_bytes(options.output / "gpu-check.json", json.dumps(results, indent=2).encode() + b"\n")
-        atomic.write_bytes(options.output / "gpu-check.md", text.encode())
+            check = Check(options, Path(folder))
+            sections = run_sections(check, options.only, lambda line: print(line, file=sys.stderr), write)
     except SaccadeError as error:
         print(f"saccade: {error}", file=sys.stderr)
         return 1
-    print(text)
+    print(page({"machine": facts, "sections": sections}))
     return int(any("error" in each or each.get("failed") for each in sections.values()))
 
 

@@ -114,6 +114,7 @@ def page(results: Mapping[str, Any]) -> str:
     lines = ["## Measured", "", results["machine"]["line"], ""]
     for name, section in results["sections"].items():
         lines += [f"### {name}", ""]
-        lines += [f"**failed**: {section['error']}"] if "error" in section else section["lines"]
+        failed = [f"**failed**: {section['error']}"] if "error" in section else []
+        lines += [*failed, *([""] if failed and section["lines"] else []), *section["lines"]]
         lines.append("")
     return "\n".join(lines)

@@ -1,4 +1,16 @@
-"""The version of the installed package (its only source is setup.cfg)."""
-from importlib.metadata import version
+"""The version of the package, whose only source is setup.cfg: as it was installed, or as it lies in a clone."""
+from configparser import ConfigParser
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
-VERSION: str = version("saccade")
+
+def _version() -> str:
+    try:
+        return version("saccade")
+    except PackageNotFoundError:  # `make gpu-check` installs nothing
+        clone = ConfigParser()
+        clone.read(Path(__file__).resolve().parents[2] / "setup.cfg")
+        return clone["metadata"]["version"]
+
+
+VERSION: str = _version()

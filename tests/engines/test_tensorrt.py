@@ -37,7 +37,7 @@ from saccade.engines import tensorrt_build
 from saccade.engines.audit import audit_lines, audit_of_text
 from saccade.engines.engine import LIMITS, Built, EngineRequest
 from saccade.engines.tensorrt import Gpu, TensorRTBackend, find_gpus
-from saccade.engines.tensorrt_build import Job, build_in_child, readable
+from saccade.engines.tensorrt_build import Job, build_in_child, import_binding, readable
 from saccade.errors import SaccadeError
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install '.[tensorrt-rtx]' in the clone")
@@ -659,7 +659,8 @@ class FakeCudaRuntime:
         return self.cudaError_t.cudaSuccess, ctypes.addressof(block)
 
     def cudaFree(self, address: int) -> tuple[Any]:
-        del self.memory[address]
+        if address:
+            del self.memory[address]
         return (self.cudaError_t.cudaSuccess,)
 
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> tuple[Any]:
@@ -668,17 +669,24 @@ class FakeCudaRuntime:
         return (self.cudaError_t.cudaSuccess,)
 
 
+contexts: list[Any] = []  # all that were created
+
+
 class FakeEngine:
     """An engine, its context, its runtime config and cache in one: y = x + 1 for x of at most 64 rows."""
 
     tensors = types.MappingProxyType({"y": "float32", "x": "float32"})  # not in the order of the graph
     num_io_tensors = 2
     valid = "VALID"
+    device_memory_size_v2 = 4096
+    strategy = ""
+    dynamic_shapes_kernel_specialization_strategy = "LAZY"
     caches: ClassVar[list[bytes]] = []
 
     def __init__(self, log: Any = None) -> None:
         self.addresses: dict[str, int] = {}
         self.shape: tuple[int, ...] = ()
+        self.scratch: tuple[int, int] | None = None
 
     def get_engine_validity(self, data: bytes) -> tuple[str, int]:
         return self.valid, 2
@@ -697,8 +705,17 @@ class FakeEngine:
 
     create_runtime_cache = create_runtime_config
 
-    def create_execution_context(self, config: Any = None) -> FakeEngine:
-        return type(self)()
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.strategy = strategy
+
+    def create_execution_context(self, how: Any) -> FakeEngine:
+        assert getattr(how, "strategy", how) == "USER_MANAGED"  # RTX is told by its config
+        context = type(self)()
+        contexts.append(context)
+        return context
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        self.scratch = (address, size)
 
     def set_runtime_cache(self, cache: Any) -> None:
         assert cache is self
@@ -726,6 +743,7 @@ class FakeEngine:
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
+        assert self.scratch is not None
         count = int(np.prod(self.shape))
         x, y = ((ctypes.c_float * count).from_address(self.addresses[name]) for name in "xy")
         y[:] = [value + 1 for value in x]
@@ -744,6 +762,8 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Any, Fake
         EngineInvalidityDiagnostics=types.SimpleNamespace(__members__={"VERSION_MISMATCH": 1, "UNSUPPORTED_CC": 2}),
         ComputeCapability=types.SimpleNamespace(__members__={"SM89": 89}),
         IRuntimeCache=object,
+        ExecutionContextAllocationStrategy=types.SimpleNamespace(USER_MANAGED="USER_MANAGED"),
+        DynamicShapesKernelSpecializationStrategy=types.SimpleNamespace(EAGER="EAGER"),
         nptype=lambda dtype: dtype,
     )
     bindings = types.ModuleType("cuda.bindings")
@@ -782,7 +802,7 @@ def test_an_engine_allocates_again_only_to_grow_and_frees_everything_at_the_end(
         np.testing.assert_array_equal(engine.run({"x": x})["y"], x + 1)
         addresses = sorted(runtime.memory)
     engine.run({"x": np.zeros((5, 3), np.float32)})
-    assert len(addresses) == len(runtime.memory) == 2
+    assert len(addresses) == len(runtime.memory) == 3  # x, y and the scratch
     engine.close()
     engine.close()
     assert runtime.memory == {}
@@ -811,7 +831,45 @@ def test_each_binding_keeps_its_own_shapes_and_addresses(fake_gpu: Any) -> None:
         network.check_capturable(77)
         network.enqueue(77)
         np.testing.assert_array_equal(y, x + 1)
-    assert fake_gpu[1].memory == {}  # nothing is allocated: the memory is the caller's
+    assert len(fake_gpu[1].memory) == 1  # the scratch; all else is the caller's
+
+
+@pytest.mark.parametrize("rtx", [True, False], ids=["rtx", "tensorrt"])
+def test_all_bindings_compute_in_the_same_memory_as_large_as_the_profile_wants_it(fake_gpu: Any, rtx: bool) -> None:
+    load, runtime = fake_gpu
+    if not rtx:
+        del sys.modules["tensorrt_rtx"].IRuntimeCache
+    contexts.clear()
+    engine = load()
+    for batch in (2, 5, 2):
+        bound(engine, batch)
+    ((address, size),) = {context.scratch for context in contexts}
+    assert len(contexts) == 3
+    assert (list(runtime.memory), len(runtime.memory[address])) == ([address], size)
+    engine.close()
+    assert runtime.memory == {}
+
+
+def test_an_engine_that_needs_no_memory_to_compute_in_gets_none(fake_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeEngine, "device_memory_size_v2", 0)
+    engine = fake_gpu[0]()
+    bound(engine, 2)
+    assert fake_gpu[1].memory == {}
+    engine.close()
+
+
+def test_rtx_compiles_for_the_very_shapes_before_a_graph_can_be_captured(fake_gpu: Any) -> None:
+    assert fake_gpu[0]()._config.dynamic_shapes_kernel_specialization_strategy == "EAGER"
+
+
+def test_the_installed_rtx_has_what_a_context_is_made_with() -> None:
+    trt = import_binding("tensorrt-rtx")
+    config = {"dynamic_shapes_kernel_specialization_strategy", "set_execution_context_allocation_strategy"}
+    assert config <= set(dir(trt.IRuntimeConfig))
+    assert {"set_device_memory", "set_tensor_address", "is_stream_capturable"} <= set(dir(trt.IExecutionContext))
+    assert "device_memory_size_v2" in dir(trt.ICudaEngine)
+    assert trt.DynamicShapesKernelSpecializationStrategy.EAGER != trt.DynamicShapesKernelSpecializationStrategy.LAZY
+    assert "USER_MANAGED" in trt.ExecutionContextAllocationStrategy.__members__
 
 
 def test_a_binding_outside_the_profile_is_refused(fake_gpu: Any) -> None:
@@ -825,7 +883,7 @@ def test_a_binding_outside_the_profile_is_refused(fake_gpu: Any) -> None:
         ("execute_async_v3", lambda self, stream: False, "the run failed"),
         ("set_tensor_address", lambda self, name, address: False, "does not take the address of 'x'"),
         ("get_tensor_shape", lambda self, name: (9, 9), r"output 'y' is \[9, 9\], not \[2, 3\]"),
-        ("create_execution_context", lambda self, config=None: None, "cannot create its execution context"),
+        ("create_execution_context", lambda self, how: None, "cannot create its execution context"),
         ("is_stream_capturable", lambda self, stream: False, "these shapes cannot be captured in a CUDA graph"),
     ],
 )

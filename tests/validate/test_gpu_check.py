@@ -20,6 +20,7 @@ from saccade.validate.gpu_check import SECTIONS, main, parse, run_sections, sani
 from saccade.validate.gpu_report import Times, Verdict, frame_rows, kernel_rows, moved_bytes, page, times_of, verdicts
 
 no_gpu = pytest.mark.skipif(bool(find_gpus()[0]), reason="this machine has a GPU")
+ROOT = Path(__file__).parents[2]
 MODEL = SimpleNamespace(patch=14, selector_size=154, map_size=44, dim=768)
 
 
@@ -89,11 +90,12 @@ def sections(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_section_that_fails_is_told_and_the_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
     sections(monkeypatch)
     said: list[str] = []
-    found = run_sections(None, ["parity", "kernels", "sanitizer"], said.append)
+    found = run_sections(SimpleNamespace(), ["parity", "kernels", "sanitizer"], said.append, lambda found: None)
     assert list(found) == ["parity", "kernels", "sanitizer"]
     assert found["parity"]["error"] == "RuntimeError: CUDA error"
     assert "in broken" in found["parity"]["traceback"]
-    assert said[1::2] == ["parity: FAILED: RuntimeError: CUDA error", "kernels: done", "sanitizer: FAILED: memcheck"]
+    ends = ["parity: FAILED: RuntimeError: CUDA error", "kernels: done", "sanitizer: FAILED: memcheck"]
+    assert said[1::2] == [f"{end} after 0 s" for end in ends]
     text = page({"machine": {"line": "A GPU."}, "sections": found})
     parity = "### parity\n\n**failed**: RuntimeError: CUDA error\n\n"
     assert text.startswith(f"## Measured\n\nA GPU.\n\n{parity}### kernels\n\nall right")
@@ -110,6 +112,27 @@ def test_both_reports_are_written_whatever_failed(
     assert (tmp_path / "out/gpu-check.md").read_text() + "\n" == capsys.readouterr().out
 
 
+def test_what_a_section_found_before_it_was_ended_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def ended(check: gpu_check.Check) -> Any:
+        check.keep({"lines": ["518 px, batch 1"]})
+        raise KeyboardInterrupt
+
+    sections(monkeypatch)
+    monkeypatch.setitem(SECTIONS, "frame-times", ended)
+    monkeypatch.setattr(gpu_check, "machine", lambda: {"line": "A GPU."})
+    with pytest.raises(KeyboardInterrupt):
+        main(["-o", str(tmp_path), "--only", "kernels", "frame-times"])
+    text = (tmp_path / "gpu-check.md").read_text()
+    assert "all right" in text
+    assert "518 px, batch 1" in text
+
+
+def test_what_a_section_found_before_it_failed_stays() -> None:
+    section = {"lines": ["518 px, batch 1"], "error": "RuntimeError: no memory"}
+    text = page({"machine": {"line": "A GPU."}, "sections": {"frame-times": section}})
+    assert "### frame-times\n\n**failed**: RuntimeError: no memory\n\n518 px, batch 1\n" in text
+
+
 @no_gpu
 def test_without_a_gpu_it_says_so_in_one_line() -> None:
     command = [sys.executable, "-m", "saccade.validate.gpu_check"]
@@ -119,6 +142,14 @@ def test_without_a_gpu_it_says_so_in_one_line() -> None:
     (line,) = done.stderr.splitlines()
     assert line.startswith("saccade: no NVIDIA GPU here (")
     assert line.endswith("so there is nothing to check; go to a machine with one")
+
+
+def test_make_names_the_packages_that_a_python_lacks() -> None:
+    bare = f"PYTHON={sys.executable} -I -S"
+    done = subprocess.run(["make", "-s", "gpu-check", bare], cwd=ROOT, capture_output=True, text=True, check=False)
+    lacks = "lacks torch, numpy, pillow, msgspec, tqdm, pybind11, setuptools; install them, or name another PYTHON="
+    assert done.stderr.splitlines()[0] == f"make gpu-check: {sys.executable} {lacks}"
+    assert done.returncode != 0
 
 
 def test_a_torch_that_cannot_use_the_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +214,19 @@ def test_a_sanitizer_that_finds_something_fails_the_section(
     assert section["lines"][2:] == ["- memcheck: memcheck SUMMARY: some", "- racecheck: racecheck SUMMARY: some"]
 
 
+def test_a_sanitizer_that_takes_too_long_fails_and_is_no_end(
+    check: gpu_check.Check, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tool = tmp_path / "sanitizer"
+    tool.write_text("#!/bin/sh\nexec sleep 60\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(gpu_check, "SANITIZER", str(tool))
+    monkeypatch.setattr(gpu_check, "SANITIZER_SECONDS", 0.05)
+    section = gpu_check.sanitizer(check)
+    assert section["failed"] == ["memcheck", "racecheck"]
+    assert section["lines"][2] == "- memcheck: not done after 0.05 s"
+
+
 @pytest.fixture
 def on_ours(check: gpu_check.Check, monkeypatch: pytest.MonkeyPatch) -> gpu_check.Check:
     """Let torch's modules be networks of our GPU, which take their turn in its streams."""
@@ -245,8 +289,11 @@ def timed(on_ours: gpu_check.Check, monkeypatch: pytest.MonkeyPatch) -> gpu_chec
 
 def test_the_section_of_kernel_times_has_a_table_for_each_size_and_batch(timed: gpu_check.Check) -> None:
     timed.options.batch = [1, 2]
+    kept: list[gpu_check.Section] = []
+    timed.keep = kept.append
     section = gpu_check.kernel_times(timed)
     assert [(each["size"], each["batch"], each["k"]) for each in section["timings"]] == [(126, 1, 8), (126, 2, 8)]
+    assert kept == [section, section]  # after each of them
     lines = section["lines"]
     assert lines[:3] == ["A copy of 1 GiB moves 4000 GB/s, read and written.", "", "126 px, k 8, batch 1:"]
     rows = [line.split(" | ")[0].strip("| ") for line in lines if line.startswith("| ")]
