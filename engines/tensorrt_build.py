@@ -314,6 +314,8 @@ def _config(trt: Any, job: Job, builder: Any) -> Any:
     """Return the builder config: the same for every precision, since precision lives in the graph."""
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # on by default; what the graph keeps in fp32 is to be fp32
+    if job.engine == "tensorrt-rtx":  # what allocates in a later pass than the first cannot be captured
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the audit reads the layers it prints
     profile = builder.create_optimization_profile()
     opt_k = min(job.opt_k, job.max_k)  # only where the engine is tuned, so an engine for few patches is no error

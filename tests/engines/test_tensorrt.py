@@ -266,6 +266,22 @@ def test_several_compute_capabilities_go_into_one_engine(bundle: Bundle, tmp_pat
     assert finished.audit.fused_attention == 2
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_rtx_engine_is_built_so_that_no_pass_of_it_allocates(bundle: Bundle, tmp_path: Path, precision: str) -> None:
+    trt = import_binding("tensorrt-rtx")
+    builder = trt.Builder(tensorrt_build.process_log(trt, keep_lines=True))
+    config = tensorrt_build._config(trt, job(bundle, tmp_path, precision=precision), builder)
+    assert config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # else a CUDA graph of it is luck
+    assert not config.get_flag(trt.BuilderFlag.TF32)
+
+
+def test_an_rtx_engine_whose_passes_may_allocate_serves_nobody() -> None:
+    wanted = RTX.conditions(request())
+    allocating = {name: value for name, value in wanted.items() if name != "allocation"}
+    assert wanted["allocation"] == "user"
+    assert not RTX.serves(allocating, wanted, request(any_limits=True))
+
+
 def test_a_failed_build_does_not_change_the_next_one(bundle: Bundle, tmp_path: Path) -> None:
     def build(name: str, *targets: str) -> int:
         """Return the size: the bytes differ from build to build in the order of tensors, even in one process each."""
@@ -687,6 +703,7 @@ class FakeEngine:
         self.addresses: dict[str, int] = {}
         self.shape: tuple[int, ...] = ()
         self.scratch: tuple[int, int] | None = None
+        self.kernels = ""  # which ones the last pass ran, and so a graph of the next would hold
 
     def get_engine_validity(self, data: bytes) -> tuple[str, int]:
         return self.valid, 2
@@ -711,6 +728,7 @@ class FakeEngine:
     def create_execution_context(self, how: Any) -> FakeEngine:
         assert getattr(how, "strategy", how) == "USER_MANAGED"  # RTX is told by its config
         context = type(self)()
+        context.dynamic_shapes_kernel_specialization_strategy = self.dynamic_shapes_kernel_specialization_strategy
         contexts.append(context)
         return context
 
@@ -742,8 +760,13 @@ class FakeEngine:
         self.addresses[name] = address
         return True
 
+    def is_stream_capturable(self, stream: int) -> bool:
+        return self.scratch is not None
+
     def execute_async_v3(self, stream: int) -> bool:
         assert self.scratch is not None
+        is_eager = self.dynamic_shapes_kernel_specialization_strategy == "EAGER"
+        self.kernels = "for these shapes" if is_eager else "for any shape"  # while the others are being compiled
         count = int(np.prod(self.shape))
         x, y = ((ctypes.c_float * count).from_address(self.addresses[name]) for name in "xy")
         y[:] = [value + 1 for value in x]
@@ -859,7 +882,11 @@ def test_an_engine_that_needs_no_memory_to_compute_in_gets_none(fake_gpu: Any, m
 
 
 def test_rtx_compiles_for_the_very_shapes_before_a_graph_can_be_captured(fake_gpu: Any) -> None:
-    assert fake_gpu[0]()._config.dynamic_shapes_kernel_specialization_strategy == "EAGER"
+    contexts.clear()
+    network, *_ = bound(fake_gpu[0](), 2)
+    network.enqueue(77)
+    network.check_capturable(77)
+    assert [context.kernels for context in contexts] == ["for these shapes"]
 
 
 def test_the_installed_rtx_has_what_a_context_is_made_with() -> None:
@@ -869,6 +896,7 @@ def test_the_installed_rtx_has_what_a_context_is_made_with() -> None:
     assert {"set_device_memory", "set_tensor_address", "is_stream_capturable"} <= set(dir(trt.IExecutionContext))
     assert "device_memory_size_v2" in dir(trt.ICudaEngine)
     assert trt.DynamicShapesKernelSpecializationStrategy.EAGER != trt.DynamicShapesKernelSpecializationStrategy.LAZY
+    assert "REQUIRE_USER_ALLOCATION" in trt.BuilderFlag.__members__
     assert "USER_MANAGED" in trt.ExecutionContextAllocationStrategy.__members__
 
 
