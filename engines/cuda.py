@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from saccade.errors import SaccadeError
+from saccade.errors import OutOfMemoryError, SaccadeError
 
 CUDA_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute in cuda.h
@@ -67,8 +67,10 @@ class Cuda:
         """Call a function of the CUDA runtime and return its one result, if it has one."""
         status, *results = getattr(self._runtime, function)(*arguments)
         if status != self._runtime.cudaError_t.cudaSuccess:
-            remedy = "free GPU memory" if status.name == "cudaErrorMemoryAllocation" else "check it with nvidia-smi"
-            raise SaccadeError(f"{self._engine}: {function} on GPU {self.device} failed ({status.name}); {remedy}")
+            what = f"{self._engine}: {function} on GPU {self.device} failed ({status.name})"
+            if status.name == "cudaErrorMemoryAllocation":
+                raise OutOfMemoryError(f"{what}; free GPU memory")
+            raise SaccadeError(f"{what}; check it with nvidia-smi")
         return results[0] if results else None
 
     def copy_kind(self, name: str) -> Any:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from saccade.bundle import GraphFile
 from saccade.engines.cuda import Cuda
 from saccade.engines.device_engine import Bound, DeviceEngine, shape_of
 from saccade.engines.tensorrt_build import import_binding, process_log
-from saccade.errors import SaccadeError
+from saccade.errors import EngineError, OutOfMemoryError, SaccadeError
+
+_OUT_OF_MEMORY = re.compile(r"out ?of ?memory|could not be allocated", re.IGNORECASE)  # in what TensorRT logs
 
 
 class TensorRTEngine(DeviceEngine):
@@ -160,7 +163,8 @@ class TensorRTEngine(DeviceEngine):
 
     def error(self, what: str, remedy: str) -> SaccadeError:
         """Return an error with the reason TensorRT logged."""
-        return SaccadeError(f"{self._name}: {what} ({self._log.error_line('no reason given')}); {remedy}")
+        kind = OutOfMemoryError if any(_OUT_OF_MEMORY.search(each) for each in self._log.errors) else EngineError
+        return kind(f"{self._name}: {what} ({self._log.error_line('no reason given')}); {remedy}")
 
     def _close(self) -> None:
         """Free the GPU's memory and keep what TensorRT-RTX compiled for the next load."""

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from saccade.errors import SaccadeError
+from saccade.errors import OutOfMemoryError, SaccadeError
 from saccade.runtime.dlpack import CUDA
 from saccade.runtime.launch import KERNELS, MIN_DRIVER, Launch
 
@@ -93,7 +93,7 @@ class CudaDevice:
         status, address = self._driver.cuMemAlloc(size)
         if int(status) == OUT_OF_MEMORY:
             free, total = self._driver.cuMemGetInfo()[1:]
-            raise SaccadeError(
+            raise OutOfMemoryError(
                 f"{self.name}: {_mib(size)} of memory are not to be had, {_mib(free)} of {_mib(total)} are free; "
                 "free GPU memory, or use a smaller batch, size or k"
             )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from saccade.errors import OutOfMemoryError
 from saccade.runtime.device import Device, Memory, Pinned
 from saccade.runtime.gpu_frame import Frame, Networks, Shape
 
@@ -31,12 +32,25 @@ class Frames:
         """Return the frame of a shape; where it is new, the one used longest ago makes room."""
         if shape not in self.frames:
             while len(self.frames) >= MAX_FRAMES:
-                self._drain()
-                self.frames.popitem(last=False)[1].close()
-            positions = None if shape.kind == "look" else self._positions(shape.grid)
-            self.frames[shape] = Frame(self._networks, shape, positions)
+                self._close_oldest()
+            self.frames[shape] = self._made(shape)
         self.frames.move_to_end(shape)
         return self.frames[shape]
+
+    def _made(self, shape: Shape) -> Frame:
+        """Return a new frame; where the device's memory is short, those used longest ago make room."""
+        while True:
+            try:
+                positions = None if shape.kind == "look" else self._positions(shape.grid)
+                return Frame(self._networks, shape, positions)
+            except OutOfMemoryError:
+                if not self.frames:
+                    raise
+            self._close_oldest()  # after the handler: its traceback keeps what the failed frame had got
+
+    def _close_oldest(self) -> None:
+        self._drain()
+        self.frames.popitem(last=False)[1].close()
 
     def _positions(self, grid: tuple[int, int]) -> Memory:
         """Return the position table of a grid on the device, in the type of the extractor's inputs."""

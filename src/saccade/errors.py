@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""The exception that means: the user can mend this. Two kinds of it are met by more than a message."""
 
 
 class SaccadeError(Exception):
@@ -10,6 +10,14 @@ class SaccadeError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(_printable(message))
+
+
+class OutOfMemoryError(SaccadeError):
+    """A GPU has too little memory left: the caller may free some and try again."""
+
+
+class EngineError(SaccadeError):
+    """An engine does not load or run, or gives numbers that are none: its own doing, and not the machine's."""
 
 
 def _printable(text: str) -> str:

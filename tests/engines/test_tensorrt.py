@@ -38,7 +38,7 @@ from saccade.engines.audit import audit_lines, audit_of_text
 from saccade.engines.engine import LIMITS, Built, EngineRequest
 from saccade.engines.tensorrt import Gpu, TensorRTBackend, find_gpus
 from saccade.engines.tensorrt_build import Job, build_in_child, import_binding, readable
-from saccade.errors import SaccadeError
+from saccade.errors import EngineError, OutOfMemoryError, SaccadeError
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install '.[tensorrt-rtx]' in the clone")
 
@@ -962,8 +962,28 @@ def test_too_little_gpu_memory_is_one_line(fake_gpu: Any, monkeypatch: pytest.Mo
     engine = fake_gpu[0]()
     full = types.SimpleNamespace(name="cudaErrorMemoryAllocation")
     monkeypatch.setattr(FakeCudaRuntime, "cudaMalloc", lambda self, size: (full, 0))
-    with pytest.raises(SaccadeError, match=r"cudaMalloc on GPU 0 failed \(cudaErrorMemoryAllocation\); free GPU"):
+    with pytest.raises(OutOfMemoryError, match=r"cudaMalloc on GPU 0 failed \(cudaErrorMemoryAllocation\); free GPU"):
         engine.run({"x": np.zeros((1, 3), np.float32)})
+
+
+def test_too_little_gpu_memory_is_told_from_an_engine_that_does_not_run(
+    fake_gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = fake_gpu[0]()
+
+    def fail(reason: str) -> Any:
+        def create(self: Any, how: Any) -> None:
+            engine._log.log(tensorrt_build.import_binding("tensorrt-rtx").ILogger.ERROR, reason)
+
+        return create
+
+    for reason in ("Error Code 1: Cuda Runtime (out of memory)", "Requested 8 bytes of GPU memory could not be allocated"):
+        monkeypatch.setattr(FakeEngine, "create_execution_context", fail(reason))
+        with pytest.raises(OutOfMemoryError, match="cannot create its execution context"):
+            bound(engine, 2)
+    monkeypatch.setattr(FakeEngine, "create_execution_context", fail("Myelin: no such kernel"))
+    with pytest.raises(EngineError, match=r"cannot create its execution context \(Myelin: no such kernel\)"):
+        bound(engine, 2)
 
 
 # ---- running for real

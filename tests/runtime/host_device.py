@@ -20,7 +20,7 @@ import numpy as np
 
 from saccade.engines.device_engine import DeviceEngine, bytes_of, shape_of
 from saccade.engines.engine import Engine
-from saccade.errors import SaccadeError
+from saccade.errors import OutOfMemoryError, SaccadeError
 from saccade.runtime import launch
 from saccade.runtime.device import LEGACY_STREAM
 from saccade.runtime.launch import ImageView, Launch
@@ -124,7 +124,7 @@ class HostDevice:
     def allocate(self, size: int) -> int:
         self._refuse_in_capture("allocate")
         if sum(block.size for block in self.memory.values()) + size > self.capacity:
-            raise SaccadeError(f"{self.name}: {size} bytes of memory are not to be had")
+            raise OutOfMemoryError(f"{self.name}: {size} bytes of memory are not to be had")
         return self._registered(self.memory, size)
 
     def _registered(self, kind: dict[int, Block], size: int) -> int:
