@@ -63,7 +63,7 @@ class TensorRTEngine(DeviceEngine):
         found = {name: np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name))) for name in names}
         expected = {name: np.dtype(spec.dtype) for name, spec in (self.inputs | self.outputs).items()}
         if found != expected:
-            raise SaccadeError(f"{self._name}: {self._plan} has other tensors than bundle.json says; build it again")
+            raise EngineError(f"{self._name}: {self._plan} has other tensors than bundle.json says; build it again")
 
     def _runtime_config(self) -> tuple[Any, Any]:
         """Return RTX's cache of kernels compiled for this GPU, and the config that holds it; TensorRT has neither.

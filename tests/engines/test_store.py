@@ -837,15 +837,15 @@ def test_an_engine_built_while_another_waited_is_taken_as_it_is(bundle: Bundle, 
         builds.append(1)
         return original(*arguments)
 
-    real = store._sole_builder
+    real = store.sole_builder
 
     def slow(*arguments: object) -> object:
-        monkeypatch.setattr(store, "_sole_builder", real)
+        monkeypatch.setattr(store, "sole_builder", real)
         ensure(bundle, OPENVINO)  # the other process, just before this one gets the lock
         return real(*arguments)
 
     monkeypatch.setattr(store, "build_into", build_into)
-    monkeypatch.setattr(store, "_sole_builder", slow)
+    monkeypatch.setattr(store, "sole_builder", slow)
     folder = ensure(bundle, OPENVINO)
     assert (builds, engines_in(bundle)) == ([1], [folder.name])
 
