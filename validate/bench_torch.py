@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from saccade.bundle import read_bundle
 from saccade.errors import SaccadeError
-from saccade.export import modules
 from saccade.export.checkpoint import Checkpoint, load_modules, read_checkpoint
 from saccade.export.reference import Reference, normalised
 from saccade.validate.bench_plan import AUTOCAST, COMPILE, Opened, Side, images_of
+from saccade.validate.torch_attention import with_torch_attention
 
 Step = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -29,11 +29,12 @@ def open_pytorch(side: Side) -> Iterator[Opened]:
     Attention is torch's own fused kernel, which is what timm's modules call; ours is written out for the engines. What
     torch.compile compiles counts into loading, as it happens once.
     """
-    modules.Attention.forward = _fused_attention  # type: ignore[method-assign]
     torch.set_num_threads(side.threads)
     assert side.checkpoint is not None  # the plan has this side only where there is one
     dtype = torch.bfloat16 if side.precision == "bf16" and side.engine != AUTOCAST else torch.float32
     reference = Reference(read_checkpoint(side.checkpoint), read_bundle(side.bundle).manifest.task, dtype)
+    for module in (reference.selector, reference.extractor):
+        with_torch_attention(module)
     images, step = images_of(side), _full_graph(reference, side.k)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=side.engine == AUTOCAST)
 
@@ -73,12 +74,6 @@ def _compile(frame: Callable[[], dict[str, float]]) -> None:
         raise SaccadeError(
             f"torch.compile does not work here ({reason}); install a C++ compiler, or leave compile out of --peers"
         ) from error
-
-
-def _fused_attention(self: modules.Attention, x: Tensor) -> Tensor:
-    q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
-    attended = F.scaled_dot_product_attention(q, k, v)
-    return self.proj(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class OneGraph(nn.Module):
