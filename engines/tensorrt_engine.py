@@ -38,7 +38,7 @@ class TensorRTEngine(DeviceEngine):
         self._jit_cache, self._config = self._runtime_config()
         self._context: Any = None
         self._scratch = 0  # address of the memory in which all contexts compute
-        self._stream = self._cuda.call("cudaStreamCreate")
+        self._stream: Any = None
         self._buffers: dict[str, tuple[int, int]] = {}  # name -> device address, bytes
         self._results: dict[str, np.ndarray] = {}
 
@@ -112,7 +112,7 @@ class TensorRTEngine(DeviceEngine):
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self._cuda.call("cudaSetDevice", self._cuda.device)  # the current device belongs to the calling thread
         if self._context is None:
-            self._context = self.new_context()
+            self._context, self._stream = self.new_context(), self._cuda.call("cudaStreamCreate")
         self._log.errors.clear()
         sources = {name: np.ascontiguousarray(array) for name, array in feed.items()}  # alive until the copies are done
         for name, array in sources.items():

@@ -660,14 +660,21 @@ class FakeCudaRuntime:
 
     def __init__(self) -> None:
         self.memory: dict[int, Any] = {}
+        self.streams = 0
 
     def cudaSetDevice(self, device: int) -> tuple[Any]:
         return (self.cudaError_t.cudaSuccess,)
 
-    cudaStreamSynchronize = cudaStreamDestroy = cudaSetDevice
+    cudaStreamSynchronize = cudaSetDevice
 
     def cudaStreamCreate(self) -> tuple[Any, int]:
+        self.streams += 1
         return self.cudaError_t.cudaSuccess, 77
+
+    def cudaStreamDestroy(self, stream: int) -> tuple[Any]:
+        assert stream == 77
+        self.streams -= 1
+        return (self.cudaError_t.cudaSuccess,)
 
     def cudaMalloc(self, size: int) -> tuple[Any, int]:
         block = ctypes.create_string_buffer(size)
@@ -898,6 +905,18 @@ def test_the_installed_rtx_has_what_a_context_is_made_with() -> None:
     assert trt.DynamicShapesKernelSpecializationStrategy.EAGER != trt.DynamicShapesKernelSpecializationStrategy.LAZY
     assert "REQUIRE_USER_ALLOCATION" in trt.BuilderFlag.__members__
     assert "USER_MANAGED" in trt.ExecutionContextAllocationStrategy.__members__
+
+
+def test_only_an_engine_that_is_run_by_itself_has_a_stream(fake_gpu: Any) -> None:
+    load, runtime = fake_gpu
+    engine = load()
+    network, *_ = bound(engine, 2)
+    network.enqueue(77)
+    assert runtime.streams == 0  # one of its own would make others wait
+    engine.run({"x": np.zeros((1, 3), np.float32)})
+    assert runtime.streams == 1
+    engine.close()
+    assert runtime.streams == 0
 
 
 def test_a_binding_outside_the_profile_is_refused(fake_gpu: Any) -> None:
