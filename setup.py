@@ -1,8 +1,11 @@
 """Build the C++ kernels of `runtime/native` into `saccade.runtime._kernels`; everything else is in setup.cfg."""
+import os
+import shutil
 from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
 NATIVE = Path("runtime/native")
 # By name, because the sources of the C library lie beside those of the kernels.
@@ -26,4 +29,16 @@ kernels = Pybind11Extension(
     extra_compile_args=["-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wpedantic"],
 )
 
-setup(ext_modules=[kernels])
+
+class BuildWithFatbin(build_py):
+    """Take the CUDA kernels along where `make cuda` has compiled them, under the name that `runtime/launch.py` reads."""
+
+    def run(self) -> None:
+        """Copy the modules, and then the fatbin; an editable install reads it where it was compiled."""
+        super().run()
+        fatbin = Path(os.environ.get("SACCADE_FATBIN", "build/cuda/saccade.fatbin"))
+        if fatbin.is_file() and not self.editable_mode:
+            shutil.copyfile(fatbin, Path(self.build_lib) / "saccade/runtime/saccade.fatbin")
+
+
+setup(ext_modules=[kernels], cmdclass={"build_py": BuildWithFatbin})

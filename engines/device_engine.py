@@ -50,6 +50,14 @@ def shape_of(spec: TensorSpec, batch: int, k: int) -> tuple[int, ...]:
     return tuple(sizes[extent] if isinstance(extent, str) else extent for extent in spec.shape)
 
 
+def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Return float32 values in a tensor's type, rounded once, as `TensorSpec.host_type` has it; NaN is none of them."""
+    if dtype != "bfloat16":
+        return array.astype(dtype, copy=False)
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)  # to nearest, ties to even
+
+
 def bytes_of(spec: TensorSpec, batch: int, k: int) -> int:
     """Return how many bytes a tensor takes for a batch and a k."""
-    return int(np.prod(shape_of(spec, batch, k))) * np.dtype(spec.dtype).itemsize
+    return int(np.prod(shape_of(spec, batch, k))) * spec.host_type.itemsize

@@ -236,7 +236,7 @@ class Engine(abc.ABC):
 
     def _check_input(self, spec: TensorSpec, array: np.ndarray, sizes: dict[str, int]) -> None:
         """Compare one array with its spec; a named dimension must have the same size wherever it stands."""
-        fits = array.dtype == np.dtype(spec.dtype) and array.ndim == len(spec.shape)
+        fits = array.dtype == spec.host_type and array.ndim == len(spec.shape)
         if fits:
             for extent, expected in zip(array.shape, spec.shape, strict=True):
                 wanted = sizes.setdefault(expected, extent) if isinstance(expected, str) else expected

@@ -25,8 +25,10 @@ def places(engines: Path) -> list[Path]:
 def put(lies: Path, folder: Path, reason: str) -> Path:
     """Move the engine of a folder out of the way from where it lies, in place of an older one; return its new place."""
     place = place_of(folder)
+    if not lies.is_dir() and place.is_dir():
+        return place  # another process found the same
+    atomic.write_bytes(lies / REASON, reason.encode() + b"\n")  # before it is moved: never without it
     release(folder)
-    atomic.write_bytes(lies / REASON, reason.encode() + b"\n")
     try:
         lies.rename(place)
     except OSError as error:

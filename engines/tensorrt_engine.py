@@ -60,10 +60,17 @@ class TensorRTEngine(DeviceEngine):
     def _check_tensors(self) -> None:
         """Compare the plan's tensors with the manifest's: a buffer of the wrong size would be written past its end."""
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
-        found = {name: np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name))) for name in names}
-        expected = {name: np.dtype(spec.dtype) for name, spec in (self.inputs | self.outputs).items()}
+        found = {name: self._type_of(name) for name in names}
+        expected = {name: spec.dtype for name, spec in (self.inputs | self.outputs).items()}
         if found != expected:
             raise EngineError(f"{self._name}: {self._plan} has other tensors than bundle.json says; build it again")
+
+    def _type_of(self, name: str) -> str:
+        """Return a tensor's type as the manifest spells it."""
+        dtype = self._engine.get_tensor_dtype(name)
+        if dtype == self._trt.DataType.BF16:  # nptype knows none for it
+            return "bfloat16"
+        return str(np.dtype(self._trt.nptype(dtype)))
 
     def _runtime_config(self) -> tuple[Any, Any]:
         """Return RTX's cache of kernels compiled for this GPU, and the config that holds it; TensorRT has neither.
@@ -122,7 +129,7 @@ class TensorRTEngine(DeviceEngine):
         for name, spec in self.outputs.items():
             shape = tuple(self._context.get_tensor_shape(name))
             if name not in self._results or self._results[name].shape != shape:
-                self._results[name] = np.empty(shape, spec.dtype)
+                self._results[name] = np.empty(shape, spec.host_type)
             self._bind(name, self._results[name].nbytes)
         if not self._context.execute_async_v3(int(self._stream)):
             raise self.error("the run failed", "free GPU memory, or use a smaller batch")

@@ -5,8 +5,11 @@ import functools
 import statistics
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
-from saccade.errors import SaccadeError
+import numpy as np
+
+from saccade.errors import OutOfMemoryError, SaccadeError
 
 SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)  # of the grid's cells; 0.1 is the models' own
 WARM_UPS, FRAMES = 2, 10  # of each k; the first frame of a shape also compiles and captures
@@ -19,10 +22,12 @@ class Choice:
     k: int
     budget_ms: float
     measured_ms: Mapping[int, float]  # k -> median milliseconds of a frame, from the images given to the results there
+    beyond_memory: int | None = None  # the least k whose frame the GPU has no memory for
 
     def __str__(self) -> str:
         more = [k for k in self.measured_ms if k > self.k]
-        beyond = f"; k {min(more)} takes {self.measured_ms[min(more)]:.2f} ms" if more else ", the most there is"
+        most = ", the most there is" if self.beyond_memory is None else f"; the GPU has no memory for k {self.beyond_memory}"
+        beyond = f"; k {min(more)} takes {self.measured_ms[min(more)]:.2f} ms" if more else most
         return f"k {self.k} takes {self.measured_ms[self.k]:.2f} ms of {self.budget_ms:g}{beyond}"
 
 
@@ -44,7 +49,7 @@ def measure(frame: Callable[[], object], clock: Callable[[], float]) -> float:
     return statistics.median(times)
 
 
-def choose(measured_ms: Mapping[int, float], budget_ms: float) -> Choice:
+def choose(measured_ms: Mapping[int, float], budget_ms: float, beyond_memory: int | None = None) -> Choice:
     """Return the largest measured k within the budget."""
     fitting = [k for k, taken in measured_ms.items() if taken <= budget_ms]
     if not fitting:
@@ -52,7 +57,7 @@ def choose(measured_ms: Mapping[int, float], budget_ms: float) -> Choice:
         raise SaccadeError(
             f"budget_ms {budget_ms:g} is not to be had: the fastest measured, k {least}, takes {measured_ms[least]:.2f} ms"
         )
-    return Choice(max(fitting), budget_ms, dict(measured_ms))
+    return Choice(max(fitting), budget_ms, dict(measured_ms), beyond_memory)
 
 
 class Budget:
@@ -62,18 +67,33 @@ class Budget:
         self._clock = clock
         self.choice: Choice | None = None
         self.measured_ms: dict[Hashable, dict[int, float]] = {}
+        self._beyond_memory: dict[Hashable, int] = {}
 
     def k(self, budget_ms: object, kind: Hashable, offered: Iterable[int], frame: Callable[[int], None]) -> int:
         """Return the k of one kind of frame; `frame` runs one with a given k and waits for it."""
         limit = checked_budget(budget_ms)
         if kind not in self.measured_ms:
-            self.measured_ms[kind] = {k: measure(functools.partial(frame, k), self._clock) for k in offered}
-        self.choice = choose(self.measured_ms[kind], limit)
+            self.measured_ms[kind] = self._measured(kind, offered, frame)
+        self.choice = choose(self.measured_ms[kind], limit, self._beyond_memory.get(kind))
         return self.choice.k
+
+    def _measured(self, kind: Hashable, offered: Iterable[int], frame: Callable[[int], None]) -> dict[int, float]:
+        """Return the milliseconds of each k, ascending, up to the first for which there is no memory."""
+        found: dict[int, float] = {}
+        for k in offered:
+            try:
+                found[k] = measure(functools.partial(frame, k), self._clock)
+            except OutOfMemoryError:
+                if not found:
+                    raise
+                self._beyond_memory[kind] = k
+                break
+        return found
 
 
 def checked_budget(budget_ms: object) -> float:
     """Return a budget that is a positive number."""
-    if isinstance(budget_ms, bool) or not isinstance(budget_ms, (int, float)) or not 0 < budget_ms < float("inf"):
+    is_number = isinstance(budget_ms, (int, float, np.integer, np.floating)) and not isinstance(budget_ms, bool)
+    if not is_number or not 0 < float(cast(float, budget_ms)) < float("inf"):
         raise SaccadeError(f"budget_ms {budget_ms!r} is no time; give milliseconds above 0")
-    return float(budget_ms)
+    return float(cast(float, budget_ms))

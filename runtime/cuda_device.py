@@ -102,12 +102,16 @@ class CudaDevice:
         return int(address)
 
     def free(self, address: int) -> None:
-        """Free device memory. It waits for the device, so during a capture of this thread it comes after that."""
+        """Free device memory."""
+        self._free(self._driver.cuMemFree, address)
+
+    def _free(self, function: Callable[[int], Any], address: int) -> None:
+        """Free memory. That waits for the device, so during a capture of this thread it comes after it."""
         pending = getattr(_capture, "pending", None)
         if pending is not None:
-            pending.append(address)
+            pending.append((function, address))
         else:
-            self._driver.cuMemFree(address)  # an error would be that of a device already lost
+            function(address)  # an error would be that of a device already lost
 
     def allocate_pinned(self, size: int) -> int:
         """Return the address of pinned host memory."""
@@ -115,7 +119,7 @@ class CudaDevice:
 
     def free_pinned(self, address: int) -> None:
         """Free pinned memory."""
-        self._driver.cuMemFreeHost(address)
+        self._free(self._driver.cuMemFreeHost, address)
 
     def create_stream(self) -> int:
         """Return a stream that does not wait for the default one."""
@@ -126,7 +130,11 @@ class CudaDevice:
         self._call("cuStreamDestroy", stream)
 
     def check_stream(self, stream: int) -> None:
-        """Refuse a stream of another context."""
+        """Refuse a stream of another context, and one that is being captured."""
+        if int(self._call("cuStreamIsCapturing", stream)):
+            raise SaccadeError(
+                f"the stream {stream:#x} is being captured; saccade captures its own graph: call it outside of the capture"
+            )
         if int(self._call("cuStreamGetCtx", stream)) != self._context:
             raise SaccadeError(
                 f"the stream {stream:#x} is not of {self.name}'s primary context, which saccade, PyTorch and CuPy use; "
@@ -195,8 +203,8 @@ class CudaDevice:
             graph = self._captured(enqueue, stream)
         finally:
             pending, _capture.pending = _capture.pending, None
-            for address in pending:
-                self.free(address)
+            for function, address in pending:
+                function(address)
         try:
             return int(self._call("cuGraphInstantiate", graph, 0))
         finally:

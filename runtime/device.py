@@ -29,7 +29,7 @@ class Device(Protocol):
         """Make this device's context the calling thread's, and give the thread its own back."""
 
     def allocate(self, size: int) -> int:
-        """Return the address of `size` bytes of device memory; see `Memory`, which frees them."""
+        """Return the address of `size` bytes of device memory, or raise OutOfMemoryError; see `Memory`, which frees them."""
 
     def free(self, address: int) -> None:
         """Free device memory once the device is done with it."""
@@ -47,7 +47,7 @@ class Device(Protocol):
         """Destroy a stream of `create_stream`."""
 
     def check_stream(self, stream: int) -> None:
-        """Refuse a stream that belongs to another context."""
+        """Refuse a stream that belongs to another context or is being captured."""
 
     def check_address(self, address: int, what: str) -> None:
         """Refuse an address that is no memory of this device; `what` names the array in the error."""

@@ -76,10 +76,13 @@ class DeviceArray:
 
 def follow(device: Device, stream: int, other: int) -> None:
     """Let what is given to `stream` from now on wait for what has been given to `other`."""
-    if stream != other:
-        event = device.create_event()
+    if stream == other:
+        return
+    event = device.create_event()
+    try:
         device.record(event, other)
         device.wait(stream, event)
+    finally:
         device.destroy_event(event)  # CUDA keeps what still waits for it
 
 
@@ -106,12 +109,10 @@ class DeviceImage:
 
 def is_on_device(array: object) -> bool:
     """Tell whether something is an array in a GPU's memory."""
-    if isinstance(array, np.ndarray):
-        return False
-    if hasattr(array, "__cuda_array_interface__"):
+    where = getattr(array, "__dlpack_device__", None)  # asked first: PyTorch's other protocol raises where it has a gradient
+    if where is not None and where()[0] in (dlpack.CUDA, dlpack.CUDA_MANAGED):
         return True
-    where = getattr(array, "__dlpack_device__", None)
-    return where is not None and where()[0] in (dlpack.CUDA, dlpack.CUDA_MANAGED)
+    return not isinstance(array, np.ndarray) and hasattr(array, "__cuda_array_interface__")
 
 
 def device_images(array: Any, name: str, device: Device, stream: int) -> list[DeviceImage]:
@@ -119,7 +120,7 @@ def device_images(array: Any, name: str, device: Device, stream: int) -> list[De
 
     Rows may lie apart, as in a crop; the three bytes of a pixel and the pixels of a row must be packed.
     """
-    found = _foreign(array, device, stream)
+    found = _foreign(array, name, device, stream)
     if found.dtype != "|u1" or len(found.shape) not in (3, 4) or found.shape[-1] != 3:
         raise SaccadeError(
             f"{name}: arrays on the device must be uint8 (height, width, 3) RGB, got {found.dtype[1:]} {list(found.shape)}"
@@ -136,17 +137,22 @@ def device_images(array: Any, name: str, device: Device, stream: int) -> list[De
     return [DeviceImage(start - 2 * bgr, found.strides[-3], height, width, bgr, found.owner) for start in starts]
 
 
-def _foreign(array: Any, device: Device, stream: int) -> Foreign:
+def _foreign(array: Any, name: str, device: Device, stream: int) -> Foreign:
     """Describe an array, by whichever of both protocols it has, and let `stream` wait for it."""
-    interface = getattr(array, "__cuda_array_interface__", None)
-    if interface is None:
-        return dlpack.array_of(array.__dlpack__(stream=stream))
-    shape, kind = tuple(interface["shape"]), np.dtype(interface["typestr"])
-    strides = interface.get("strides") or dlpack.dense_strides(shape, kind.itemsize)
-    writer = interface.get("stream")
-    # Who names no stream means the default one: PyTorch and pycuda, unless their user works on streams of his own.
-    follow(device, stream, LEGACY_STREAM if writer is None else int(writer))
-    return Foreign(int(interface["data"][0]), shape, tuple(strides), kind.str, array)
+    try:
+        interface = getattr(array, "__cuda_array_interface__", None)
+        if interface is None:
+            return dlpack.array_of(array.__dlpack__(stream=stream))
+        shape, kind = tuple(interface["shape"]), np.dtype(interface["typestr"])
+        strides = interface.get("strides") or dlpack.dense_strides(shape, kind.itemsize)
+        found = Foreign(int(interface["data"][0]), shape, tuple(strides), kind.str, array)
+        # Who names no stream means the default one: PyTorch and pycuda, unless their user works on streams of his own.
+        writer = int(interface.get("stream") or LEGACY_STREAM)
+    except (BufferError, KeyError, RuntimeError, TypeError, ValueError) as error:  # a gradient, a capsule that is used up
+        what = f"{type(array).__name__} does not give its memory ({' '.join(str(error).split()) or type(error).__name__})"
+        raise SaccadeError(f"{name}: {what}; give a plain uint8 array") from error
+    follow(device, stream, writer)
+    return found
 
 
 def stream_handle(stream: object) -> int:

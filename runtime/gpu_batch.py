@@ -10,6 +10,7 @@ from saccade.errors import SaccadeError
 from saccade.runtime.device import Device
 from saccade.runtime.device_arrays import DeviceImage, device_images, is_on_device
 from saccade.runtime.images import Fit, as_list, native_size
+from saccade.runtime.kept import described
 from saccade.runtime.pipeline import checked_target
 
 
@@ -50,3 +51,15 @@ def device_batch(
             )
     assert target is not None  # the list is not empty
     return Batch([image.cut(*target) for image in found], True, (target[0] // patch, target[1] // patch))
+
+
+def stacked(images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """Return images of the host as one dense array of what a call on the device reads."""
+    if isinstance(images, np.ndarray):
+        array, found = images, described(images)
+    else:
+        kinds = sorted({described(each) for each in images})
+        array, found = np.stack(list(images)) if len(kinds) == 1 else np.empty(0), " and ".join(kinds) or "none"
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[-1] != 3 or 0 in array.shape:
+        raise SaccadeError(f"upload takes uint8 images (height, width, 3) of one size, got {found}")
+    return np.ascontiguousarray(array)

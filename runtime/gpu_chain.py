@@ -11,14 +11,14 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from saccade.bundle import Bundle
-from saccade.engines.device_engine import DeviceEngine
+from saccade.engines.device_engine import DeviceEngine, rounded
 from saccade.engines.store import Receipt
-from saccade.errors import SaccadeError
+from saccade.errors import OutOfMemoryError, SaccadeError
 from saccade.runtime.budget import Budget, buckets
 from saccade.runtime.chain import Look, Output, Pipeline
 from saccade.runtime.device import LEGACY_STREAM, Device
-from saccade.runtime.device_arrays import DeviceArray, DeviceImage, follow, stream_handle
-from saccade.runtime.gpu_batch import Batch, device_batch, listed
+from saccade.runtime.device_arrays import DeviceArray, DeviceImage, follow, is_on_device, stream_handle
+from saccade.runtime.gpu_batch import Batch, device_batch, listed, stacked
 from saccade.runtime.gpu_frame import Frame, Networks, Shape, check_types
 from saccade.runtime.gpu_frames import Frames, uploaded
 from saccade.runtime.gpu_slot import Slot
@@ -26,6 +26,7 @@ from saccade.runtime.images import Fit, ImageLike
 from saccade.runtime.pipeline import Clock, check_frames
 from saccade.runtime.reference import NEIGHBOURS, not_finite
 
+ON_THE_HOST = "a stream takes frames on the host; call the pipeline for those on the device"
 SLOTS = 2  # frames under way in a stream of frames: one is uploaded while the other runs
 
 
@@ -60,12 +61,15 @@ class GpuPipeline(Pipeline):
         self.device, self._graphs = device, graphs
         self.budget = Budget(clock)
         self._busy, self._closed = threading.Lock(), False
-        with device.current():
-            self._stream, self._uploads = device.create_stream(), device.create_stream()
-            self._slots = [Slot(device) for _ in range(SLOTS)]
+        with device.current(), contextlib.ExitStack() as undo:
+            self._stream, self._uploads = (_new_stream(device, undo) for _ in range(2))
+            self._slots: list[Slot] = []
+            for _ in range(SLOTS):
+                undo.callback(self._new_slot().close)
             table = uploaded(device, self._table, self._stream)
             gather_type = engines["extractor"].inputs["patches"].dtype
-            gather_table = uploaded(device, self._table.astype(gather_type), self._stream)
+            gather_table = uploaded(device, rounded(self._table, gather_type), self._stream)
+            undo.pop_all()
         self._free_slots, self._last = deque(self._slots), self._slots[0]
         networks = Networks(device, bundle.model, engines, table, gather_table)
         self.frames = Frames(networks, self._positions_on, self._stream, self._drain)
@@ -137,6 +141,8 @@ class GpuPipeline(Pipeline):
         Frames lie on the host: those on the device have nothing to upload, call the pipeline with `stream=` for them.
         """
         check_frames(frames)
+        if is_on_device(frames):
+            raise SaccadeError(ON_THE_HOST)
         dense = dense or self.bundle.manifest.task == "segment"
         self._check_dense(dense)
 
@@ -145,7 +151,7 @@ class GpuPipeline(Pipeline):
                 clock = Clock()
                 batch = self._batch(image, size, fit, clock, self._stream)
                 if batch.on_device:
-                    raise SaccadeError("a stream takes frames on the host; call the pipeline for those on the device")
+                    raise SaccadeError(ON_THE_HOST)
                 kept = self.kept(batch.grid, k, k_ratio, dense)
                 return self._submit(Shape("run", len(batch.images), kept, batch.grid, dense), batch, self._stream, clock)
 
@@ -161,9 +167,9 @@ class GpuPipeline(Pipeline):
             while pending:
                 yield self._collected(pending.popleft())
         finally:
-            for each in pending:  # nobody wants them any more
-                with contextlib.suppress(SaccadeError):
-                    self._collected(each)
+            for each in pending:  # nobody wants them any more; who takes the slot next waits for its frame
+                each.slot.unchecked = None
+                self._free_slots.append(each.slot)
 
     def _collected(self, under_way: UnderWay) -> Output:
         with self._entered():
@@ -171,10 +177,10 @@ class GpuPipeline(Pipeline):
 
     def upload(self, images: Sequence[np.ndarray] | np.ndarray) -> DeviceArray:
         """Return uint8 images (H, W, 3) of one size on the device, (B, H, W, 3), to be given to calls."""
-        stacked = np.ascontiguousarray(images if isinstance(images, np.ndarray) else np.stack(list(images)))
+        array = stacked(images)
         with self._entered():
-            memory = uploaded(self.device, stacked, self._stream)
-            return DeviceArray(self.device, memory, 0, stacked.shape, stacked.dtype.str)
+            memory = uploaded(self.device, array, self._stream)
+            return DeviceArray(self.device, memory, 0, array.shape, array.dtype.str)
 
     def wait(self) -> None:
         """Wait for all frames given to streams so far; raises SaccadeError where one's scores were not finite."""
@@ -242,7 +248,18 @@ class GpuPipeline(Pipeline):
         clock: Clock,
         given: Mapping[str, np.ndarray] | None = None,
     ) -> UnderWay:
-        """Give a frame to a stream; `given` are the arrays that replace the selector's in an extraction."""
+        """Give a frame to a stream; `given` are the arrays that replace the selector's in an extraction.
+
+        Where the memory for it is not to be had, the frames kept for later calls make room.
+        """
+        try:
+            return self._give(shape, batch, stream, clock, given or {})
+        except OutOfMemoryError:
+            if not self.frames.make_room():
+                raise
+        return self._give(shape, batch, stream, clock, given or {})
+
+    def _give(self, shape: Shape, batch: Batch, stream: int, clock: Clock, given: Mapping[str, np.ndarray]) -> UnderWay:
         frame = self.frames.of(shape)
         slot = self._free_slots.popleft() if self._free_slots else self._new_slot()
         try:
@@ -252,7 +269,7 @@ class GpuPipeline(Pipeline):
                 images = self._on_device(batch, slot, stream)
                 slot.show(frame, images, stream)
                 slot.images = images
-                for name, array in (given or {}).items():
+                for name, array in given.items():
                     slot.give(frame, name, array, stream)
             start = time.perf_counter_ns()
             if self._graphs and frame.graph is None:
@@ -267,6 +284,8 @@ class GpuPipeline(Pipeline):
             with contextlib.suppress(SaccadeError):  # nothing may still be reading what the next frame writes
                 self.device.synchronize(self._uploads)
                 self.device.synchronize(stream)
+            if self._graphs and frame.graph is None:
+                self.frames.forget(shape)
             self._free_slots.append(slot)
             raise
         if batch.on_device:  # nothing of the frame is fetched later
@@ -361,3 +380,9 @@ class GpuPipeline(Pipeline):
                 self._output(under_way)
 
         return self.budget.k(budget_ms, kind, offered, frame)
+
+
+def _new_stream(device: Device, undo: contextlib.ExitStack) -> int:
+    stream = device.create_stream()
+    undo.callback(device.destroy_stream, stream)
+    return stream

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from saccade.bundle import Model
+from saccade.bundle import Model, host_type
 from saccade.engines.device_engine import Bound, DeviceEngine, shape_of
 from saccade.errors import SaccadeError
 from saccade.runtime import launch
@@ -47,7 +47,7 @@ class Place(NamedTuple):
     @property
     def nbytes(self) -> int:
         """How many bytes it takes."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * np.dtype(host_type(self.dtype)).itemsize
 
 
 class Layout:
@@ -90,10 +90,11 @@ def check_types(engines: Mapping[str, DeviceEngine]) -> None:
     selector, extractor = engines["selector"], engines["extractor"]
     patches = extractor.inputs["patches"].dtype
     facts = [
-        (selector.inputs["lowres"].dtype in launch.PREPROCESS, "lowres must be float32 or float16"),
-        (patches in launch.GATHER, "patches must be float32 or float16"),
+        (selector.inputs["lowres"].dtype in launch.PREPROCESS, "lowres must be float32, float16 or bfloat16"),
+        (patches in launch.GATHER, "patches must be float32, float16 or bfloat16"),
         (extractor.inputs["positions"].dtype == patches, "patches and positions must be of one type"),
         (selector.outputs["prefix"].dtype == extractor.inputs["prefix"].dtype, "both prefixes must be of one type"),
+        (selector.outputs["prefix"].dtype != "bfloat16", "the prefix must be float32 or float16"),
         (selector.outputs["score_map"].dtype == "float32", "score_map must be float32"),
         (all(spec.dtype == "float32" for spec in extractor.outputs.values()), "the extractor's outputs must be float32"),
     ]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from saccade.errors import OutOfMemoryError
+from saccade.engines.device_engine import rounded
 from saccade.runtime.device import Device, Memory, Pinned
 from saccade.runtime.gpu_frame import Frame, Networks, Shape
 
@@ -32,35 +32,33 @@ class Frames:
         """Return the frame of a shape; where it is new, the one used longest ago makes room."""
         if shape not in self.frames:
             while len(self.frames) >= MAX_FRAMES:
-                self._close_oldest()
-            self.frames[shape] = self._made(shape)
+                self._drain()
+                self.frames.popitem(last=False)[1].close()
+            positions = None if shape.kind == "look" else self._positions(shape.grid)
+            self.frames[shape] = Frame(self._networks, shape, positions)
         self.frames.move_to_end(shape)
         return self.frames[shape]
 
-    def _made(self, shape: Shape) -> Frame:
-        """Return a new frame; where the device's memory is short, those used longest ago make room."""
-        while True:
-            try:
-                positions = None if shape.kind == "look" else self._positions(shape.grid)
-                return Frame(self._networks, shape, positions)
-            except OutOfMemoryError:
-                if not self.frames:
-                    raise
-            self._close_oldest()  # after the handler: its traceback keeps what the failed frame had got
-
-    def _close_oldest(self) -> None:
-        self._drain()
-        self.frames.popitem(last=False)[1].close()
+    def forget(self, shape: Shape) -> None:
+        """Close a frame that could not be prepared; nothing of it may be under way."""
+        self.frames.pop(shape).close()
 
     def _positions(self, grid: tuple[int, int]) -> Memory:
         """Return the position table of a grid on the device, in the type of the extractor's inputs."""
         if grid not in self.tables:
-            table = self._positions_on(grid).astype(self._networks.patch_type, copy=False)
+            table = rounded(self._positions_on(grid), self._networks.patch_type)
             while self.tables and sum(each.size for each in self.tables.values()) + table.nbytes > MAX_POSITION_BYTES:
                 self.tables.popitem(last=False)  # a frame that reads it keeps it
             self.tables[grid] = uploaded(self._networks.device, table, self._stream)
         self.tables.move_to_end(grid)
         return self.tables[grid]
+
+    def make_room(self) -> bool:
+        """Close all frames that are kept for later calls and tell whether there were any."""
+        self._drain()
+        had_any = bool(self.frames)
+        self.close()
+        return had_any
 
     def close(self) -> None:
         """Close all frames; nothing may be under way."""

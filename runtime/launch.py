@@ -2,19 +2,25 @@
 from __future__ import annotations
 
 import ctypes
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from saccade.errors import SaccadeError
 
-FATBIN = Path(__file__).resolve().parents[1] / "build/cuda/saccade.fatbin"  # where `make cuda` puts it
+FATBIN_VARIABLE = "SACCADE_FATBIN"  # names a compiled file to use in place of ours
+# Where a wheel that was built after `make cuda` has it, and where `make cuda` puts it.
+FATBINS = (Path(__file__).with_name("saccade.fatbin"), Path(__file__).resolve().parents[1] / "build/cuda/saccade.fatbin")
 MIN_DRIVER = 13000  # as cuDriverGetVersion says it: CUDA 13.0, driver r580, which a fatbin of nvcc 13.0 needs
 
 RESIZE_SCORES, RANK, FILL = "saccade_resize_scores", "saccade_rank", "saccade_fill"
 # By the type of the graph's inputs; the gather copies values and knows nothing of them but their width.
-PREPROCESS = {"float32": "saccade_preprocess_fp32", "float16": "saccade_preprocess_fp16"}
-GATHER = {"float32": "saccade_gather_32bit", "float16": "saccade_gather_16bit"}
-KERNELS = (*PREPROCESS.values(), RESIZE_SCORES, RANK, *GATHER.values(), FILL)
+PREPROCESS = {
+    "float32": "saccade_preprocess_fp32", "float16": "saccade_preprocess_fp16", "bfloat16": "saccade_preprocess_bf16",
+}  # fmt: skip
+GATHER = {"float32": "saccade_gather_32bit", "float16": "saccade_gather_16bit", "bfloat16": "saccade_gather_16bit"}
+KERNELS = (*PREPROCESS.values(), RESIZE_SCORES, RANK, *sorted(set(GATHER.values())), FILL)
 
 THREADS = 256  # of a block, but for the ranking
 RANK_CELLS, RANK_THREADS = 32, 1024
@@ -109,9 +115,12 @@ class FillParams(Params):
         return Launch(_blocks(self.rows * self.columns, FILL_CELLS), self.batch, THREADS)
 
 
-def read_fatbin(path: Path = FATBIN) -> bytes:
+def read_fatbin(places: Sequence[Path] = FATBINS) -> bytes:
     """Return the compiled kernels, or say how to compile them."""
+    named = os.environ.get(FATBIN_VARIABLE)
+    path = Path(named) if named else next((each for each in places if each.is_file()), places[-1])
     try:
         return path.read_bytes()
     except OSError as error:
-        raise SaccadeError(f"{path}: the CUDA kernels are not compiled; 'make cuda' in the clone does it") from error
+        remedy = f"'make cuda' in the clone does it; {FATBIN_VARIABLE} may name the file"
+        raise SaccadeError(f"{path}: the CUDA kernels are not compiled ({error.strerror}); {remedy}") from error

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from saccade.engines.device_engine import rounded
 from saccade.errors import SaccadeError
 from saccade.runtime import kernels, launch, reference
 from saccade.runtime.cuda_device import CudaDevice
@@ -66,17 +67,18 @@ class Bench:
 
 
 def check_preprocess(bench: Bench, random: np.random.Generator, grid: tuple[int, int], k: int) -> bool:
-    """Compare both preprocessing kernels."""
+    """Compare the preprocessing kernels."""
     shape, size = (14 * grid[0] + 3, 14 * grid[1] + 1, 3), 154
     images = random.integers(0, 256, (2, *shape), np.uint8)
     expected = np.stack([reference.lowres_from_image(image, TABLE, size) for image in images])
     there = [bench.up(image) for image in images]
     views, table, equal = bench.views(there, shape), bench.up(TABLE), True
-    for name, dtype in (("float32", np.float32), ("float16", np.float16)):
-        out = bench.up(np.zeros(expected.shape, dtype))
+    for name, kernel in launch.PREPROCESS.items():
+        truth = rounded(expected, name)
+        out = bench.up(np.zeros_like(truth))
         params = PreprocessParams(views.address, table.address, out.address, 2, size)
-        bench.launch(launch.PREPROCESS[name], params, params.launch)
-        equal &= np.array_equal(bench.down(out, expected.shape, dtype), expected.astype(dtype))
+        bench.launch(kernel, params, params.launch)
+        equal &= np.array_equal(bench.down(out, truth.shape, truth.dtype), truth)
     return equal
 
 

@@ -97,6 +97,11 @@ class LibCuda:
         status = self._function("cuStreamGetCtx", HANDLE, ctypes.POINTER(HANDLE))(stream, ctypes.byref(context))
         return status, context.value or 0
 
+    def cuStreamIsCapturing(self, stream: int) -> tuple[int, int]:  # noqa: N802
+        """Return whether a stream is being captured: 0, or something else."""
+        state = INT()
+        return self._function("cuStreamIsCapturing", HANDLE, ctypes.POINTER(INT))(stream, ctypes.byref(state)), state.value
+
     def cuStreamEndCapture(self, stream: int) -> tuple[int, int]:  # noqa: N802
         """Return the captured graph."""
         graph = HANDLE()

@@ -56,7 +56,7 @@ class EngineRunner(BaseRunner):  # type: ignore[misc]  # Polygraphy has no types
         metadata = TensorMetadata()
         for spec in self._engine.inputs.values():
             shape = [extent if isinstance(extent, int) else None for extent in spec.shape]
-            metadata.add(spec.name, np.dtype(spec.dtype), shape)
+            metadata.add(spec.name, spec.host_type, shape)
         return metadata
 
     def infer_impl(self, feed_dict: dict[str, np.ndarray]) -> OrderedDict[str, np.ndarray]:

@@ -34,12 +34,22 @@ BackboneFamily: TypeAlias = Literal["neco", "dinov2", "dino", "timm"]
 PositionRule: TypeAlias = Literal["scale-factor", "size-antialias"]  # runtime/positions.py says what they mean
 
 
+def host_type(dtype: str) -> str:
+    """Return the type in which NumPy holds a tensor's."""
+    return "uint16" if dtype == "bfloat16" else dtype
+
+
 class TensorSpec(Struct, frozen=True, forbid_unknown_fields=True):
     """One input or output of a graph; a dimension is a number, or a name where it is dynamic."""
 
     name: str
-    dtype: Literal["float32", "float16"]
+    dtype: Literal["float32", "float16", "bfloat16"]
     shape: tuple[Extent | str, ...]
+
+    @property
+    def host_type(self) -> np.dtype[Any]:
+        """How NumPy holds it: bfloat16, which it does not have, as its bits."""
+        return np.dtype(host_type(self.dtype))
 
 
 class GraphFile(Struct, frozen=True, forbid_unknown_fields=True):

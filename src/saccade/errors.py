@@ -13,7 +13,7 @@ class SaccadeError(Exception):
 
 
 class OutOfMemoryError(SaccadeError):
-    """A GPU has too little memory left: the caller may free some and try again."""
+    """A GPU has not the memory that was asked for; less of what is kept there may mend it."""
 
 
 class EngineError(SaccadeError):

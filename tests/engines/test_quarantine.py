@@ -58,6 +58,27 @@ def test_a_build_that_is_asked_for_builds_it_again(bundle: saccade.Bundle) -> No
     saccade.load(bundle, engine="onnxruntime").close()
 
 
+def test_a_second_process_that_finds_the_same_leaves_it_as_it_is(bundle: saccade.Bundle) -> None:
+    folder = built(bundle)
+    place = quarantine.put(folder, folder, "first")
+    assert quarantine.put(folder, folder, "second") == place
+    assert (place / "reason.txt").read_text() == "first\n"
+
+
+def test_an_engine_is_never_in_quarantine_without_its_reason(
+    bundle: saccade.Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = built(bundle)
+
+    def full_disk(*arguments: object) -> None:
+        raise SaccadeError("the disk is full")
+
+    monkeypatch.setattr(quarantine.atomic, "write_bytes", full_disk)
+    with pytest.raises(SaccadeError, match="the disk is full"):
+        quarantine.put(folder, folder, "it differs")
+    assert not quarantine.place_of(folder).exists()
+
+
 def test_the_last_failure_takes_the_place_of_the_one_before(bundle: saccade.Bundle) -> None:
     for reason in ("first", "second"):
         folder = built(bundle)

@@ -794,6 +794,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Any, Fake
         IRuntimeCache=object,
         ExecutionContextAllocationStrategy=types.SimpleNamespace(USER_MANAGED="USER_MANAGED"),
         DynamicShapesKernelSpecializationStrategy=types.SimpleNamespace(EAGER="EAGER"),
+        DataType=types.SimpleNamespace(BF16="BF16"),
         nptype=lambda dtype: dtype,
     )
     bindings = types.ModuleType("cuda.bindings")
@@ -975,6 +976,12 @@ def test_a_plan_with_other_tensors_than_the_manifest_is_refused(fake_gpu: Any, m
     monkeypatch.setattr(FakeEngine, "tensors", {"x": "float32", "y": "float16"})
     with pytest.raises(SaccadeError, match=r"has other tensors than bundle\.json says"):
         fake_gpu[0]()
+
+
+def test_a_tensor_in_bfloat16_is_known_as_such(fake_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = fake_gpu[0]()
+    monkeypatch.setattr(FakeEngine, "tensors", {"x": "BF16", "y": "float32"})
+    assert [engine._type_of(name) for name in "xy"] == ["bfloat16", "float32"]
 
 
 def test_too_little_gpu_memory_is_one_line(fake_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -335,7 +335,7 @@ class HostBound:
         for name, spec in (engine.inputs | engine.outputs).items():
             shape, size = shape_of(spec, batch, k), bytes_of(spec, batch, k)
             memory = (ctypes.c_uint8 * size).from_address(addresses[name])
-            self._arrays[name] = np.frombuffer(memory, spec.dtype).reshape(shape)
+            self._arrays[name] = np.frombuffer(memory, spec.host_type).reshape(shape)
             self._ranges.append((name, addresses[name], size))
         self.capturable = False  # before the first pass it may still allocate
         self.closed = False
@@ -365,7 +365,7 @@ class HostBound:
 
 
 class HostEngine(DeviceEngine):
-    """A CPU engine as a network on the device."""
+    """A CPU engine as a network on the device. Closing it leaves the CPU engine to its owner."""
 
     def __init__(self, device: HostDevice, network: Engine, max_k: int = 1 << 30) -> None:
         self.device, self.network, self.max_k = device, network, max_k
@@ -385,4 +385,3 @@ class HostEngine(DeviceEngine):
     def _close(self) -> None:
         if self.open_contexts:
             raise DeviceFault(f"{self.role} was closed before its contexts")
-        self.network.close()

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from saccade.engines.cuda import find_gpus
-from saccade.errors import SaccadeError
+from saccade.errors import OutOfMemoryError, SaccadeError
 from saccade.runtime.cuda_device import CudaDevice
-from saccade.runtime.device import Memory
+from saccade.runtime.device import Memory, Pinned
 from saccade.runtime.launch import KERNELS, Launch, SelectParams
 
 
@@ -32,6 +32,7 @@ class Driver:
             "cuGetErrorString": (0, b"bad luck"),
             "cuMemGetInfo": (0, 400 << 20, 8192 << 20),
             "cuStreamGetCtx": (0, 500),
+            "cuStreamIsCapturing": (0, 0),
         } | answers
 
     def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
@@ -94,7 +95,7 @@ def test_a_device_that_cannot_be_used_is_one_line(case: str) -> None:
 
 def test_too_little_memory_says_how_much_there_is() -> None:
     device, _ = opened(cuMemAlloc=(2, None))
-    with pytest.raises(SaccadeError, match="512 MiB of memory are not to be had, 400 MiB of 8192 MiB are free"):
+    with pytest.raises(OutOfMemoryError, match="512 MiB of memory are not to be had, 400 MiB of 8192 MiB are free"):
         Memory(device, 512 << 20)
 
 
@@ -103,6 +104,12 @@ def test_a_stream_of_another_context_is_refused() -> None:
     device.check_stream(7)
     driver.answers["cuStreamGetCtx"] = (0, 501)
     with pytest.raises(SaccadeError, match=r"stream 0x7 is not of GPU 1 \(NVIDIA L4\)'s primary context.*autoprimaryctx"):
+        device.check_stream(7)
+
+
+def test_a_stream_that_is_being_captured_is_refused() -> None:
+    device, _ = opened(cuStreamIsCapturing=(0, 1))
+    with pytest.raises(SaccadeError, match=r"stream 0x7 is being captured; .* call it outside of the capture"):
         device.check_stream(7)
 
 
@@ -162,14 +169,16 @@ def test_what_fails_in_a_capture_ends_it() -> None:
     assert driver.called() == ["cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphDestroy"]
 
 
-def test_memory_dropped_during_a_capture_is_freed_after_it() -> None:
-    device, driver = opened()
-    dropped = [Memory(device, 64)]
+@pytest.mark.parametrize(("kind", "function"), [(Memory, "cuMemFree"), (Pinned, "cuMemFreeHost")])
+def test_memory_dropped_during_a_capture_is_freed_after_it(kind: type[Memory | Pinned], function: str) -> None:
+    block = ctypes.create_string_buffer(64)
+    device, driver = opened(cuMemAllocHost=(0, ctypes.addressof(block)))
+    dropped = [kind(device, 64)]
     driver.calls.clear()
     device.capture(lambda stream: dropped.clear(), 5)
     called = [name for name in driver.called() if not name.startswith("cuCtx")]
-    assert called.index("cuMemFree") > called.index("cuStreamEndCapture")
-    assert called.count("cuMemFree") == 1
+    assert called.index(function) > called.index("cuStreamEndCapture")
+    assert called.count(function) == 1
 
 
 @pytest.mark.skipif(bool(find_gpus()[0]), reason="a GPU is here, which would be given handles that are none")

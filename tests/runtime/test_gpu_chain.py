@@ -1,12 +1,16 @@
 """The chain on a GPU that the host plays: bit for bit the numbers of the chain on a CPU, and CUDA's rules kept."""
 from __future__ import annotations
 
+import contextlib
+import gc
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -18,34 +22,47 @@ from saccade.runtime import loading
 from saccade.runtime.chain import Output, Pipeline
 from saccade.runtime.device import LEGACY_STREAM
 from saccade.runtime.device_arrays import DeviceArray
-from saccade.runtime.gpu_chain import GpuPipeline
+from saccade.runtime.gpu_chain import SLOTS, GpuPipeline
 from saccade.runtime.gpu_frame import check_types
 from saccade.runtime.gpu_frames import MAX_FRAMES
 from saccade.validate.verify import verify
 
 SELECTOR = ["saccade_preprocess_fp32", "selector", "saccade_resize_scores", "saccade_rank"]
+REFERENCE = -1  # the number of the chain on the CPU that others are compared with
 KERNELS = [*SELECTOR, "saccade_gather_32bit", "extractor"]
 Open = Callable[..., GpuPipeline]
 
 
 @pytest.fixture(scope="module")
-def cpu(small_bundle: Callable[[str], Path]) -> Iterator[Pipeline]:
-    with saccade.load(small_bundle("dinov2"), engine="openvino", threads=1, note=lambda line: None) as pipeline:
-        yield pipeline
+def on_host(small_bundle: Callable[[str], Path]) -> Iterator[Callable[[str, int], Pipeline]]:
+    """Return a function from a kind and a number to a chain on the CPU, opened once: that takes longer than most tests."""
+    opened: dict[tuple[str, int], Pipeline] = {}
+
+    def open_one(kind: str, number: int) -> Pipeline:
+        if (kind, number) not in opened:
+            found = saccade.load(small_bundle(kind), engine="openvino", threads=1, note=lambda line: None)
+            assert isinstance(found, Pipeline)
+            opened[kind, number] = found
+        return opened[kind, number]
+
+    yield open_one
+    for pipeline in opened.values():
+        pipeline.close()
 
 
 @pytest.fixture
 def open_gpu(
-    small_bundle: Callable[[str], Path], new_device: Callable[..., Any], host_device: Any
+    on_host: Callable[[str, int], Pipeline], new_device: Callable[..., Any], host_device: Any
 ) -> Iterator[Open]:
     """Return a function that opens a bundle on a GPU of ours, its networks run by OpenVINO; memory is checked at the end."""
     opened: list[tuple[GpuPipeline, Any]] = []
 
     def open_one(kind: str = "dinov2", *, device: Any = None, max_k: int = 1 << 30, **options: Any) -> GpuPipeline:
         device = device or new_device()
-        host = saccade.load(small_bundle(kind), engine="openvino", threads=1, note=lambda line: None)
+        host = on_host(kind, len(opened))
         engines = {role: host_device.HostEngine(device, engine, max_k) for role, engine in host.engines.items()}
-        opened.append((GpuPipeline(host.bundle, engines, host.receipt, device, **options), device))
+        receipt = msgspec.structs.replace(host.receipt, conditions=dict(host.receipt.conditions))  # tests change them
+        opened.append((GpuPipeline(host.bundle, engines, receipt, device, **options), device))
         return opened[-1][0]
 
     yield open_one
@@ -54,6 +71,11 @@ def open_gpu(
         assert device.graphs == {}
         assert len(device._streams) == 1
         assert device._events == {}
+
+
+@pytest.fixture
+def cpu(on_host: Callable[[str, int], Pipeline]) -> Pipeline:
+    return on_host("dinov2", REFERENCE)
 
 
 def crops(photographs: list[np.ndarray], count: int, size: tuple[int, int] = (126, 126)) -> list[np.ndarray]:
@@ -89,13 +111,12 @@ def base_of(array: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["dinov2", "franca", "classify", "segment"])
 @pytest.mark.parametrize("graphs", [True, False])
 def test_every_task_has_the_bits_of_the_chain_on_a_cpu(
-    open_gpu: Open, small_bundle: Callable[[str], Path], photographs: list[np.ndarray], kind: str, graphs: bool
+    open_gpu: Open, on_host: Callable[[str, int], Pipeline], photographs: list[np.ndarray], kind: str, graphs: bool
 ) -> None:
-    pipeline = open_gpu(kind, graphs=graphs)
-    with saccade.load(small_bundle(kind), engine="openvino", threads=1, note=lambda line: None) as reference:
-        for images, options in ((crops(photographs, 1), {"k": 9}), (crops(photographs, 3), {"k_ratio": 0.5, "dense": True})):
-            for _ in range(2):
-                assert_equal(pipeline(images, size=126, **options), reference(images, size=126, **options))
+    pipeline, reference = open_gpu(kind, graphs=graphs), on_host(kind, REFERENCE)
+    for images, options in ((crops(photographs, 1), {"k": 9}), (crops(photographs, 3), {"k_ratio": 0.5, "dense": True})):
+        for _ in range(2):
+            assert_equal(pipeline(images, size=126, **options), reference(images, size=126, **options))  # type: ignore
 
 
 @pytest.mark.parametrize(("size", "k"), [((126, 126), 1), ((126, 126), 81), ((70, 196), 12), ((14, 14), 1), ((252, 98), 60)])
@@ -128,15 +149,13 @@ def test_look_gives_the_map_of_the_chain_on_a_cpu(open_gpu: Open, cpu: Pipeline,
 
 @pytest.mark.parametrize("kind", ["dinov2", "segment"])
 def test_extract_on_given_cells_gives_what_a_cpu_gives(
-    open_gpu: Open, small_bundle: Callable[[str], Path], photographs: list[np.ndarray], kind: str
+    open_gpu: Open, on_host: Callable[[str, int], Pipeline], photographs: list[np.ndarray], kind: str
 ) -> None:
     images, random = crops(photographs, 2), np.random.default_rng(0)
     cells = np.stack([random.permutation(81)[:10] for _ in images])
     prefix = random.standard_normal((2, 5, 128)).astype(np.float32)
-    with saccade.load(small_bundle(kind), engine="openvino", threads=1, note=lambda line: None) as reference:
-        assert_equal(
-            open_gpu(kind).extract(images, cells, prefix, dense=True), reference.extract(images, cells, prefix, dense=True)
-        )
+    pipelines = open_gpu(kind), on_host(kind, REFERENCE)
+    assert_equal(*(each.extract(images, cells, prefix, dense=True) for each in pipelines))
 
 
 def test_the_self_test_of_a_bundle_passes(open_gpu: Open) -> None:
@@ -177,48 +196,60 @@ def test_scores_that_are_not_finite_are_the_error_of_a_cpu_and_the_next_frame_ru
     assert_equal(pipeline(photographs[0], size=126, k=9), cpu(photographs[0], size=126, k=9))
 
 
-HALVED = {"selector": ("lowres", "prefix"), "extractor": ("patches", "positions", "prefix")}
+# The tensors that are given and taken in 16 bits. The prefix is a result too, which NumPy would not have in bfloat16.
+SMALL = {
+    "float16": {"selector": ("lowres", "prefix"), "extractor": ("patches", "positions", "prefix")},
+    "bfloat16": {"selector": ("lowres",), "extractor": ("patches", "positions")},
+}
 
 
 class Rounding:
-    """A network of the host whose inputs and prefix are rounded to float16, and in `halves` given and taken as such."""
+    """A network of the host whose tensors in SMALL are rounded to 16 bits by torch, and where `typed` lie in memory so."""
 
-    def __init__(self, network: Any, *, halves: bool) -> None:
-        self.network, self.role, self.halves = network, network.role, halves
+    def __init__(self, network: Any, dtype: str, *, typed: bool) -> None:
+        self.network, self.role, self.typed, self.dtype = network, network.role, typed, dtype
+        self.names = SMALL[dtype][self.role]
         self.inputs, self.outputs = (self._specs(specs) for specs in (network.inputs, network.outputs))
 
     def _specs(self, specs: dict[str, TensorSpec]) -> dict[str, TensorSpec]:
-        small = {name: TensorSpec(name, "float16", spec.shape) for name, spec in specs.items() if name in HALVED[self.role]}
-        return specs | small if self.halves else specs
+        small = {name: TensorSpec(name, self.dtype, specs[name].shape) for name in self.names if name in specs}  # type: ignore
+        return specs | small if self.typed else specs
 
-    def _rounded(self, arrays: dict[str, np.ndarray], dtype: type) -> dict[str, np.ndarray]:
-        named = HALVED[self.role]
-        return {name: each.astype(np.float16).astype(dtype) if name in named else each for name, each in arrays.items()}
+    def _wide(self, array: np.ndarray) -> np.ndarray:
+        torch = pytest.importorskip("torch")
+        kind = getattr(torch, self.dtype)
+        tensor = torch.from_numpy(array.copy())
+        found: np.ndarray = (tensor.view(kind) if self.typed else tensor.to(kind)).float().numpy()
+        return found
 
     def run(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        found = self.network.run(self._rounded(feed, np.float32))
-        return self._rounded(found, np.float16 if self.halves else np.float32)
+        wide = {name: self._wide(array) if name in self.names else array for name, array in feed.items()}
+        found = {name: array.copy() for name, array in self.network.run(wide).items()}
+        for name in set(found) & set(self.names):
+            narrow = found[name].astype(self.dtype)
+            found[name] = narrow if self.typed else narrow.astype(np.float32)
+        return found
 
     def close(self) -> None:
-        self.network.close()
+        """The network is not ours."""
 
 
-def test_tensors_in_float16_are_the_float32_ones_rounded_once(
-    small_bundle: Callable[[str], Path], new_device: Callable[..., Any], host_device: Any, photographs: list[np.ndarray]
-) -> None:
-    def opened() -> Pipeline:
-        return saccade.load(small_bundle("dinov2"), engine="openvino", threads=1, note=lambda line: None)
-
-    device, host, plain = new_device(), opened(), opened()
-    halved = {role: Rounding(network, halves=True) for role, network in host.engines.items()}
-    engines = {role: host_device.HostEngine(device, network) for role, network in halved.items()}
-    rounded: Any = {role: Rounding(network, halves=False) for role, network in plain.engines.items()}
+@pytest.mark.parametrize("dtype", SMALL)
+def test_tensors_in_16_bits_are_the_float32_ones_rounded_once(
+    on_host: Callable[[str, int], Pipeline], new_device: Callable[..., Any], host_device: Any, photographs: list[np.ndarray],
+    dtype: str,
+) -> None:  # fmt: skip
+    device, host, plain = new_device(), on_host("dinov2", 0), on_host("dinov2", REFERENCE)
+    small = {role: Rounding(network, dtype, typed=True) for role, network in host.engines.items()}
+    engines = {role: host_device.HostEngine(device, network) for role, network in small.items()}
+    rounded: Any = {role: Rounding(network, dtype, typed=False) for role, network in plain.engines.items()}
     reference = Pipeline(plain.bundle, rounded, plain.receipt)
     with GpuPipeline(host.bundle, engines, host.receipt, device) as pipeline, reference:
         images = crops(photographs, 2)
         ours, theirs = (each(images, size=126, k=9, dense=True) for each in (pipeline, reference))
         assert_equal(ours, theirs)
-        assert {"saccade_preprocess_fp16", "saccade_gather_16bit"} <= set(device.calls)
+        kernel = f"saccade_preprocess_{'bf16' if dtype == 'bfloat16' else 'fp16'}"
+        assert {kernel, "saccade_gather_16bit"} <= set(device.calls)
         forced = [each.extract(images, theirs.indices, theirs.prefix) for each in (pipeline, reference)]
         np.testing.assert_array_equal(forced[0].tokens, forced[1].tokens)
 
@@ -321,6 +352,72 @@ def test_too_little_memory_is_one_line_and_leaves_the_pipeline_usable(
     pipeline = open_gpu(device=new_device(capacity=4 << 20))
     with pytest.raises(SaccadeError, match="bytes of memory are not to be had"):
         pipeline(crops(photographs, 8), size=252, k=300, dense=True)
+    assert_equal(pipeline(photographs[0], size=126, k=5), cpu(photographs[0], size=126, k=5))
+
+
+@pytest.mark.parametrize("failing", range(5))
+def test_memory_that_is_not_to_be_had_leaves_nothing_behind_wherever_it_was_asked_for(
+    open_gpu: Open, cpu: Pipeline, new_device: Callable[..., Any], photographs: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch, failing: int,
+) -> None:  # fmt: skip
+    pipeline, device = open_gpu(), new_device()
+
+    def refuse(device: Any, count: int) -> None:
+        """Let the allocation of that number fail."""
+        numbers = itertools.count()
+
+        def only_some(allocate: Any) -> Any:
+            def or_not(size: int) -> int:
+                if next(numbers) == count:
+                    raise SaccadeError("no memory")
+                return int(allocate(size))
+
+            return or_not
+
+        for name in ("allocate", "allocate_pinned"):
+            monkeypatch.setattr(device, name, only_some(getattr(device, name)))
+
+    refuse(device, failing)
+    if failing < 4:  # two tables, each through pinned memory
+        with pytest.raises(SaccadeError, match="no memory"):
+            GpuPipeline(pipeline.bundle, pipeline.engines, pipeline.receipt, device)
+        gc.collect()
+        assert (len(device._streams), device._events, device.memory, device.pinned) == (1, {}, {}, {})
+    refuse(pipeline.device, failing)  # position table, frame, and the pinned memory of a slot
+    with contextlib.suppress(SaccadeError):
+        pipeline(crops(photographs, 2), size=70, k=5)
+    assert_equal(pipeline(photographs[0], size=126, k=5), cpu(photographs[0], size=126, k=5))
+
+
+def test_frames_kept_for_later_make_room_where_there_is_no_memory(
+    open_gpu: Open, cpu: Pipeline, new_device: Callable[..., Any], photographs: list[np.ndarray]
+) -> None:
+    pipeline = open_gpu(device=new_device(capacity=6 << 20))
+    images = crops(photographs, 4, (252, 252))
+    for k in (200, 210, 200, 220):  # two of them do not fit side by side
+        assert_equal(pipeline(images, size=252, k=k), cpu(images, size=252, k=k))
+        assert len(pipeline.device.graphs) == 1
+    pipeline(photographs[0], size=70, k=3)  # this one does
+    assert len(pipeline.device.graphs) == 2
+
+
+@pytest.mark.parametrize("failing", [1, 4], ids=["in the warm run", "in the capture"])
+def test_a_frame_that_cannot_be_prepared_leaves_nothing_behind(
+    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    pipeline = open_gpu()
+    passes = itertools.count(1)  # of two networks, twice
+    enqueue = pipeline.device.enqueue
+
+    def or_not(*arguments: Any) -> None:
+        if next(passes) == failing:
+            raise SaccadeError("the run failed")
+        enqueue(*arguments)
+
+    monkeypatch.setattr(pipeline.device, "enqueue", or_not)
+    with pytest.raises(SaccadeError, match="the run failed"):
+        pipeline(photographs[0], size=126, k=5)
+    assert (len(pipeline.frames.frames), pipeline.engines["extractor"].open_contexts) == (0, [])
     assert_equal(pipeline(photographs[0], size=126, k=5), cpu(photographs[0], size=126, k=5))
 
 
@@ -503,6 +600,7 @@ REFUSED: dict[str, tuple[np.ndarray, dict[str, Any], str]] = {
     "negative stream": (SQUARE, {"stream": -1}, "stream -1 is no CUDA stream"),
     "budget and k": (SQUARE, {"k": 9, "budget_ms": 3}, "give k, k_ratio or budget_ms, not several"),
     "budget": (SQUARE, {"budget_ms": 0}, "budget_ms 0 is no time"),
+    "budget that is no number": (SQUARE, {"budget_ms": np.float32("nan")}, r"budget_ms np.float32\(nan\) is no time"),
 }
 
 
@@ -521,6 +619,62 @@ def test_an_array_that_only_claims_to_lie_on_the_device_is_refused(open_gpu: Ope
     interface = {"shape": SQUARE.shape, "typestr": "|u1", "data": (SQUARE.ctypes.data, False), "version": 3}
     with pytest.raises(SaccadeError, match=f"image 0: {SQUARE.ctypes.data:#x} is no device memory"):
         open_gpu()(SimpleNamespace(__cuda_array_interface__=interface), size=126)
+
+
+class Unwilling:
+    """A guest on the device whose `__dlpack__` does what is given."""
+
+    def __init__(self, give: Callable[[], Any]) -> None:
+        self.give = give
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __dlpack__(self, stream: Any = None) -> Any:
+        return self.give()
+
+
+def used_up() -> Any:
+    torch = pytest.importorskip("torch")
+    capsule = torch.zeros(3).__dlpack__()
+    torch.utils.dlpack.from_dlpack(capsule)
+    return capsule
+
+
+def has_gradient() -> Any:
+    raise BufferError("it requires grad")
+
+
+UNWILLING = {
+    "used up": (Unwilling(used_up), "Unwilling does not give its memory .*called with incorrect name"),
+    "no capsule": (Unwilling(lambda: 5), "Unwilling does not give its memory .*called with invalid PyCapsule object"),
+    "gradient": (Unwilling(has_gradient), r"does not give its memory \(it requires grad\); give a plain uint8 array"),
+    "nothing": (SimpleNamespace(__cuda_array_interface__={}), r"does not give its memory \('shape'\)"),
+    "no type": (SimpleNamespace(__cuda_array_interface__={"shape": (3,), "typestr": "|zz"}), "'|zz' not understood"),
+}
+
+
+@pytest.mark.parametrize("case", UNWILLING)
+def test_a_guest_that_does_not_give_its_memory_is_refused(open_gpu: Open, case: str) -> None:
+    array, message = UNWILLING[case]
+    with pytest.raises(SaccadeError, match=f"image 0: .*{message}"):
+        open_gpu()(array, size=126)
+
+
+NO_IMAGES = {
+    "floats": (np.zeros((9, 9, 3), np.float32), r"got float32 \[9, 9, 3\]"),
+    "sizes": ([SQUARE, SQUARE[:9]], r"got uint8 \[126, 126, 3\] and uint8 \[9, 126, 3\]"),
+    "none": ([], "got none"),
+    "empty": (SQUARE[:0], r"got uint8 \[0, 126, 3\]"),
+    "a path": ("photo.jpg", "got str"),
+}
+
+
+@pytest.mark.parametrize("case", NO_IMAGES)
+def test_only_images_are_uploaded(open_gpu: Open, case: str) -> None:
+    images, message = NO_IMAGES[case]
+    with pytest.raises(SaccadeError, match=f"upload takes uint8 images .height, width, 3. of one size, {message}"):
+        open_gpu().upload(images)  # type: ignore[arg-type]
 
 
 def test_images_on_host_and_device_do_not_mix(open_gpu: Open) -> None:
@@ -549,6 +703,13 @@ def test_graphs_whose_types_no_kernel_has_are_refused(open_gpu: Open, monkeypatc
     inputs = pipeline.engines["extractor"].inputs
     monkeypatch.setitem(inputs, "positions", TensorSpec("positions", "float16", ("batch", "k", 128)))
     with pytest.raises(SaccadeError, match="patches and positions must be of one type"):
+        check_types(pipeline.engines)
+    outputs = pipeline.engines["selector"].outputs
+    for prefix in ("selector", "extractor"):
+        tensors = outputs if prefix == "selector" else inputs
+        monkeypatch.setitem(tensors, "prefix", TensorSpec("prefix", "bfloat16", ("batch", 5, 128)))
+    monkeypatch.setitem(inputs, "positions", TensorSpec("positions", "float32", ("batch", "k", 128)))
+    with pytest.raises(SaccadeError, match="the prefix must be float32 or float16"):
         check_types(pipeline.engines)
 
 
@@ -634,6 +795,38 @@ def test_a_stream_left_early_leaves_it_usable(open_gpu: Open, cpu: Pipeline, pho
     for _ in pipeline.stream(crops(photographs, 4), size=126, k=9):
         break
     assert_equal(pipeline(photographs[0], size=126, k=9), cpu(photographs[0], size=126, k=9))
+
+
+def test_a_stream_left_in_the_middle_of_a_call_gives_its_slots_back(
+    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray]
+) -> None:
+    pipeline = open_gpu()
+    stream = pipeline.stream(crops(photographs, 4), size=126, k=9)
+    next(stream)
+    with pipeline._entered():  # as when it is collected as garbage then
+        stream.close()
+    assert len(pipeline._free_slots) == len(pipeline._slots) == SLOTS
+    for photograph in photographs:
+        assert_equal(pipeline(photograph, size=126, k=9), cpu(photograph, size=126, k=9))
+
+
+@pytest.mark.parametrize("frame", [Path("no-such.jpg"), SQUARE.astype(np.float32)], ids=["missing", "floats"])
+def test_a_frame_that_is_none_ends_the_stream_and_nothing_else(
+    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray], frame: Any
+) -> None:
+    pipeline = open_gpu()
+    with pytest.raises(SaccadeError, match=r"no-such\.jpg|image 0"):
+        list(pipeline.stream([photographs[0], frame], size=126, k=9))
+    assert len(pipeline._free_slots) == len(pipeline._slots)
+    assert_equal(pipeline(photographs[0], size=126, k=9), cpu(photographs[0], size=126, k=9))
+
+
+def test_frames_on_the_device_are_no_stream(open_gpu: Open) -> None:
+    pipeline = open_gpu()
+    there = pipeline.upload([SQUARE])
+    for frames in (there, [there]):
+        with pytest.raises(SaccadeError, match="a stream takes frames on the host"):
+            next(pipeline.stream(frames, size=126))  # type: ignore[arg-type]
 
 
 def test_one_image_is_no_stream(open_gpu: Open) -> None:
@@ -722,6 +915,17 @@ def test_a_budget_that_nothing_fits_names_the_fastest(open_gpu: Open, photograph
     message = "budget_ms 0.05 is not to be had: the fastest measured, k 1, takes 0.10 ms"
     with pytest.raises(SaccadeError, match=message):
         open_with_costs(open_gpu)(photographs[0], size=126, budget_ms=0.05)
+
+
+def test_a_budget_ends_where_the_memory_does(
+    open_gpu: Open, new_device: Callable[..., Any], photographs: list[np.ndarray]
+) -> None:
+    pipeline = open_with_costs(open_gpu, device=new_device(capacity=7 << 18))
+    pipeline(crops(photographs, 3), size=126, budget_ms=100)
+    assert pipeline.budget.choice.k == max(pipeline.budget.choice.measured_ms) < 81
+    assert str(pipeline.budget.choice).endswith(f"; the GPU has no memory for k {pipeline.budget.choice.beyond_memory}")
+    with pytest.raises(SaccadeError, match="bytes of memory are not to be had"):
+        pipeline(crops(photographs, 1) * 64, size=126, budget_ms=100)
 
 
 def test_a_budget_stays_within_what_the_engine_and_the_fill_take(open_gpu: Open, photographs: list[np.ndarray]) -> None:

@@ -2,7 +2,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,8 @@ from hypothesis import strategies as st
 from saccade.errors import SaccadeError
 from saccade.runtime import launch
 
-HEADER = (Path(__file__).parents[2] / "runtime/cuda/launch.hpp").read_text()
+ROOT = Path(__file__).parents[2]
+HEADER = (ROOT / "runtime/cuda/launch.hpp").read_text()
 STRUCTS = {
     "ImageView": launch.ImageView, "PreprocessParams": launch.PreprocessParams, "SelectParams": launch.SelectParams,
     "GatherParams": launch.GatherParams, "FillParams": launch.FillParams,
@@ -35,8 +39,8 @@ def test_structs_are_as_large_as_the_compilers(host_kernels: ctypes.CDLL) -> Non
     assert list(sizes) == [ctypes.sizeof(struct) for struct in STRUCTS.values()]
 
 
-def test_kernels_are_those_of_the_header_but_for_bf16_which_no_bundle_asks_for() -> None:
-    assert {*launch.KERNELS, "saccade_preprocess_bf16"} == set(re.findall(r'= "(saccade_\w+)";', HEADER))
+def test_kernels_are_those_of_the_header_each_once() -> None:
+    assert sorted(launch.KERNELS) == sorted(re.findall(r'= "(saccade_\w+)";', HEADER))
 
 
 def shape_by_compiler(host_kernels: ctypes.CDLL, kernel: str, params: launch.Params) -> tuple[int, ...]:
@@ -59,6 +63,31 @@ def test_launches_are_those_of_the_header(host_kernels, batch: int, rows: int, c
         assert tuple(ours) == shape_by_compiler(host_kernels, kernel, params), kernel
 
 
-def test_kernels_that_are_not_compiled_are_named_with_the_command(tmp_path: Path) -> None:
-    with pytest.raises(SaccadeError, match=r"saccade\.fatbin: the CUDA kernels are not compiled; 'make cuda' in the clone"):
-        launch.read_fatbin(tmp_path / "saccade.fatbin")
+def test_kernels_that_are_not_compiled_are_named_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SACCADE_FATBIN", raising=False)
+    message = r"b\.fatbin: the CUDA kernels are not compiled \(No such file or directory\); 'make cuda' in the clone does it"
+    with pytest.raises(SaccadeError, match=message):
+        launch.read_fatbin([tmp_path / "a.fatbin", tmp_path / "b.fatbin"])
+
+
+def test_the_kernels_are_those_of_the_variable_else_of_the_wheel_else_of_the_clone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named, *places = (tmp_path / f"{name}.fatbin" for name in ("named", "wheel", "clone"))
+    for path in (*places[::-1], named):
+        path.write_bytes(path.name.encode())
+        if path is named:
+            monkeypatch.setenv("SACCADE_FATBIN", str(path))
+        else:
+            monkeypatch.delenv("SACCADE_FATBIN", raising=False)
+        assert launch.read_fatbin(places) == path.name.encode()
+
+
+def test_a_wheel_takes_the_compiled_kernels_along(tmp_path: Path) -> None:
+    fatbin = tmp_path / "compiled.fatbin"
+    fatbin.write_bytes(b"kernels")
+    command = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", str(tmp_path / "wheel")]
+    environment = os.environ | {"SACCADE_FATBIN": str(fatbin)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "wheel/saccade/runtime" / launch.FATBINS[0].name).read_bytes() == b"kernels"

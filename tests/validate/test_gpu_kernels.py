@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from saccade.errors import SaccadeError
+from saccade.runtime.launch import KERNELS
 from saccade.validate import gpu_kernels
 from saccade.validate.gpu_kernels import CHECKS, SMALL_GRIDS, check_kernels, main
 
@@ -15,8 +16,10 @@ GRIDS = (((9, 7), 20), ((1, 30), 5))
 
 
 def test_right_kernels_pass(new_device: Callable[..., Any]) -> None:
-    found = check_kernels(new_device(), seed=3, rounds=2, grids=GRIDS)
+    device = new_device()
+    found = check_kernels(device, seed=3, rounds=2, grids=GRIDS)
     assert found == {name: {"cases": 4, "wrong": []} for name in CHECKS}
+    assert set(KERNELS) <= set(device.calls)
 
 
 OUTPUTS = {

@@ -23,6 +23,7 @@ int cuMemGetInfo_v2(size_t* free, size_t* total) { *free = 5; *total = 600000000
 int cuDeviceGetName(char* text, int length, int device) { std::strncpy(text, device == 3 ? "card" : "?", length); return 0; }
 int cuGetErrorString(int status, const char** text) { *text = status == 2 ? "out of memory" : nullptr; return 0; }
 int cuStreamGetCtx(void* stream, void** context) { *context = static_cast<char*>(stream) + 1; return 0; }
+int cuStreamIsCapturing(void* stream, int* state) { *state = stream == reinterpret_cast<void*>(0x7000000000ull); return 0; }
 int cuStreamEndCapture(void* stream, void** graph) { *graph = static_cast<char*>(stream) + 2; return 0; }
 int cuGraphInstantiateWithFlags(void** exec, void* graph, unsigned long long flags) {
     *exec = static_cast<char*>(graph) + 4 + flags; return 0;
@@ -51,6 +52,7 @@ def test_results_follow_the_status(driver: LibCuda) -> None:
     assert driver.cuGetErrorString(2) == (0, b"out of memory")
     assert driver.cuGetErrorString(7) == (0, None)
     assert driver.cuStreamGetCtx(0x7000000000) == (0, 0x7000000001)
+    assert [driver.cuStreamIsCapturing(stream) for stream in (0x7000000000, 0x7000000001)] == [(0, 1), (0, 0)]
     assert driver.cuStreamEndCapture(0x7000000000) == (0, 0x7000000002)
     assert driver.cuGraphInstantiate(0x7000000000, 0) == (0, 0x7000000004)
     assert driver.cuPointerGetAttribute(9, 0x7FFFFFFFFF00) == (0, 9)
