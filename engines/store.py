@@ -44,6 +44,7 @@ RECEIPT = "receipt.json"
 SELF_TESTED = ("tensorrt",)  # engines that are built on the GPU they are for, and that 'saccade build' runs there
 MAX_RECEIPT_BYTES = 1 << 20
 GRAPHS = frozenset(f"{role}_sha256" for role in ALL_ROLES)  # the conditions that name the graphs
+VERSIONS = frozenset({"version", "allocation"})  # those that another version of the engine, or of saccade, changes
 FORM = frozenset({"static_k", "cls_only"})  # those of an engine that does not take and give everything
 # Where each engine's backend lives; the module is imported only when its engine is asked for.
 _BACKENDS = {
@@ -364,12 +365,12 @@ def remove_superseded(bundle: Bundle, receipt: Receipt, *, other_versions: bool 
     which nothing can use any more; and with `other_versions` by another version of the engine. A run leaves those: two
     environments that share a bundle would build in turns. Engines for other devices stay, another machine may have them.
     """
-    ageing = GRAPHS | ({"version"} if other_versions else set())
+    ageing = GRAPHS | (VERSIONS if other_versions else frozenset())
     removed = []
     for folder, other in receipts(bundle):
         old, new = other.conditions, receipt.conditions
         changed = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
-        if changed & ageing and changed <= GRAPHS | LIMITS | FORM | {"version"}:
+        if changed & ageing and changed <= GRAPHS | LIMITS | FORM | VERSIONS:
             with contextlib.suppress(OSError):  # it fills the disk and does no other harm
                 folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
                 removed.append(folder)

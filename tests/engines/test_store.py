@@ -285,9 +285,16 @@ def test_superseded_engines_are_removed_and_those_of_other_machines_kept(bundle:
         other(selector_sha256="0" * 64, precision="fp16"),
     ):
         assert store.remove_superseded(bundle, kept) == []
-    assert store.remove_superseded(bundle, other(version="2099.1"), other_versions=False) == []
+    for newer in (other(version="2099.1"), other(allocation="user")):
+        assert store.remove_superseded(bundle, newer, other_versions=False) == []
     assert store.remove_superseded(bundle, other(version="2099.1")) == [built]
     assert engines_in(bundle) == []
+
+
+def test_an_engine_built_before_saccade_asked_for_its_allocation_is_superseded(bundle: Bundle, built: Path) -> None:
+    receipt = store.read_receipt(built)
+    newer = msgspec.structs.replace(receipt, conditions=receipt.conditions | {"allocation": "user"})
+    assert store.remove_superseded(bundle, newer) == [built]
 
 
 def test_a_build_removes_what_it_replaces_while_it_holds_the_lock(
