@@ -86,8 +86,11 @@ build/native/%/built: $(LIB) .venv/installed
 	touch $@
 
 # A setting is a file that is rewritten only when its text differs, so that what was made with another one is stale.
+define keep_setting
+@echo '$(SETTING)' | cmp -s - $@ || echo '$(SETTING)' > $@
+endef
 build/settings/%: FORCE | build/settings
-	@echo '$(SETTING)' | cmp -s - $@ || echo '$(SETTING)' > $@
+	$(keep_setting)
 build/settings/$(MODEL).seed: SETTING = $(SEED)
 build/settings/$(NAME).export: SETTING = $(CHECKPOINT) $(SIZE) $(K) $(TASK)
 build/settings/$(NAME).calibration: SETTING = $(CALIBRATION) $(if $(CALIBRATION),$(words $(wildcard $(CALIBRATION)/*)) files)
@@ -115,8 +118,11 @@ build/bench/$(notdir $(BUNDLE)).%.json: $(BUNDLE).%.built.json $(JUDGE) | build/
 # Machine code for each architecture, and PTX for those between and after them. -fmad=false: the CPU's bits. What ptxas
 # says of registers, shared memory and spills is kept beside the fatbin.
 CUDA_ARCHITECTURES := 75 80 86 87 89 90 100 120
-$(FATBIN): $(wildcard runtime/cuda/*) runtime/native/src/taps.hpp runtime/native/src/kernels.hpp
-	mkdir -p $(@D)
+$(FATBIN).settings: SETTING = $(shell command -v $(NVCC)) $(CUDA_ARCHITECTURES)
+$(FATBIN).settings: FORCE
+	@mkdir -p $(@D)
+	$(keep_setting)
+$(FATBIN): $(wildcard runtime/cuda/*) runtime/native/src/taps.hpp runtime/native/src/kernels.hpp $(FATBIN).settings
 	$(NVCC) -std=c++17 -fmad=false -Werror all-warnings -Xptxas -v \
 	  -I runtime/cuda -I runtime/native/include -I runtime/native/src \
 	  $(foreach n,$(CUDA_ARCHITECTURES),-gencode arch=compute_$n,code=sm_$n) -gencode arch=compute_75,code=compute_75 \

@@ -17,28 +17,31 @@ def place_of(folder: Path) -> Path:
     return folder.with_name(PREFIX + folder.name)
 
 
-def put(folder: Path, reason: str) -> Path:
-    """Move an engine out of the way, in place of an older one, and return where it lies."""
+def places(engines: Path) -> list[Path]:
+    """Return all engines in quarantine among those of a bundle."""
+    return sorted(engines.glob(f"{PREFIX}*"))
+
+
+def put(lies: Path, folder: Path, reason: str) -> Path:
+    """Move the engine of a folder out of the way from where it lies, in place of an older one; return its new place."""
     place = place_of(folder)
-    if not folder.is_dir() and place.is_dir():
+    if not lies.is_dir() and place.is_dir():
         return place  # another process found the same
-    atomic.write_bytes(folder / REASON, reason.encode() + b"\n")  # before it is moved: never without it
+    atomic.write_bytes(lies / REASON, reason.encode() + b"\n")  # before it is moved: never without it
     release(folder)
     try:
-        folder.rename(place)
+        lies.rename(place)
     except OSError as error:
         raise atomic.write_error(place, error) from error
     return place
 
 
-def refuse(folder: Path, command: str) -> None:
-    """Raise where the engine that belongs into a folder failed its self-test; `command` builds and tests it again."""
-    place = place_of(folder)
-    if place.is_dir():
-        reason = "no reason is kept"
-        with contextlib.suppress(OSError):
-            reason = (place / REASON).read_text(errors="replace").strip()
-        raise SaccadeError(f"{place}: this engine failed its self-test ({reason}); '{command}' builds it again and tests it")
+def refusal(place: Path, command: str) -> SaccadeError:
+    """Return the error of a run that would build again what failed; `command` builds it and tests it again."""
+    reason = "no reason is kept"
+    with contextlib.suppress(OSError):
+        reason = (place / REASON).read_text(errors="replace").strip()
+    return SaccadeError(f"{place}: this engine failed its self-test ({reason}); '{command}' builds it again and tests it")
 
 
 def release(folder: Path) -> None:

@@ -12,16 +12,16 @@ import importlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from saccade import atomic, locks
+from saccade import atomic
 from saccade._version import VERSION
-from saccade.bundle import Bundle, FileName, Sha256, check_hash, read_bundle, sha256_of_file
+from saccade.bundle import Bundle, FileName, Model, Sha256, check_hash, sha256_of_file
 from saccade.contract import ALL_ROLES
 from saccade.engines import quarantine
 from saccade.engines.audit import Audit
@@ -37,11 +37,14 @@ from saccade.engines.engine import (
     build_command,
     refuse_path,
 )
+from saccade.engines.sole_builder import sole_builder
 from saccade.errors import SaccadeError
 
 RECEIPT = "receipt.json"
+SELF_TESTED = ("tensorrt",)  # engines that are built on the GPU they are for, and that 'saccade build' runs there
 MAX_RECEIPT_BYTES = 1 << 20
 GRAPHS = frozenset(f"{role}_sha256" for role in ALL_ROLES)  # the conditions that name the graphs
+VERSIONS = frozenset({"version", "allocation"})  # those that another version of the engine, or of saccade, changes
 FORM = frozenset({"static_k", "cls_only"})  # those of an engine that does not take and give everything
 # Where each engine's backend lives; the module is imported only when its engine is asked for.
 _BACKENDS = {
@@ -50,6 +53,9 @@ _BACKENDS = {
     "tensorrt": ("saccade.engines.tensorrt", "TensorRTBackend", ("tensorrt",)),
     "tensorrt-rtx": ("saccade.engines.tensorrt", "TensorRTBackend", ("tensorrt-rtx",)),
 }
+
+
+Check = Callable[[Path, "Receipt"], None]  # raises where the engine that lies in a folder is not to be put to use
 
 
 class Receipt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -245,12 +251,13 @@ def ensure(
     *,
     build: bool = True,
     thorough: bool = False,
+    check: Check | None = None,
 ) -> tuple[Path, Receipt]:
     """Return the folder and receipt of the asked engine, building it where it is missing or stale.
 
     `note` hears one line that says why something is built or removed. With `build` False a missing engine is an error.
     `thorough` is what `saccade build` asks for: the files are checked too, a damaged engine is built again (else it is
-    an error), and engines of other versions go.
+    an error), and engines of other versions go. What is built is put to use only after `check`.
     """
     refuse_path(bundle.path)
     check_offers(bundle, request)
@@ -265,22 +272,29 @@ def ensure(
     reason = _why_missing(bundle, request, fields, thorough=thorough)
     if not build:
         raise SaccadeError(f"{bundle.path}: {reason}; '{build_command(bundle, request)}' builds it")
-    note(f"{reason}: building it")
-    with _sole_builder(bundle, variant):
+    note(f"{reason}: building it{_untested(bundle, request) if check is None else ''}")
+    with sole_builder(bundle, variant):
         if found := find(bundle, request, fields, whole=thorough):  # built by another process while this one waited
             return found
         folder = folder_of(bundle, request, fields)
-        receipt = build_into(bundle, request, fields, folder, progress)
+        receipt = build_into(bundle, request, fields, folder, progress, check)
         for old in remove_superseded(bundle, receipt, other_versions=thorough):
             note(f"removed {old}, which an older version or graph explains")
         return folder, receipt
+
+
+def _untested(bundle: Bundle, request: EngineRequest) -> str:
+    """Say of an engine that a run builds that nobody tests it, where 'saccade build' would."""
+    if request.engine not in SELF_TESTED or not isinstance(bundle.manifest.model, Model):
+        return ""
+    return f", untested; '{build_command(bundle, request)}' tests it"
 
 
 def _why_missing(bundle: Bundle, request: EngineRequest, fields: dict[str, str], *, thorough: bool) -> str:
     """Say why no built engine serves; one that is damaged is an error unless it is to be built again."""
     folder = folder_of(bundle, request, fields)
     if not thorough:
-        quarantine.refuse(folder, build_command(bundle, request))
+        _refuse_failed(bundle, request, fields)
     if os.path.lexists(folder):
         if not thorough:
             read_receipt(folder)
@@ -291,44 +305,30 @@ def _why_missing(bundle: Bundle, request: EngineRequest, fields: dict[str, str],
     return f"the built {what} is for other conditions ({stale})" if stale else f"no {what} is built yet"
 
 
-@contextlib.contextmanager
-def _sole_builder(bundle: Bundle, variant: str) -> Iterator[None]:
-    """Make the folder of engines and hold its lock, so that processes started together build an engine once.
-
-    The bundle is reserved too, together with other builds: an export that replaced it now would take the engine along.
-    """
-    with contextlib.ExitStack() as stack:
-        if not bundle.path.name.startswith(atomic.PENDING_PREFIX):  # there an export checks what nobody else knows of
-            busy = f"{bundle.path} is being exported or converted by another process; repeat when it is done"
-            stack.enter_context(locks.reserved(bundle.path, busy, shared=True))
-            now = read_bundle(bundle.path)
-            if any(now.graph(role, variant) != bundle.graph(role, variant) for role in bundle.roles):
-                raise SaccadeError(f"{bundle.path} was exported or converted again meanwhile; repeat")
-        stack.enter_context(_lock_on_engines(bundle))
-        yield
+def _refuse_failed(bundle: Bundle, request: EngineRequest, fields: dict[str, str]) -> None:
+    """Raise where this engine failed its self-test, or one that takes other sizes and is otherwise the same."""
+    own = quarantine.place_of(folder_of(bundle, request, fields))
+    for place in quarantine.places(bundle.engines_path):
+        failed: dict[str, str] = {}
+        with contextlib.suppress(SaccadeError):
+            failed = read_receipt(place).conditions
+        if place == own or _without_limits(failed) == _without_limits(fields):
+            raise quarantine.refusal(place, build_command(bundle, request))
 
 
-@contextlib.contextmanager
-def _lock_on_engines(bundle: Bundle) -> Iterator[None]:
-    """Wait for other builds of this bundle, unlike a reservation, since they may be building this very engine."""
-    try:
-        bundle.engines_path.mkdir(exist_ok=True)
-    except OSError as error:
-        raise atomic.write_error(bundle.engines_path, error) from error
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(ImportError, OSError):  # no locks on Windows and on some disks: then each builds
-            import fcntl
-
-            descriptor = os.open(bundle.engines_path, os.O_RDONLY)
-            stack.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+def _without_limits(fields: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in fields.items() if name not in LIMITS}
 
 
 def build_into(
-    bundle: Bundle, request: EngineRequest, fields: dict[str, str], folder: Path, progress: Progress
+    bundle: Bundle,
+    request: EngineRequest,
+    fields: dict[str, str],
+    folder: Path,
+    progress: Progress,
+    check: Check | None = None,
 ) -> Receipt:
-    """Build beside, write the receipt last, rename: an interrupted build leaves no engine."""
+    """Build beside, write the receipt, check, rename: an interrupted build or check leaves no engine."""
     start = time.perf_counter()
     _make_way(folder)
     with atomic.pending_folder(folder) as pending:
@@ -346,6 +346,8 @@ def build_into(
             saccade=VERSION,
         )
         atomic.write_bytes(pending / RECEIPT, msgspec.json.format(msgspec.json.encode(receipt), indent=2) + b"\n")
+        if check is not None:
+            check(pending, receipt)
     return receipt
 
 
@@ -365,12 +367,12 @@ def remove_superseded(bundle: Bundle, receipt: Receipt, *, other_versions: bool 
     which nothing can use any more; and with `other_versions` by another version of the engine. A run leaves those: two
     environments that share a bundle would build in turns. Engines for other devices stay, another machine may have them.
     """
-    ageing = GRAPHS | ({"version"} if other_versions else set())
+    ageing = GRAPHS | (VERSIONS if other_versions else frozenset())
     removed = []
     for folder, other in receipts(bundle):
         old, new = other.conditions, receipt.conditions
         changed = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
-        if changed & ageing and changed <= GRAPHS | LIMITS | FORM | {"version"}:
+        if changed & ageing and changed <= GRAPHS | LIMITS | FORM | VERSIONS:
             with contextlib.suppress(OSError):  # it fills the disk and does no other harm
                 folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
                 removed.append(folder)

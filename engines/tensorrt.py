@@ -70,7 +70,8 @@ class TensorRTBackend(Backend):
         """Return what a built engine depends on beside the graphs: versions, hardware, optimization profile."""
         trt = import_binding(self.name)
         if self.is_rtx:
-            hardware = {"compute_capabilities": " ".join(self._targets(trt, request)) or DEFAULT_TARGETS}
+            targets = " ".join(self._targets(trt, request)) or DEFAULT_TARGETS
+            hardware = {"compute_capabilities": targets, "allocation": "user"}
         else:
             hardware = self._build_gpu(trt, request)
         profile = {name: str(value) for name, value in _limits(request).items()}

@@ -6,31 +6,25 @@ gets a fresh one. The child reads one Job as JSON from stdin and writes one Mess
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import importlib
 import itertools
-import os
 import re
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from saccade import atomic
 from saccade.bundle import TensorSpec
 from saccade.engines.audit import Audit, audit_of_text
+from saccade.engines.child import Death, run_child, take_job
+from saccade.engines.cuda import Cuda
 from saccade.errors import SaccadeError
 
 BINDINGS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # engine name -> Python module
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 ERRORS_SHOWN = 3
 
 # Logged by every build on a machine without a GPU, also by those that succeed.
@@ -139,50 +133,29 @@ def readable(text: str) -> str:
 
 def build_in_child(job: Job, progress: Callable[[str], None]) -> Finished:
     """Build one engine in a child and relay its phases. The child never outlives this call, whatever ends it."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-m", __name__]
-    with tempfile.TemporaryFile() as stderr, subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env=environment
-    ) as child:
-        try:
-            outcome = _relay(child, job, progress)
-            child.wait()
-        except BaseException:
-            child.kill()
-            raise
-        if isinstance(outcome, Finished):
-            return outcome
-        if isinstance(outcome, Failed):
-            raise SaccadeError(outcome.message)
-        stderr.seek(0)
-        raise _death_error(job, child.returncode, stderr.read().decode(errors="replace"))
+
+    def hear(message: Message) -> bool:
+        if isinstance(message, Phase):
+            progress(f"{job.role}: {message.text}")
+        return isinstance(message, Phase)
+
+    outcome = run_child(__name__, job, Message, hear)
+    if isinstance(outcome, Finished):
+        return outcome
+    if isinstance(outcome, Failed):
+        raise SaccadeError(outcome.message)
+    raise _death_error(job, outcome)
 
 
-def _relay(child: subprocess.Popen[bytes], job: Job, progress: Callable[[str], None]) -> Message | None:
-    """Hand the job over and pass phases on; return the child's last word, None where it died without one."""
-    assert child.stdin is not None and child.stdout is not None
-    with contextlib.suppress(BrokenPipeError), child.stdin as stdin:  # a dead child is reported by its exit status
-        stdin.write(msgspec.json.encode(job))
-    for line in child.stdout:
-        if not line.endswith(b"\n"):  # it died in the middle of a word
-            break
-        message: Message = msgspec.json.decode(line, type=Message)
-        if not isinstance(message, Phase):
-            return message
-        progress(f"{job.role}: {message.text}")
-    return None
-
-
-def _death_error(job: Job, status: int, stderr: str) -> Exception:
+def _death_error(job: Job, death: Death) -> Exception:
     """Return the error for a child that ended without a result: a signal is the machine's doing, else it is our bug."""
-    if status >= 0:
-        return RuntimeError(f"the process building the {job.role} stopped with status {status}:\n{stderr}")
-    name = signal.Signals(-status).name
-    if name == "SIGKILL":
+    if death.signal is None:
+        return RuntimeError(f"the process building the {job.role} stopped with status {death.status}:\n{death.stderr}")
+    if death.signal == "SIGKILL":
         remedy = "mostly for want of memory: close other programs, then repeat"
     else:
         remedy = f"a crash inside {job.engine}: repeat, or use another version of it"
-    return SaccadeError(f"{job.engine}: the process building the {job.role} was ended by {name}, {remedy}")
+    return SaccadeError(f"{job.engine}: the process building the {job.role} was ended by {death.signal}, {remedy}")
 
 
 # ---- the child's side
@@ -190,34 +163,11 @@ def _death_error(job: Job, status: int, stderr: str) -> Exception:
 
 def main() -> None:
     """Do the one job on stdin."""
-    channel = _claim_stdout()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to both; the parent decides and kills
-    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
-    _die_with(job.parent)
-
-    def send(message: Message) -> None:
-        channel.write(msgspec.json.encode(message) + b"\n")
-        channel.flush()
-
+    job, send = take_job(Job)
     try:
         send(build_plan(job, lambda text: send(Phase(text))))
     except SaccadeError as error:
         send(Failed(str(error)))
-
-
-def _claim_stdout() -> BinaryIO:
-    """Return the real stdout and point descriptor 1 at stderr: TensorRT prints some complaints there directly."""
-    channel = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return channel
-
-
-def _die_with(parent: int) -> None:
-    """Ask Linux to kill this process when its parent dies; elsewhere the build just runs to its end."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the call
-            os._exit(1)
 
 
 def build_plan(job: Job, begin: Callable[[str], None]) -> Finished:
@@ -228,7 +178,7 @@ def build_plan(job: Job, begin: Callable[[str], None]) -> Finished:
     trt = import_binding(job.engine)
     log = process_log(trt, keep_lines=True)
     if job.device is not None:
-        _select_gpu(job)
+        Cuda(job.engine, job.device)  # makes it the GPU that TensorRT's builder measures on
     clock = [time.monotonic()]
     begin(f"parsing {Path(job.onnx).name}")
     builder = trt.Builder(log)
@@ -261,17 +211,6 @@ def _layers_text(trt: Any, job: Job, log: Any, plan: Any) -> str:
         raise SaccadeError(f"{job.engine}: cannot load the {job.role} it has just built ({reason}); free GPU memory")
     layers = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.ONELINE)
     return "\n".join([*(line for line in log.lines if "LayerType:" not in line), layers])
-
-
-def _select_gpu(job: Job) -> None:
-    """Make the asked GPU the one that TensorRT's builder measures on."""
-    try:
-        from cuda.bindings import runtime
-    except ImportError as error:
-        raise SaccadeError(f"{job.engine}: cuda-python is missing; pip install '.[{job.engine}]' in the clone") from error
-    status = runtime.cudaSetDevice(job.device)[0]
-    if status != runtime.cudaError_t.cudaSuccess:
-        raise SaccadeError(f"{job.engine}: cannot use GPU {job.device} ({status.name}); check it with nvidia-smi")
 
 
 def _parse(trt: Any, job: Job, network: Any, log: Any) -> None:
@@ -315,6 +254,8 @@ def _config(trt: Any, job: Job, builder: Any) -> Any:
     """Return the builder config: the same for every precision, since precision lives in the graph."""
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # on by default; what the graph keeps in fp32 is to be fp32
+    if job.engine == "tensorrt-rtx":  # what allocates in a later pass than the first cannot be captured
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the audit reads the layers it prints
     profile = builder.create_optimization_profile()
     for spec in job.inputs:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from saccade.bundle import GraphFile
 from saccade.engines.cuda import Cuda
 from saccade.engines.device_engine import Bound, DeviceEngine, shape_of
 from saccade.engines.tensorrt_build import import_binding, process_log
-from saccade.errors import SaccadeError
+from saccade.errors import EngineError, OutOfMemoryError, SaccadeError
+
+_OUT_OF_MEMORY = re.compile(r"out ?of ?memory|could not be allocated", re.IGNORECASE)  # in what TensorRT logs
 
 
 class TensorRTEngine(DeviceEngine):
@@ -35,7 +38,7 @@ class TensorRTEngine(DeviceEngine):
         self._jit_cache, self._config = self._runtime_config()
         self._context: Any = None
         self._scratch = 0  # address of the memory in which all contexts compute
-        self._stream = self._cuda.call("cudaStreamCreate")
+        self._stream: Any = None
         self._buffers: dict[str, tuple[int, int]] = {}  # name -> device address, bytes
         self._results: dict[str, np.ndarray] = {}
 
@@ -60,7 +63,7 @@ class TensorRTEngine(DeviceEngine):
         found = {name: self._type_of(name) for name in names}
         expected = {name: spec.dtype for name, spec in (self.inputs | self.outputs).items()}
         if found != expected:
-            raise SaccadeError(f"{self._name}: {self._plan} has other tensors than bundle.json says; build it again")
+            raise EngineError(f"{self._name}: {self._plan} has other tensors than bundle.json says; build it again")
 
     def _type_of(self, name: str) -> str:
         """Return a tensor's type as the manifest spells it."""
@@ -116,7 +119,7 @@ class TensorRTEngine(DeviceEngine):
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self._cuda.call("cudaSetDevice", self._cuda.device)  # the current device belongs to the calling thread
         if self._context is None:
-            self._context = self.new_context()
+            self._context, self._stream = self.new_context(), self._cuda.call("cudaStreamCreate")
         self._log.errors.clear()
         sources = {name: np.ascontiguousarray(array) for name, array in feed.items()}  # alive until the copies are done
         for name, array in sources.items():
@@ -171,7 +174,8 @@ class TensorRTEngine(DeviceEngine):
 
     def error(self, what: str, remedy: str) -> SaccadeError:
         """Return an error with the reason TensorRT logged."""
-        return SaccadeError(f"{self._name}: {what} ({self._log.error_line('no reason given')}); {remedy}")
+        kind = OutOfMemoryError if any(_OUT_OF_MEMORY.search(each) for each in self._log.errors) else EngineError
+        return kind(f"{self._name}: {what} ({self._log.error_line('no reason given')}); {remedy}")
 
     def _close(self) -> None:
         """Free the GPU's memory and keep what TensorRT-RTX compiled for the next load."""

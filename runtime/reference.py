@@ -13,7 +13,7 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from saccade.errors import SaccadeError
+from saccade.errors import EngineError, SaccadeError
 
 Uint8 = NDArray[np.uint8]
 Int32 = NDArray[np.int32]
@@ -147,7 +147,7 @@ def not_finite(score_map: Float32) -> SaccadeError:
     """Return the error for a score map that cannot be ranked, because of its values or of overflow in the resize."""
     bad = int(np.count_nonzero(~np.isfinite(score_map)))
     what = f"NaN or infinity in {bad} of {score_map.size} values" if bad else "NaN or infinity once resized"
-    return SaccadeError(f"score map holds {what}: the selector overflowed; run it in fp32 or export the bundle again")
+    return EngineError(f"score map holds {what}: the selector overflowed; run it in fp32 or export the bundle again")
 
 
 def _source(size_in: int, size_out: int) -> Float32:

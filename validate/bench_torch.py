@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from saccade.bundle import Model, read_bundle
 from saccade.errors import SaccadeError
-from saccade.export import modules
 from saccade.export.backbone_checkpoint import read_backbone
 from saccade.export.backbone_reference import BackboneReference
 from saccade.export.checkpoint import Checkpoint, load_modules, read_checkpoint
 from saccade.export.reference import Reference, normalised
 from saccade.validate.bench_plan import AUTOCAST, COMPILE, Opened, Side, images_of
+from saccade.validate.torch_attention import with_torch_attention
 
 Step = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -31,7 +31,6 @@ def open_pytorch(side: Side) -> Iterator[Opened]:
     Attention is torch's own fused kernel, which is what timm's modules call; ours is written out for the engines. What
     torch.compile compiles counts into loading, as it happens once.
     """
-    modules.Attention.forward = _fused_attention  # type: ignore[method-assign]
     torch.set_num_threads(side.threads)
     dtype = torch.bfloat16 if side.precision == "bf16" and side.engine != AUTOCAST else torch.float32
     images, step = images_of(side), _step(side, dtype)
@@ -55,9 +54,14 @@ def _step(side: Side, dtype: torch.dtype) -> Step:
     assert side.checkpoint is not None  # the plan has this side only where there is one
     manifest = read_bundle(side.bundle).manifest
     if isinstance(manifest.model, Model):
-        return _full_graph(Reference(read_checkpoint(side.checkpoint), manifest.task, dtype), side.k)
+        reference = Reference(read_checkpoint(side.checkpoint), manifest.task, dtype)
+        for module in (reference.selector, reference.extractor):
+            with_torch_attention(module)
+        return _full_graph(reference, side.k)
     key = manifest.provenance.get("checkpoint_key")
-    return _backbone(BackboneReference(read_backbone(side.checkpoint, manifest.model.family, key), (), dtype), side.size)
+    backbone = BackboneReference(read_backbone(side.checkpoint, manifest.model.family, key), (), dtype)
+    with_torch_attention(backbone.module)
+    return _backbone(backbone, side.size)
 
 
 def _backbone(reference: BackboneReference, size: tuple[int, int]) -> Step:
@@ -90,12 +94,6 @@ def _compile(frame: Callable[[], dict[str, float]]) -> None:
         raise SaccadeError(
             f"torch.compile does not work here ({reason}); install a C++ compiler, or leave compile out of --peers"
         ) from error
-
-
-def _fused_attention(self: modules.Attention, x: Tensor) -> Tensor:
-    q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
-    attended = F.scaled_dot_product_attention(q, k, v)
-    return self.proj(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class OneGraph(nn.Module):

@@ -28,7 +28,7 @@ from saccade import atomic
 from saccade.engines.cuda import find_gpus
 from saccade.errors import SaccadeError
 from saccade.runtime.launch import read_fatbin
-from saccade.validate.gpu_report import Times, frame_rows, kernel_rows, moved_bytes, page, table, verdicts
+from saccade.validate.gpu_report import EAGER, Times, frame_rows, kernel_rows, moved_bytes, page, table, verdicts
 
 if TYPE_CHECKING:
     import torch
@@ -127,11 +127,9 @@ def parity(check: Check) -> Section:
     from saccade.export.golden_cases import golden_cases
     from saccade.validate.gpu_model import TASK, open_chain
     from saccade.validate.parity import measure_parity
-    from saccade.validate.torch_engine import use_torch_attention
 
     subject, rows, failed, found = check.subject, [], [], {}
     cases = golden_cases(subject.checkpoint, TASK, subject.bundle.manifest.defaults, lambda phase: None)
-    use_torch_attention()  # not for the reference: it has the attention that is written out
     check.where  # noqa: B018 - no TF32
     for precision in ("fp32", "fp16"):
         with open_chain(subject, check.device, precision) as chain, open_chain(
@@ -160,7 +158,8 @@ def kernel_times(check: Check) -> Section:
 
     bandwidth = copy_bandwidth(check.where)
     lines = [f"A copy of 1 GiB moves {bandwidth / 1e9:.0f} GB/s, read and written.", ""]
-    section: Section = {"bandwidth": bandwidth, "timings": check.timings, "lines": lines}
+    measured: list[dict[str, Any]] = []
+    section: Section = {"bandwidth": bandwidth, "timings": measured, "lines": lines}
     with open_chain(check.subject, check.device, "fp16") as chain:
         model, patch = check.subject.bundle.model, check.subject.bundle.model.patch
         for size in check.options.size:
@@ -169,7 +168,8 @@ def kernel_times(check: Check) -> Section:
                 found = stages(chain, random_images(batch, size, check.where), k)
                 moved = moved_bytes(model, model.dim, batch, (size // patch, size // patch), k)
                 each = {"size": size, "batch": batch, "k": k, "moved": moved, "stages": _builtin(found)}
-                check.timings.append(each | {"frames": {}})
+                measured.append(each)
+                check.timings.append(each)
                 lines += [f"{size} px, k {k}, batch {batch}:", ""]
                 rows = kernel_rows(found, moved, bandwidth)
                 lines += table(("kernel", "microseconds", "MB moved", "GB/s", "of a copy"), rows)
@@ -183,9 +183,7 @@ def kernel_times(check: Check) -> Section:
 def frame_times(check: Check) -> Section:
     """From uint8 images on the device to cls on the device, waited for by the host, beside PyTorch."""
     from saccade.validate.gpu_timing import random_images
-    from saccade.validate.torch_engine import use_torch_attention
 
-    use_torch_attention()
     lines: list[str] = []
     found: list[dict[str, Any]] = []
     failed: list[str] = []
@@ -197,12 +195,12 @@ def frame_times(check: Check) -> Section:
                     frames[name] = run()
                 except Exception as error:  # compilers and memory fail in their own ways; the other ways still count
                     failed.append(f"{name} at {size} px, batch {batch}: {_one_line(error)}")
-            found.append({"size": size, "batch": batch, "k": k, "frames": _builtin(frames), "stages": {}})
-            rows = frame_rows(frames, "PyTorch fp16, eager")
+            found.append({"size": size, "batch": batch, "k": k, "frames": _builtin(frames)})
+            check.timings.append(found[-1])
+            rows = frame_rows(frames, EAGER)
             lines += [f"{size} px, k {k}, batch {batch}:", ""]
             lines += [*table(("a frame", "ms", "10 % to 90 %", "of eager"), rows), ""]
-            told = [f"- failed: {each}" for each in failed] + [each.line() for each in verdicts([*check.timings, *found])]
-            section = {"timings": found, "failed": failed, "lines": lines + told}
+            section = {"timings": found, "failed": failed, "lines": lines + [f"- failed: {each}" for each in failed]}
             check.keep(section)
     return section
 
@@ -224,11 +222,18 @@ def _ways(check: Check, images: torch.Tensor, k: int) -> Iterator[tuple[str, Cal
     yield from pytorch_frames(check.subject, images, k).items()
 
 
+def targets(check: Check) -> Section:
+    """Whether the chain reaches what it is meant to. What was not measured is not reached."""
+    found = verdicts(check.timings)
+    return _judged({"lines": [each.line() for each in found]}, [each.what for each in found if not each.passed])
+
+
 SECTIONS: dict[str, Callable[[Check], Section]] = {
     "kernels": kernels,
     "parity": parity,
     "kernel-times": kernel_times,
     "frame-times": frame_times,
+    "targets": targets,
     "sanitizer": sanitizer,  # the last: it may take minutes
 }
 

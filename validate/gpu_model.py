@@ -17,6 +17,7 @@ from saccade.export.reference import image_contract
 from saccade.export.seeded import Sizes, checkpoint_shapes, nested, seeded_weights
 from saccade.runtime.device import Device
 from saccade.runtime.gpu_chain import GpuPipeline
+from saccade.validate.torch_attention import with_torch_attention
 from saccade.validate.torch_engine import TorchEngine, in_precision
 
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -73,7 +74,8 @@ def open_chain(
     engines = {}
     for role, module in zip(("selector", "extractor"), modules, strict=True):
         graph = subject.bundle.graph(role, "fp32")
-        engines[role] = TorchEngine(role, graph, in_precision(module, TYPES[precision], where), compiled=compiled)
+        fused = in_precision(with_torch_attention(module), TYPES[precision], where)
+        engines[role] = TorchEngine(role, graph, fused, compiled=compiled)
     receipt = Receipt(
         key="", engine="torch", precision=precision, conditions={"version": torch.__version__}, files={}, sha256={},
         realised="torch's modules" + " compiled" * compiled, audit=None, seconds=0.0, saccade=VERSION,

@@ -14,7 +14,8 @@ from saccade.runtime.gpu_chain import GpuPipeline
 from saccade.runtime.gpu_frame import Frame, Step
 from saccade.validate.bench_torch import OneGraph
 from saccade.validate.gpu_model import TASK, TYPES, Subject
-from saccade.validate.gpu_report import Times, times_of
+from saccade.validate.gpu_report import EAGER, GRAPHED, TOP_K, Times, times_of
+from saccade.validate.torch_attention import with_torch_attention
 from saccade.validate.torch_engine import on_stream
 
 REPEATS = 20  # of one step inside a graph, so that its launch is not what is timed
@@ -87,7 +88,7 @@ def stages(pipeline: GpuPipeline, images: Tensor, k: int) -> dict[str, Times]:
         for name in ("resize_scores", "rank", "gather"):
             named[name](stream)
 
-    found["top-k and gather"] = step_ms(select_and_gather, pipeline.device, stream, where)
+    found[TOP_K] = step_ms(select_and_gather, pipeline.device, stream, where)
     pipeline.device.destroy_stream(stream)
     return found
 
@@ -126,7 +127,7 @@ def pytorch_frames(subject: Subject, images: Tensor, k: int) -> dict[str, Callab
     """Return, by name, the functions that time PyTorch in fp16 on these images: eager, compiled, and in a CUDA graph."""
     patch = subject.bundle.model.patch
     grid = (images.shape[1] // patch, images.shape[2] // patch)
-    module = Unsplit(subject, grid, k).eval().to(device=images.device, dtype=TYPES["fp16"])
+    module = with_torch_attention(Unsplit(subject, grid, k)).eval().to(device=images.device, dtype=TYPES["fp16"])
     compiled = torch.compile(module, dynamic=False)
 
     def timed(step: Callable[[Tensor], Tensor]) -> Times:
@@ -145,10 +146,10 @@ def pytorch_frames(subject: Subject, images: Tensor, k: int) -> dict[str, Callab
         return call_ms(graph.replay)
 
     return {
-        "PyTorch fp16, eager": lambda: timed(module),
+        EAGER: lambda: timed(module),
         "PyTorch fp16, torch.compile": lambda: timed(compiled),
         "PyTorch fp16, in a CUDA graph": lambda: in_a_graph(module),
-        "PyTorch fp16, torch.compile in a CUDA graph": lambda: in_a_graph(compiled),
+        GRAPHED: lambda: in_a_graph(compiled),
     }
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from saccade.bundle import GraphFile, TensorSpec
 from saccade.engines.device_engine import DeviceEngine, bytes_of, shape_of
@@ -22,17 +21,6 @@ from saccade.errors import SaccadeError
 from saccade.export import modules
 
 MAX_SHAPES = 64  # that torch.compile makes code for; beyond its own 8 it would silently run eagerly
-
-
-def use_torch_attention() -> None:
-    """Let torch's fused attention run where ours is written out for the engines' own fusions."""
-    modules.Attention.forward = _attention  # type: ignore[method-assign]
-
-
-def _attention(self: modules.Attention, x: Tensor) -> Tensor:
-    q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
-    attended = F.scaled_dot_product_attention(q, k, v)
-    return self.proj(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 def in_precision(module: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:

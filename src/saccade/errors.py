@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""The exception that means: the user can mend this. Two kinds of it are met by more than a message."""
 
 
 class SaccadeError(Exception):
@@ -14,6 +14,10 @@ class SaccadeError(Exception):
 
 class OutOfMemoryError(SaccadeError):
     """A GPU has not the memory that was asked for; less of what is kept there may mend it."""
+
+
+class EngineError(SaccadeError):
+    """An engine does not load or run, or gives numbers that are none: its own doing, and not the machine's."""
 
 
 def _printable(text: str) -> str:

@@ -285,9 +285,16 @@ def test_superseded_engines_are_removed_and_those_of_other_machines_kept(bundle:
         other(selector_sha256="0" * 64, precision="fp16"),
     ):
         assert store.remove_superseded(bundle, kept) == []
-    assert store.remove_superseded(bundle, other(version="2099.1"), other_versions=False) == []
+    for newer in (other(version="2099.1"), other(allocation="user")):
+        assert store.remove_superseded(bundle, newer, other_versions=False) == []
     assert store.remove_superseded(bundle, other(version="2099.1")) == [built]
     assert engines_in(bundle) == []
+
+
+def test_an_engine_built_before_saccade_asked_for_its_allocation_is_superseded(bundle: Bundle, built: Path) -> None:
+    receipt = store.read_receipt(built)
+    newer = msgspec.structs.replace(receipt, conditions=receipt.conditions | {"allocation": "user"})
+    assert store.remove_superseded(bundle, newer) == [built]
 
 
 def test_a_build_removes_what_it_replaces_while_it_holds_the_lock(
@@ -837,15 +844,15 @@ def test_an_engine_built_while_another_waited_is_taken_as_it_is(bundle: Bundle, 
         builds.append(1)
         return original(*arguments)
 
-    real = store._sole_builder
+    real = store.sole_builder
 
     def slow(*arguments: object) -> object:
-        monkeypatch.setattr(store, "_sole_builder", real)
+        monkeypatch.setattr(store, "sole_builder", real)
         ensure(bundle, OPENVINO)  # the other process, just before this one gets the lock
         return real(*arguments)
 
     monkeypatch.setattr(store, "build_into", build_into)
-    monkeypatch.setattr(store, "_sole_builder", slow)
+    monkeypatch.setattr(store, "sole_builder", slow)
     folder = ensure(bundle, OPENVINO)
     assert (builds, engines_in(bundle)) == ([1], [folder.name])
 

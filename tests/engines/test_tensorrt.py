@@ -38,7 +38,7 @@ from saccade.engines.audit import audit_lines, audit_of_text
 from saccade.engines.engine import LIMITS, Built, EngineRequest
 from saccade.engines.tensorrt import Gpu, TensorRTBackend, find_gpus
 from saccade.engines.tensorrt_build import Job, build_in_child, import_binding, readable
-from saccade.errors import SaccadeError
+from saccade.errors import EngineError, OutOfMemoryError, SaccadeError
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install '.[tensorrt-rtx]' in the clone")
 
@@ -265,6 +265,22 @@ def test_several_compute_capabilities_go_into_one_engine(bundle: Bundle, tmp_pat
     targets = ("SM89", "SM120")
     finished = build_in_child(job(bundle, tmp_path / "e", precision="fp16", compute_capabilities=targets), quiet)
     assert finished.audit.fused_attention == 2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_rtx_engine_is_built_so_that_no_pass_of_it_allocates(bundle: Bundle, tmp_path: Path, precision: str) -> None:
+    trt = import_binding("tensorrt-rtx")
+    builder = trt.Builder(tensorrt_build.process_log(trt, keep_lines=True))
+    config = tensorrt_build._config(trt, job(bundle, tmp_path, precision=precision), builder)
+    assert config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # else a CUDA graph of it is luck
+    assert not config.get_flag(trt.BuilderFlag.TF32)
+
+
+def test_an_rtx_engine_whose_passes_may_allocate_serves_nobody() -> None:
+    wanted = RTX.conditions(request())
+    allocating = {name: value for name, value in wanted.items() if name != "allocation"}
+    assert wanted["allocation"] == "user"
+    assert not RTX.serves(allocating, wanted, request(any_limits=True))
 
 
 def test_a_failed_build_does_not_change_the_next_one(bundle: Bundle, tmp_path: Path) -> None:
@@ -646,14 +662,21 @@ class FakeCudaRuntime:
 
     def __init__(self) -> None:
         self.memory: dict[int, Any] = {}
+        self.streams = 0
 
     def cudaSetDevice(self, device: int) -> tuple[Any]:
         return (self.cudaError_t.cudaSuccess,)
 
-    cudaStreamSynchronize = cudaStreamDestroy = cudaSetDevice
+    cudaStreamSynchronize = cudaSetDevice
 
     def cudaStreamCreate(self) -> tuple[Any, int]:
+        self.streams += 1
         return self.cudaError_t.cudaSuccess, 77
+
+    def cudaStreamDestroy(self, stream: int) -> tuple[Any]:
+        assert stream == 77
+        self.streams -= 1
+        return (self.cudaError_t.cudaSuccess,)
 
     def cudaMalloc(self, size: int) -> tuple[Any, int]:
         block = ctypes.create_string_buffer(size)
@@ -689,6 +712,7 @@ class FakeEngine:
         self.addresses: dict[str, int] = {}
         self.shape: tuple[int, ...] = ()
         self.scratch: tuple[int, int] | None = None
+        self.kernels = ""  # which ones the last pass ran, and so a graph of the next would hold
 
     def get_engine_validity(self, data: bytes) -> tuple[str, int]:
         return self.valid, 2
@@ -713,6 +737,7 @@ class FakeEngine:
     def create_execution_context(self, how: Any) -> FakeEngine:
         assert getattr(how, "strategy", how) == "USER_MANAGED"  # RTX is told by its config
         context = type(self)()
+        context.dynamic_shapes_kernel_specialization_strategy = self.dynamic_shapes_kernel_specialization_strategy
         contexts.append(context)
         return context
 
@@ -744,8 +769,13 @@ class FakeEngine:
         self.addresses[name] = address
         return True
 
+    def is_stream_capturable(self, stream: int) -> bool:
+        return self.scratch is not None
+
     def execute_async_v3(self, stream: int) -> bool:
         assert self.scratch is not None
+        is_eager = self.dynamic_shapes_kernel_specialization_strategy == "EAGER"
+        self.kernels = "for these shapes" if is_eager else "for any shape"  # while the others are being compiled
         count = int(np.prod(self.shape))
         x, y = ((ctypes.c_float * count).from_address(self.addresses[name]) for name in "xy")
         y[:] = [value + 1 for value in x]
@@ -862,7 +892,11 @@ def test_an_engine_that_needs_no_memory_to_compute_in_gets_none(fake_gpu: Any, m
 
 
 def test_rtx_compiles_for_the_very_shapes_before_a_graph_can_be_captured(fake_gpu: Any) -> None:
-    assert fake_gpu[0]()._config.dynamic_shapes_kernel_specialization_strategy == "EAGER"
+    contexts.clear()
+    network, *_ = bound(fake_gpu[0](), 2)
+    network.enqueue(77)
+    network.check_capturable(77)
+    assert [context.kernels for context in contexts] == ["for these shapes"]
 
 
 def test_the_installed_rtx_has_what_a_context_is_made_with() -> None:
@@ -872,7 +906,20 @@ def test_the_installed_rtx_has_what_a_context_is_made_with() -> None:
     assert {"set_device_memory", "set_tensor_address", "is_stream_capturable"} <= set(dir(trt.IExecutionContext))
     assert "device_memory_size_v2" in dir(trt.ICudaEngine)
     assert trt.DynamicShapesKernelSpecializationStrategy.EAGER != trt.DynamicShapesKernelSpecializationStrategy.LAZY
+    assert "REQUIRE_USER_ALLOCATION" in trt.BuilderFlag.__members__
     assert "USER_MANAGED" in trt.ExecutionContextAllocationStrategy.__members__
+
+
+def test_only_an_engine_that_is_run_by_itself_has_a_stream(fake_gpu: Any) -> None:
+    load, runtime = fake_gpu
+    engine = load()
+    network, *_ = bound(engine, 2)
+    network.enqueue(77)
+    assert runtime.streams == 0  # one of its own would make others wait
+    engine.run({"x": np.zeros((1, 3), np.float32)})
+    assert runtime.streams == 1
+    engine.close()
+    assert runtime.streams == 0
 
 
 def test_a_binding_outside_the_profile_is_refused(fake_gpu: Any) -> None:
@@ -943,8 +990,28 @@ def test_too_little_gpu_memory_is_one_line(fake_gpu: Any, monkeypatch: pytest.Mo
     engine = fake_gpu[0]()
     full = types.SimpleNamespace(name="cudaErrorMemoryAllocation")
     monkeypatch.setattr(FakeCudaRuntime, "cudaMalloc", lambda self, size: (full, 0))
-    with pytest.raises(SaccadeError, match=r"cudaMalloc on GPU 0 failed \(cudaErrorMemoryAllocation\); free GPU"):
+    with pytest.raises(OutOfMemoryError, match=r"cudaMalloc on GPU 0 failed \(cudaErrorMemoryAllocation\); free GPU"):
         engine.run({"x": np.zeros((1, 3), np.float32)})
+
+
+def test_too_little_gpu_memory_is_told_from_an_engine_that_does_not_run(
+    fake_gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = fake_gpu[0]()
+
+    def fail(reason: str) -> Any:
+        def create(self: Any, how: Any) -> None:
+            engine._log.log(tensorrt_build.import_binding("tensorrt-rtx").ILogger.ERROR, reason)
+
+        return create
+
+    for reason in ("Error Code 1: Cuda Runtime (out of memory)", "Requested 8 bytes of GPU memory could not be allocated"):
+        monkeypatch.setattr(FakeEngine, "create_execution_context", fail(reason))
+        with pytest.raises(OutOfMemoryError, match="cannot create its execution context"):
+            bound(engine, 2)
+    monkeypatch.setattr(FakeEngine, "create_execution_context", fail("Myelin: no such kernel"))
+    with pytest.raises(EngineError, match=r"cannot create its execution context \(Myelin: no such kernel\)"):
+        bound(engine, 2)
 
 
 # ---- running for real

@@ -468,6 +468,21 @@ def test_fatbin_is_built_without_contraction(tmp_path: Path) -> None:
     assert "fast-math" not in recipe
 
 
+def test_fatbin_is_compiled_again_for_other_architectures_and_by_another_compiler_alone(tmp_path: Path) -> None:
+    (tmp_path / "fatbins").mkdir()
+    fatbin, runs = tmp_path / "fatbins" / "saccade.fatbin", tmp_path / "runs"
+    for name in ("nvcc-12", "nvcc-13"):
+        compiler = tmp_path / name
+        compiler.write_text(f'#!/bin/sh\necho {name} "$@" >> {runs}\ntouch {fatbin}\n')
+        compiler.chmod(0o755)
+    for nvcc, more in (("nvcc-13", []), ("nvcc-13", []), ("nvcc-13", ["CUDA_ARCHITECTURES=87"]), ("nvcc-12", [])):
+        for _ in range(2):
+            done = run_make(f"FATBIN={fatbin}", f"NVCC={tmp_path / nvcc}", *more)
+            assert done.returncode == 0, done.stderr
+    compiled = [(line.split()[0], "sm_87" in line, "sm_90" in line) for line in runs.read_text().splitlines()]
+    assert compiled == [("nvcc-13", True, True), ("nvcc-13", True, False), ("nvcc-12", True, True)]
+
+
 @pytest.fixture(scope="module")
 def resources(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str]:
     """Build the fatbin and return what ptxas says of each kernel, by (kernel, architecture)."""

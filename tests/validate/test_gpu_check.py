@@ -53,21 +53,43 @@ def test_a_frames_row_has_its_share_of_another_where_that_ran() -> None:
     assert frame_rows({"ours": frames["ours"]}, "eager")[0][-1] == "-"
 
 
-def timing(size: int, batch: int, chain: float, eager: float, graphed: float, top_k_us: float) -> dict[str, Any]:
+def timings(
+    size: int, batch: int, chain: float, eager: float, graphed: float, top_k_us: float | None = None
+) -> list[dict[str, Any]]:
+    """What both sections of times find of one size and batch."""
     named = {gpu_report.CHAIN: chain, gpu_report.EAGER: eager, gpu_report.GRAPHED: graphed}
-    frames = {name: {"median": value} for name, value in named.items()}
-    return {"size": size, "batch": batch, "frames": frames, "stages": {"top-k and gather": {"median": top_k_us / 1e3}}}
+    where, frames = {"size": size, "batch": batch}, {name: {"median": value} for name, value in named.items()}
+    stages = {} if top_k_us is None else {gpu_report.TOP_K: {"median": top_k_us / 1e3}}
+    return [where | {"stages": stages}, where | {"frames": frames}]
 
 
-def test_verdicts_are_of_the_sizes_and_batches_that_have_a_target() -> None:
-    found = verdicts([timing(518, 1, 1.0, 5.0, 0.9, 14.0), timing(518, 64, 9, 9, 9, 99), timing(1036, 1, 9, 9, 9, 31)])
+def test_every_target_has_a_verdict() -> None:
+    measured = [*timings(518, 1, 1.0, 5.0, 0.9, 14.0), *timings(518, 8, 1, 4, 1, 99), *timings(1036, 1, 9, 9, 9, 31)]
+    found = verdicts(measured)
     assert [(each.value, each.bound, each.passed) for each in found] == [
-        (14.0, 15.0, True), (pytest.approx(0.2), 0.25, True), (pytest.approx(1 / 0.9), 1.0, False), (31.0, 30.0, False),
+        (14.0, 15.0, True), (31.0, 30.0, False),
+        (pytest.approx(0.2), 0.25, True), (pytest.approx(1 / 0.9), 1.0, False), (0.25, 0.25, True), (1.0, 1.0, True),
     ]  # fmt: skip
     assert found[0].line() == "- reached: top-k and gather, microseconds at 518 px, batch 1: 14, at most 15"
-    assert found[3].line().startswith("- MISSED: ")
-    assert verdicts([{"size": 518, "batch": 1, "frames": {}, "stages": {}}]) == []
+    assert found[1].line().startswith("- MISSED: ")
     assert not Verdict("", float("nan"), 1).passed
+
+
+def test_what_was_not_measured_is_not_reached() -> None:
+    half = {"size": 518, "batch": 1, "frames": {gpu_report.EAGER: {"median": 4.0}}}
+    found = verdicts([*timings(518, 64, 9, 9, 9, 99), half])
+    assert [(each.value, each.passed) for each in found] == [(None, False)] * 6
+    assert found[0].line() == "- NOT MEASURED: top-k and gather, microseconds at 518 px, batch 1, at most 15"
+
+
+def test_a_target_that_is_missed_or_was_not_measured_fails_the_check() -> None:
+    missed = Namespace(timings=[*timings(518, 1, 1, 3, 1, 14), *timings(518, 8, 1, 5, 1), *timings(1036, 1, 9, 9, 9, 29)])
+    section = gpu_check.targets(missed)  # type: ignore[arg-type]
+    assert section["failed"] == ["a frame against PyTorch fp16, eager at 518 px, batch 1"]
+    assert len(section["lines"]) == 2 + 6
+    assert len(gpu_check.targets(Namespace(timings=[]))["failed"]) == 6  # type: ignore[arg-type]
+    reached = Namespace(timings=[*timings(518, 1, 1, 5, 1, 14), *missed.timings[2:]])
+    assert "failed" not in gpu_check.targets(reached)  # type: ignore[arg-type]
 
 
 def test_the_summary_of_the_sanitizer_is_its_last_word() -> None:
@@ -230,7 +252,6 @@ def test_a_sanitizer_that_takes_too_long_fails_and_is_no_end(
 @pytest.fixture
 def on_ours(check: gpu_check.Check, monkeypatch: pytest.MonkeyPatch) -> gpu_check.Check:
     """Let torch's modules be networks of our GPU, which take their turn in its streams."""
-    from saccade.export import modules
     from saccade.validate import gpu_model
     from saccade.validate.torch_engine import TorchEngine
 
@@ -244,7 +265,6 @@ def on_ours(check: gpu_check.Check, monkeypatch: pytest.MonkeyPatch) -> gpu_chec
     opened = gpu_model.open_chain
     monkeypatch.setattr(gpu_model, "TorchEngine", InOrder)
     monkeypatch.setattr(gpu_model, "open_chain", lambda *given, **options: opened(*given, **options, where="cpu"))
-    monkeypatch.setattr(modules.Attention, "forward", modules.Attention.forward)
     vars(check)["where"] = None
     return check
 

@@ -16,7 +16,8 @@ from saccade.export.golden_cases import golden_cases  # noqa: E402
 from saccade.validate import gpu_model  # noqa: E402
 from saccade.validate.gpu_model import MODELS, TASK, Subject, open_chain, seeded_subject  # noqa: E402
 from saccade.validate.parity import measure_parity  # noqa: E402
-from saccade.validate.torch_engine import TorchBound, TorchEngine, use_torch_attention  # noqa: E402
+from saccade.validate.torch_attention import FusedAttention  # noqa: E402
+from saccade.validate.torch_engine import TorchBound, TorchEngine  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +28,6 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 @pytest.fixture(scope="module")
 def cases(subject: Subject) -> Any:
     return golden_cases(subject.checkpoint, TASK, subject.bundle.manifest.defaults, lambda phase: None)
-
-
-@pytest.fixture
-def torch_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modules.Attention, "forward", modules.Attention.forward)  # put back afterwards
-    use_torch_attention()
 
 
 class InOrder(TorchEngine):
@@ -56,7 +51,6 @@ def chain(subject: Subject, new_device: Callable[..., Any], monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.usefixtures("torch_attention")
 def test_the_chain_on_torchs_modules_equals_pytorch(chain: Callable[..., Any], cases: Any, precision: str) -> None:
     with chain(precision) as pipeline:
         result = measure_parity(pipeline, cases[1:])
@@ -104,12 +98,15 @@ def test_the_selectors_head_stays_in_float32(subject: Subject) -> None:
     assert (scores.dtype, prefix.dtype) == (torch.float32, torch.float16)
 
 
-def test_torchs_attention_is_ours(torch_attention: None) -> None:
-    attention = modules.Attention(128)
-    x = torch.randn(2, 7, 128)
-    q, k, v = (part.unflatten(-1, (2, 64)).transpose(1, 2) for part in attention.qkv(x).chunk(3, dim=-1))
-    mixed = torch.softmax((q / 8) @ k.transpose(-2, -1), dim=-1) @ v
-    torch.testing.assert_close(attention(x), attention.proj(mixed.transpose(1, 2).flatten(2)))
+def test_the_chain_has_torchs_attention_whoever_ran_before_and_the_reference_ours(chain: Callable[..., Any]) -> None:
+    def kinds(module: Any) -> set[type]:
+        return {type(each) for each in module.modules() if isinstance(each, modules.Attention)}
+
+    for _ in range(2):
+        with chain("fp32") as pipeline:
+            assert kinds(pipeline.engines["selector"].forward) == {FusedAttention}
+            assert kinds(pipeline.engines["extractor"].forward) == {FusedAttention}
+        assert kinds(modules.Attention(128)) == {modules.Attention}
 
 
 def test_the_bundle_describes_the_checkpoint(subject: Subject, tmp_path: Path) -> None:

@@ -18,13 +18,12 @@ from saccade.bundle import (
     MANIFEST,
     Bundle,
     DataFile,
-    Model,
     read_bundle,
     sha256_of_file,
     write_manifest,
 )
 from saccade.cli import options as shared
-from saccade.cli import profile
+from saccade.cli import profile, self_test
 from saccade.cli.console import Phases, Report, size_text, table
 from saccade.cli.verdicts import measured_on
 from saccade.engines import store
@@ -33,7 +32,6 @@ from saccade.errors import SaccadeError
 from saccade.runtime.kept import MAX_CELLS, checked_k
 from saccade.runtime.loading import requests_of
 
-SELF_TESTED = ("tensorrt",)  # engines that are built on the GPU they are for
 # Which engines each option of `build` means something to.
 TAKEN_BY = {
     "device": ("openvino", "onnxruntime", "tensorrt"),  # TensorRT-RTX builds without one, for compute capabilities
@@ -241,29 +239,17 @@ def build(options: argparse.Namespace) -> Report:
     """Build what is missing, stale or damaged and report what there is."""
     bundle = read_bundle(options.bundle)
     request = engine_request(bundle, options)
-    is_tested, verdict = _is_self_tested(bundle, request), None
-    if is_tested:
-        from saccade.validate.self_test import check_testable, self_test
-
-        check_testable(bundle, request)
     with Phases() as phases:
+        check = self_test.check_of(bundle, request, phases)
         before = {folder: folder.stat().st_mtime_ns for folder, _ in store.receipts(bundle)}
-        folder, receipt = store.ensure(bundle, request, phases, phases.note, thorough=True)
+        folder, receipt = store.ensure(bundle, request, phases, phases.note, thorough=True, check=check)
         kept = before.get(folder) == folder.stat().st_mtime_ns  # else it is another folder, under its old name perhaps
         if kept and receipt.key != store.key_of(store.conditions(bundle, request)):
             phases.note(f"{folder} takes all that and more; delete it for an engine of just these limits")
-        if is_tested and not kept:
-            phases("self-test on the bundle's golden images")
-            verdict = self_test(bundle, request, folder, receipt)
+        verdict = None if check is None else self_test.verdict_on(folder, receipt, check)
     lines = _build_lines(folder, receipt, kept=kept)
     lines += [f"  equal to PyTorch on {verdict['images']} images"] if verdict else []
     return Report(receipt_data(folder, receipt) | {"built": not kept, "self_test": verdict}, lines)
-
-
-def _is_self_tested(bundle: Bundle, request: EngineRequest) -> bool:
-    """Tell whether what is built here can be run here: the five numbers are of LookWhere's selection and features."""
-    is_lookwhere = isinstance(bundle.manifest.model, Model)
-    return request.engine in SELF_TESTED and is_lookwhere and store.backend(request.engine).capabilities().can_build
 
 
 def engine_request(bundle: Bundle, options: argparse.Namespace) -> EngineRequest:
