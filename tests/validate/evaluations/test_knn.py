@@ -55,7 +55,7 @@ def test_one_neighbour_votes_as_scikit_learn_s_classifier(
     assert scores(found)["top-1, 1 neighbours"] == pytest.approx(100 * classifier.score(val, data.val.labels))
 
 
-def test_damaged_weights_are_caught(
+def test_an_engine_that_sees_nothing_is_caught(
     backbone: Path, damaged: Callable[[Path], Path], digits_folder: Path, tmp_path: Path, evaluated: Evaluated
 ) -> None:
     options = ["--size", 56, "--features", tmp_path / "features", "--compare", "onnxruntime:int8", "--max-drop", 5]
@@ -77,14 +77,15 @@ def test_too_many_neighbours_and_unreadable_images_are_left_out_and_noted(
                 shutil.copy(path, data / part / label)
     (data / "train/0/00.png").write_bytes(b"no picture")
     (data / "val/1/empty.jpg").touch()
-    found = evaluated("knn", backbone, data, "--size", 28, "--features", tmp_path / "features", "--neighbours", 5, 11, 12, 40)
+    options = ["--size", 28, "--features", tmp_path / "features", "--neighbours"]
+    found = evaluated("knn", backbone, data, *options, 5, 11, 12, 40)
     assert list(scores(found))[::2] == ["top-1, 5 neighbours", "top-1, 11 neighbours"]
     train, val, left_out = found["notes"]
     assert train.startswith(f"1 of 12 images of train cannot be read and are left out, first {data / 'train/0/00.png'} (")
     assert val.startswith(f"1 of 5 images of val cannot be read and are left out, first {data / 'val/1/empty.jpg'} (")
     assert left_out == "neighbours [12, 40] are more than 11 training images and are left out"
-    found = evaluated("knn", backbone, data, "--size", 28, "--features", tmp_path / "features", "--neighbours", 40, code=1)
-    assert found["error"].startswith("memory rows: 11 are too few for 40 neighbours")
+    refused = evaluated("knn", backbone, data, *options, 40, code=1)
+    assert refused["error"].startswith("memory rows: 11 are too few for 40 neighbours")
 
 
 def test_a_number_of_neighbours_that_is_given_twice_is_refused(digits_folder: Path) -> None:
