@@ -17,7 +17,7 @@ from saccade.errors import SaccadeError
 from saccade.runtime.backbone import BackbonePipeline
 from saccade.runtime.chain import Pipeline
 
-CLS, TOKENS = "cls", "tokens"
+CLS, TOKENS, ATTENTION = "cls", "tokens", "attention"
 
 
 class Source(Protocol):
