@@ -15,6 +15,7 @@ import msgspec
 from saccade import atomic
 from saccade.bundle import BackboneModel, Bundle, read_bundle
 from saccade.cli import options as shared
+from saccade.cli import patch_match
 from saccade.cli.console import Phases, Report, progress_bar, table
 from saccade.cli.settings import add_options, settings_from
 from saccade.errors import SaccadeError
@@ -44,6 +45,7 @@ def add_commands(commands: Any) -> None:
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
     for task in TASKS:
         _add_task(tasks, task)
+    patch_match.add_command(tasks)
 
 
 def _add_task(tasks: Any, task: Task) -> None:
