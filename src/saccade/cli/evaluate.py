@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -28,7 +29,7 @@ from saccade.validate.evaluation import Evaluated, compare, evaluate_sources
 from saccade.validate.evaluations import TASKS
 from saccade.validate.evaluations.task import Task
 from saccade.validate.extraction import Extractor
-from saccade.validate.sources import BackboneSource, LookWhereSource, Source, outputs_of
+from saccade.validate.sources import BackboneSource, LookWhereSource, Source, lanes_of, outputs_of
 from saccade.validate.tasks.compare import Difference
 
 REFERENCE = "reference"
@@ -158,16 +159,18 @@ def _engine(
     bundle: Bundle, options: argparse.Namespace, engine: str, precision: str, ks: list[int | None]
 ) -> Iterator[list[Source]]:
     """Yield a source for every k on one engine."""
+    opened = functools.partial(
+        load, bundle, engine=engine, precision=precision, device=options.device, threads=options.threads
+    )
     with Phases() as phases:
-        pipeline = load(
-            bundle, engine=engine, precision=precision, device=options.device, threads=options.threads,
-            build=not options.no_build, progress=phases, note=phases.note,
-        )  # fmt: skip
+        pipeline = opened(build=not options.no_build, progress=phases, note=phases.note)
+    streams = lanes_of(engine, options.device, options.threads)
+    lanes: Any = functools.partial(opened, build=False, streams=streams) if streams > 1 else None
     with pipeline:
         if isinstance(pipeline, BackbonePipeline):
-            yield [BackboneSource(pipeline)]
+            yield [BackboneSource(pipeline, lanes)]
         else:
-            yield [LookWhereSource(pipeline, k) for k in ks if k is not None]
+            yield [LookWhereSource(pipeline, k, lanes) for k in ks if k is not None]
 
 
 def _result(
