@@ -12,12 +12,13 @@ from typing import Protocol
 import numpy as np
 
 from saccade.bundle import Bundle, Model
-from saccade.contract import extras_of
+from saccade.contract import EXTRAS, extras_of
 from saccade.errors import SaccadeError
 from saccade.runtime.backbone import BackbonePipeline
 from saccade.runtime.chain import Pipeline
 
-CLS, TOKENS, ATTENTION = "cls", "tokens", "attention"
+CLS, TOKENS = "cls", "tokens"
+ATTENTION, CLS_LAST4 = EXTRAS
 
 
 class Source(Protocol):
