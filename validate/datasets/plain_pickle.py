@@ -102,6 +102,7 @@ _NAMED: dict[str, Callable[..., Any] | None] = {
     "numpy ndarray": None,  # only an argument
     "numpy dtype": lambda text, align=False, copy=True: _Dtype(text),
     _ENCODE: None,  # taken by the machine, which counts what it makes
+    **dict.fromkeys(("__builtin__ bytes", "builtins bytes"), lambda: b""),  # and no bytes at all
     **{f"numpy.{core}.{name}": call for core in ("core", "_core") for name, call in _NUMPY.items()},
 }
 
