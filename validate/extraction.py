@@ -18,7 +18,7 @@ from saccade.validate.preparation import Preparation
 from saccade.validate.sources import Source, streamed
 
 Reduce = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
-Bar = Callable[[int, str], AbstractContextManager[Any]]  # a progress bar of a total and a label, with update(n)
+Bar = Callable[..., AbstractContextManager[Any]]  # a progress bar of a total, a label and perhaps a unit, with update(n)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from saccade.bundle import Bundle, Model
-from saccade.contract import extras_of
+from saccade.contract import EXTRAS, extras_of
 from saccade.engines import store
 from saccade.engines.engine import default_device
 from saccade.errors import SaccadeError
@@ -23,7 +23,8 @@ from saccade.runtime.chain import Output, Pipeline
 # Batches side by side on a CPU. One alone leaves cores waiting between the steps of a network, all the more where threads
 # that decode take one of them: two took 83 % of its core-time, and 80 % of the time of a folder.
 LANES = 2
-CLS, TOKENS, ATTENTION = "cls", "tokens", "attention"
+CLS, TOKENS = "cls", "tokens"
+ATTENTION, CLS_LAST4 = EXTRAS
 
 
 class Source(Protocol):

@@ -131,9 +131,9 @@ def _open_sides(bundle: Bundle, options: argparse.Namespace, ks: list[int | None
     sides = [stack.enter_context(open_sources(bundle, options, options.engine, options.precision, ks))]
     if options.compare == REFERENCE:
         shared.require_modules(["torch"], "export")
-        from saccade.validate.reference_source import reference_source
+        from saccade.validate.reference_source import reference_sources
 
-        sides.append([reference_source(bundle, options.checkpoint, k) for k in ks])
+        sides.append(reference_sources(bundle, options.checkpoint, ks))
     elif options.compare:
         ((engine, precision),) = pairs_of(None, None, [options.compare])
         sides.append(stack.enter_context(open_sources(bundle, options, engine, precision, ks)))
