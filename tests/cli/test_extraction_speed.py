@@ -20,6 +20,7 @@ from saccade.runtime.loading import load
 from saccade.validate.extraction import Extractor
 from saccade.validate.extraction_speed import measure
 from saccade.validate.preparation import Squash
+from saccade.validate.scaled_source import ScaledSource
 from saccade.validate.sources import LANES, BackboneSource, LookWhereSource, lanes_of
 
 
@@ -83,6 +84,19 @@ def test_two_lanes_give_what_one_gives(
             found = [extract(images, Squash((56, 56)), ["cls", "tokens"]) for extract in extractors]
         for name in ("cls", "tokens"):
             np.testing.assert_allclose(found[0].arrays[name], found[1].arrays[name], atol=1e-4)
+
+
+def test_scales_are_run_side_by_side_as_one_by_one(
+    small_backbone: Callable[[str], Path], photographs: list[np.ndarray]
+) -> None:
+    path = small_backbone("dino")
+    batches = [[photograph[: 64 + 8 * number, :80]] for number, photograph in enumerate(photographs * 3)]
+    with load(path) as pipeline:
+        source = ScaledSource(source_of(pipeline, functools.partial(load, path, streams=LANES)), (1, 1 / 2**0.5, 0.5))
+        found = list(source.stream(batches, ["cls"]))
+        assert len(found) == len(batches)
+        for batch, each in zip(batches, found, strict=True):
+            np.testing.assert_allclose(each["cls"], source.run(batch, ["cls"])["cls"], atol=1e-4)
 
 
 def source_of(pipeline: Pipeline | BackbonePipeline, lanes: object) -> BackboneSource | LookWhereSource:
