@@ -63,6 +63,17 @@ class Squash:
 
 
 @dataclass(frozen=True)
+class Mirrored:
+    """What another preparation gives, with left and right exchanged."""
+
+    of: Preparation
+
+    def __call__(self, path: Path) -> np.ndarray:
+        """Read, resize and mirror."""
+        return np.ascontiguousarray(self.of(path)[:, ::-1])
+
+
+@dataclass(frozen=True)
 class RandomCropFlip:
     """Resize a random part of the image to `side` x `side` and mirror half of them, as training sees images.
 
