@@ -75,8 +75,8 @@ class Tired(BackboneSource):
 
     opened = 0
 
-    def __init__(self, pipeline: Any) -> None:
-        super().__init__(pipeline)
+    def __init__(self, pipeline: Any, lanes: Any = None) -> None:
+        super().__init__(pipeline)  # one lane, which goes through `run`
         Tired.opened += 1
         self._is_second = Tired.opened == 2
         self.recipe = {**self.recipe, "opened": str(Tired.opened)}
@@ -89,7 +89,7 @@ class Tired(BackboneSource):
 def test_the_gate_fails_a_side_that_is_worse(
     run: Run, backbone: Path, digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("saccade.cli.evaluate.BackboneSource", Tired)
+    monkeypatch.setattr("saccade.cli.sources.BackboneSource", Tired)
     options = ["--size", 56, "--neighbours", 5, "--compare", "openvino:fp32", "-o", tmp_path / "result.json"]
     said = run("knn", backbone, digits_folder, *options, "--max-drop", 1, code=1)
     assert "FAIL: at most 1 % below" in said
@@ -138,20 +138,20 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     run: Run, backbone: Path, few_digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[int] = []
-    real = BackboneSource.run
+    real = BackboneSource.stream
 
-    def counted(self: BackboneSource, images: Any, outputs: Any) -> Any:
-        if sum(done) == 24:
-            raise KeyboardInterrupt
-        done.append(len(images))
-        return real(self, images, outputs)
+    def counted(self: BackboneSource, batches: Any, outputs: Any) -> Any:
+        for found in real(self, batches, outputs):
+            if sum(done) == 24:
+                raise KeyboardInterrupt
+            done.append(len(found["cls"]))
+            yield found
 
-    monkeypatch.setattr(BackboneSource, "run", counted)
+    monkeypatch.setattr(BackboneSource, "stream", counted)
     assert "interrupted" in run("knn", backbone, few_digits, *KNN, code=130)
     done[:] = [1000]
     interrupted = json.loads(run("knn", backbone, few_digits, *KNN, "--json"))
-    latency_images = 11
-    assert sum(done) - 1000 == 36 + 30 - 24 + latency_images
+    assert sum(done) - 1000 == 36 + 30 - 24
     monkeypatch.undo()
     whole = json.loads(run("knn", backbone, few_digits, *KNN, "--json", "--batch", 7))
     assert whole["sides"][0]["scores"] == interrupted["sides"][0]["scores"]
@@ -229,5 +229,5 @@ def test_every_task_tells_its_layout_and_its_options(task: Any, capsys: pytest.C
 
 def test_the_tasks_that_lookwhere_bundles_run_in_are_those_of_cls_and_tokens() -> None:
     on_lookwhere = {task.name for task in TASKS if task.on_lookwhere}
-    assert {"knn", "linear", "retrieval", "copydays"} <= on_lookwhere
-    assert on_lookwhere <= {"knn", "linear", "retrieval", "copydays", "linear-segmentation", "overcluster"}
+    assert {"knn", "linear", "retrieval", "copydays", "linear-segmentation", "overcluster"} <= on_lookwhere
+    assert not {"foreground", "attention"} & on_lookwhere  # which read attention
