@@ -50,12 +50,12 @@ def read_rgb(image: ImageLike, name: str = "image") -> np.ndarray:
     if isinstance(image, np.ndarray):
         return _checked_array(image, name)
     if isinstance(image, Image.Image):
-        with _reading(name):
+        with reading(name):
             return _rgb_array(image, name)
     if not isinstance(image, (str, os.PathLike)):
         raise SaccadeError(f"{name}: {type(image).__name__} is no type of image; give a path, a PIL image or a uint8 array")
     path = Path(image)
-    with _reading(str(path)), warnings.catch_warnings():
+    with reading(str(path)), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # damaged EXIF says nothing of the pixels; MAX_PIXELS is our own bound
         if path.exists() and not path.is_file() and not path.is_dir():
             raise SaccadeError(f"{path} is a device or a pipe; give an image file")
@@ -67,7 +67,7 @@ def read_rgb(image: ImageLike, name: str = "image") -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _reading(name: str) -> Iterator[None]:
+def reading(name: str) -> Iterator[None]:
     """Put whatever goes wrong while Pillow opens or decodes `name` into one line."""
     try:
         yield

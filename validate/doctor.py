@@ -15,12 +15,14 @@ from saccade._version import VERSION
 from saccade.engines import store
 from saccade.engines.cuda import find_gpus
 from saccade.engines.engine import ENGINE_NAMES, Capabilities
+from saccade.validate.tasks.libraries import NEEDS_PYTHON
 
 # Package -> the extra that brings it, by what it is for.
 PACKAGES = {
     "numpy": "", "pillow": "", "msgspec": "", "openvino": "openvino", "onnxruntime": "onnxruntime",
     "onnxruntime-gpu": "onnxruntime-gpu", "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx",
     "cuda-python": "tensorrt-rtx", "torch": "export", "onnx": "export", "onnxscript": "export", "polygraphy": "polygraphy",
+    "scipy": "evaluate", "scikit-learn": "evaluate", "infomap": "evaluate", "matplotlib": "bench",
 }  # fmt: skip
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "i8mm", "bf16")
 # TensorRT releases that gave wrong numbers for transformers, from their public issue threads; used to warn, not to refuse.
@@ -100,9 +102,21 @@ def _advice(packages: dict[str, str | None], engines: dict[str, Any], *, has_gpu
         )
     if missing := [name for name in ("torch", "onnx", "onnxscript", "polygraphy") if not packages[name]]:
         advice.append(f"export and parity lack {', '.join(missing)}; pip install '.[export]' in the clone")
+    advice += _evaluation_advice(packages)
     number = engines["tensorrt"]["version"] or packages["tensorrt"] or ""  # a system package has no wheel's version
     release = ".".join(number.split(".")[:3])  # the fourth number counts builds of one release
     return advice + ([f"tensorrt {release}: {KNOWN_BAD[release]}"] if release in KNOWN_BAD else [])
+
+
+def _evaluation_advice(packages: dict[str, str | None]) -> list[str]:
+    """Return what tasks of evaluate and plots lack."""
+    advice = []
+    if missing := [name for name in ("scipy", "scikit-learn", "infomap") if not packages[name]]:
+        needs = NEEDS_PYTHON["infomap"] if "infomap" in missing and sys.version_info < (3, 11) else ""
+        advice.append(f"evaluate lacks {', '.join(missing)}; pip install '.[evaluate]' in the clone{needs}")
+    if not packages["matplotlib"]:
+        advice.append("plots of evaluate and bench lack matplotlib; pip install '.[bench]' in the clone")
+    return advice
 
 
 def _remedy(engine: str, missing: str, has_gpu: bool) -> str:

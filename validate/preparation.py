@@ -5,6 +5,8 @@ transforms of PIL images, which every protocol uses.
 """
 from __future__ import annotations
 
+import math
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -60,6 +62,57 @@ class Squash:
         return resize(read_rgb(path), self.size, self.filter)
 
 
+@dataclass(frozen=True)
+class Mirrored:
+    """What another preparation gives, with left and right exchanged."""
+
+    of: Preparation
+
+    def __call__(self, path: Path) -> np.ndarray:
+        """Read, resize and mirror."""
+        return np.ascontiguousarray(self.of(path)[:, ::-1])
+
+
+@dataclass(frozen=True)
+class RandomCropFlip:
+    """Resize a random part of the image to `side` x `side` and mirror half of them, as training sees images.
+
+    The parts are torchvision's RandomResizedCrop's. An image's name, `view` and `seed` decide, so every run sees the same.
+    """
+
+    side: int
+    view: int
+    seed: int
+    filter: Filter = "bilinear"
+
+    def __call__(self, path: Path) -> np.ndarray:
+        """Read, cut, resize and mirror."""
+        image = read_rgb(path)
+        random = np.random.default_rng([self.seed, self.view, zlib.crc32(f"{path.parent.name}/{path.name}".encode())])
+        top, left, height, width = _random_part(image.shape[0], image.shape[1], random)
+        resized = resize(image[top : top + height, left : left + width], (self.side, self.side), self.filter)
+        return np.ascontiguousarray(resized[:, ::-1] if random.random() < 0.5 else resized)
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """Shrink to fit `side` x `side` with the aspect kept, as Pillow's thumbnail; smaller images stay as they are.
+
+    An image of which a side is then shorter than `shortest` counts as unreadable.
+    """
+
+    side: int
+    shortest: int
+
+    def __call__(self, path: Path) -> np.ndarray:
+        """Read and shrink."""
+        image = Image.fromarray(read_rgb(path))
+        image.thumbnail((self.side, self.side), _FILTERS["lanczos"])
+        if min(image.size) < self.shortest:
+            raise SaccadeError(f"{path}: {image.width} x {image.height} px is too narrow; {self.shortest} px are needed")
+        return np.asarray(image)
+
+
 def resize(image: np.ndarray, size: tuple[int, int], filter: Filter) -> np.ndarray:
     """Return uint8 (H, W, 3) pixels of `size` (height, width)."""
     if image.shape[:2] == size:
@@ -79,3 +132,21 @@ def checked_side(pixels: int, patch: int, protocol: int) -> int:
     if pixels % patch:
         raise SaccadeError(f"--size {pixels} is not a multiple of the {patch} px patch; use {whole_patches(pixels, patch)}")
     return pixels
+
+
+# torchvision's RandomResizedCrop: shares of the area, shapes, and how often it tries before it takes the middle.
+AREAS = (0.08, 1.0)
+SHAPES = (3 / 4, 4 / 3)
+TRIES = 10
+
+
+def _random_part(height: int, width: int, random: np.random.Generator) -> tuple[int, int, int, int]:
+    """Return top, left, height and width of a part of random area and shape."""
+    for _ in range(TRIES):
+        area = height * width * random.uniform(*AREAS)
+        shape = math.exp(random.uniform(math.log(SHAPES[0]), math.log(SHAPES[1])))
+        across, down = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if 0 < across <= width and 0 < down <= height:
+            return int(random.integers(height - down + 1)), int(random.integers(width - across + 1)), down, across
+    down, across = min(height, round(width / SHAPES[0])), min(width, round(height * SHAPES[1]))
+    return (height - down) // 2, (width - across) // 2, down, across

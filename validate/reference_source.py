@@ -17,32 +17,25 @@ from saccade.export.reference import Reference, fill
 from saccade.validate.sources import CLS, TOKENS, Source, outputs_of
 
 
-def reference_source(bundle: Bundle, checkpoint: Path, k: int | None) -> Source:
-    """Return the checkpoint's source; raises SaccadeError for a file that the bundle was not made of."""
-    model = bundle.manifest.model
-    source: BackboneReferenceSource | LookWhereReferenceSource
+def reference_sources(bundle: Bundle, path: Path, ks: Sequence[int | None]) -> list[Source]:
+    """Return the checkpoint's source for every k (None alone for a plain backbone), all of one model in memory.
+
+    Raises SaccadeError for a file that the bundle was not made of.
+    """
+    model, outputs = bundle.manifest.model, outputs_of(bundle)
     if isinstance(model, BackboneModel):
-        source, sha256 = _backbone(bundle, checkpoint)
-    else:
-        source, sha256 = _lookwhere(bundle, checkpoint, k)
-    if sha256 != bundle.manifest.provenance.get("checkpoint_sha256"):
-        raise SaccadeError(f"{checkpoint} is not the checkpoint that {bundle.path} was made of; give that file")
-    return source
-
-
-def _backbone(bundle: Bundle, path: Path) -> tuple[BackboneReferenceSource, str]:
-    model = bundle.manifest.model
-    assert isinstance(model, BackboneModel)
-    checkpoint = read_backbone(path, model.family, bundle.manifest.provenance.get("checkpoint_key"))
-    reference = BackboneReference(checkpoint, extras_of(model))
-    return BackboneReferenceSource(reference, outputs_of(bundle), checkpoint.sha256), checkpoint.sha256
-
-
-def _lookwhere(bundle: Bundle, path: Path, k: int | None) -> tuple[LookWhereReferenceSource, str]:
+        plain = read_backbone(path, model.family, bundle.manifest.provenance.get("checkpoint_key"))
+        _check_origin(bundle, path, plain.sha256)
+        return [BackboneReferenceSource(BackboneReference(plain, extras_of(model)), outputs, plain.sha256)]
     checkpoint = read_checkpoint(path)
-    assert k is not None
+    _check_origin(bundle, path, checkpoint.sha256)
     reference = Reference(checkpoint, bundle.manifest.task)
-    return LookWhereReferenceSource(reference, k, outputs_of(bundle), checkpoint.sha256), checkpoint.sha256
+    return [LookWhereReferenceSource(reference, k, outputs, checkpoint.sha256) for k in ks if k is not None]
+
+
+def _check_origin(bundle: Bundle, path: Path, sha256: str) -> None:
+    if sha256 != bundle.manifest.provenance.get("checkpoint_sha256"):
+        raise SaccadeError(f"{path} is not the checkpoint that {bundle.path} was made of; give that file")
 
 
 class BackboneReferenceSource:
@@ -54,7 +47,7 @@ class BackboneReferenceSource:
     def __init__(self, reference: BackboneReference, outputs: Sequence[str], sha256: str) -> None:
         self._reference = reference
         self.patch, self.outputs = reference.model.patch, outputs
-        self.recipe = {"reference": sha256, "torch": torch.__version__}
+        self.recipe = {"reference": sha256, "torch": str(torch.__version__)}
 
     def run(self, images: list[np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """Run the module once."""
@@ -69,7 +62,7 @@ class LookWhereReferenceSource:
         self._reference, self.k = reference, k
         self.label = f"PyTorch fp32 k={k}"
         self.patch, self.outputs = reference.model.patch, outputs
-        self.recipe = {"reference": sha256, "torch": torch.__version__, "k": str(k)}
+        self.recipe = {"reference": sha256, "torch": str(torch.__version__), "k": str(k)}
 
     def run(self, images: list[np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """Run both modules; tokens are the dense fill, row-major."""

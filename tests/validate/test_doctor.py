@@ -20,7 +20,7 @@ from saccade.engines.engine import ENGINE_NAMES
 from saccade.validate import doctor
 
 OPTIONAL = ("torch", "onnx", "onnxscript", "onnx_ir", "openvino", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda",
-            "pycuda", "polygraphy", "tqdm", "sklearn")  # fmt: skip
+            "pycuda", "polygraphy", "tqdm", "sklearn", "scipy", "infomap", "matplotlib")  # fmt: skip
 # Runs the doctor where no optional package can be imported, nor is recorded as installed.
 BARE = """
 import importlib.metadata, sys
@@ -74,17 +74,19 @@ def test_the_doctor_speaks_where_nothing_optional_is_installed() -> None:
     for name, engine in said["engines"].items():
         assert (engine["can_build"], engine["can_run"], engine["version"]) == (False, False, None)
         assert f"pip install '.[{name}]' in the clone" in engine["missing"]
-    assert [line.split()[0].rstrip(":") for line in said["advice"]] == [*ENGINE_NAMES, "export"]
+    assert [line.split()[0].rstrip(":") for line in said["advice"]] == [*ENGINE_NAMES, "export", "evaluate", "plots"]
     assert all("pip install '.[" in line for line in said["advice"])
-    assert said["advice"][-1] == (
-        "export and parity lack torch, onnx, onnxscript, polygraphy; pip install '.[export]' in the clone"
-    )
+    assert said["advice"][-3:] == [
+        "export and parity lack torch, onnx, onnxscript, polygraphy; pip install '.[export]' in the clone",
+        "evaluate lacks scipy, scikit-learn, infomap; pip install '.[evaluate]' in the clone",
+        "plots of evaluate and bench lack matplotlib; pip install '.[bench]' in the clone",
+    ]
 
 
 def test_people_get_the_same_in_lines_and_one_line_an_advice() -> None:
     lines = bare().stdout.splitlines()
     advice = lines[lines.index("advice:") + 1 :]
-    assert len(advice) == len(ENGINE_NAMES) + 1
+    assert len(advice) == len(ENGINE_NAMES) + 3
     assert "  openvino: not here" in lines
 
 
@@ -98,6 +100,16 @@ def test_what_is_here_is_said_to_be_here(capsys: pytest.CaptureFixture[str]) -> 
     assert said["engines"]["onnxruntime"]["can_run"] is True
     assert said["cpu"]["cores"] == len(os.sched_getaffinity(0))
     assert 0 < said["memory_gb"] < 1e5
+
+
+def test_what_an_evaluation_lacks_is_named_alone(
+    installed: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking = "evaluate lacks infomap; pip install '.[evaluate]' in the clone"
+    for release, needs in (((3, 12), ""), ((3, 10), " (it needs Python 3.11 or later)")):
+        monkeypatch.setattr(sys, "version_info", release)
+        advice = installed(scipy="1.17.1", scikit_learn="1.9.1", matplotlib="3.10")["advice"]
+        assert [line for line in advice if "evaluate" in line] == [lacking + needs]
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs /proc")

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,12 +42,14 @@ def read_image_folder(root: Path, splits: Sequence[str] = SPLITS) -> ImageFolder
     train, val = (_classes(root / split) for split in splits)
     unknown = sorted(val.keys() - train.keys())
     if unknown:
-        raise SaccadeError(f"{root / splits[1]}: {_few(unknown)} of its classes are not in {splits[0]}; add or remove them")
+        raise SaccadeError(f"{root / splits[1]}: {few(unknown)} of its classes are not in {splits[0]}; add or remove them")
+    if len(train) == 1:
+        raise SaccadeError(f"{root / splits[0]}: {next(iter(train))} is its only class, so any answer is right; add others")
     for name, paths in train.items():
         if not paths:
             raise SaccadeError(f"{root / splits[0] / name}: a class without an image; add some or remove the folder")
     untested = [name for name in train if not val.get(name)]
-    notes = (f"{_few(untested)} of {len(train)} classes have no image in {splits[1]}",) if untested else ()
+    notes = (f"{few(untested)} of {len(train)} classes have no image in {splits[1]}",) if untested else ()
     return ImageFolder(list(train), _labelled(train, list(train)), _labelled(val, list(train)), notes)
 
 
@@ -55,6 +57,22 @@ def labels_of(split: LabelledImages, features: Features) -> np.ndarray:
     """Return the labels of the rows that were extracted, int64, without those of unreadable images."""
     readable = np.array([str(path) not in features.failed for path in split.paths])
     return np.asarray(split.labels[readable])
+
+
+def training_labels(data: ImageFolder, features: Features) -> np.ndarray:
+    """Return the labels of the training rows; raises SaccadeError for a class of which no image could be read."""
+    labels = labels_of(data.train, features)
+    unread = np.setdiff1d(np.arange(len(data.classes)), labels)
+    if len(unread):
+        lost = next(str(path) for path, label in zip(data.train.paths, data.train.labels, strict=True) if label == unread[0])
+        names = few([data.classes[label] for label in unread])
+        raise SaccadeError(f"no training image of {names} classes can be read, first {lost} ({features.failed[lost]})")
+    return labels
+
+
+def shares_by_class(data: ImageFolder, labels: np.ndarray, hits: np.ndarray) -> dict[str, float]:
+    """Return the share of right answers in percent of each class that was tested."""
+    return {name: float(100 * hits[labels == label].mean()) for label, name in enumerate(data.classes) if label in labels}
 
 
 def failed_note(features: Features, where: str) -> tuple[str, ...]:
@@ -66,20 +84,26 @@ def failed_note(features: Features, where: str) -> tuple[str, ...]:
     return (f"{len(features.failed)} of {total} images of {where} cannot be read and are left out, first {first} ({why})",)
 
 
+def image_files(folder: Path) -> list[Path]:
+    """Return the image files below a folder, at any depth, sorted."""
+    return sorted(_walked(folder))
+
+
+def few(names: Sequence[str]) -> str:
+    """Return a count with the first names."""
+    return f"{len(names)} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+
+
+def _walked(folder: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent, name) for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+
+
 def _classes(split: Path) -> dict[str, list[Path]]:
     """Return the image files of each class folder, both sorted by name."""
     if not split.is_dir():
         raise SaccadeError(f"{split}: no such folder; images are expected in {split.name}/CLASS/")
-    found = {
-        entry.name: sorted(
-            Path(folder, name)
-            for folder, _, names in os.walk(entry)
-            for name in names
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES
-        )
-        for entry in sorted(split.iterdir())
-        if entry.is_dir()
-    }
+    found = {entry.name: image_files(entry) for entry in sorted(split.iterdir()) if entry.is_dir()}
     if not any(found.values()):
         raise SaccadeError(f"{split}: holds no images; they are expected in {split.name}/CLASS/")
     return found
@@ -91,7 +115,3 @@ def _labelled(found: dict[str, list[Path]], classes: list[str]) -> LabelledImage
     labels = [number[name] for name, paths in found.items() for _ in paths]
     return LabelledImages(paths, np.array(labels, np.int64))
 
-
-def _few(names: Sequence[str]) -> str:
-    """Return a count with the first names."""
-    return f"{len(names)} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"

@@ -7,7 +7,15 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
-from saccade.validate.datasets.image_folder import ImageFolder, failed_note, labels_of, read_image_folder
+from saccade.errors import SaccadeError
+from saccade.validate.datasets.image_folder import (
+    ImageFolder,
+    failed_note,
+    labels_of,
+    read_image_folder,
+    shares_by_class,
+    training_labels,
+)
 from saccade.validate.evaluations.task import Outcome, Score, Settings, Task
 from saccade.validate.extraction import Extractor
 from saccade.validate.preparation import ShortSideCrop, checked_side
@@ -23,12 +31,16 @@ class KnnSettings(Settings, frozen=True):
     """Options of the task."""
 
     size: Annotated[int, Meta(ge=0, description="pixels of the crop (0: 224 in whole patches)")] = 0
-    neighbours: Annotated[tuple[int, ...], Meta(min_length=1, description="how many neighbours vote")] = NEIGHBOURS
+    neighbours: Annotated[
+        tuple[Annotated[int, Meta(ge=1)], ...], Meta(min_length=1, description="how many neighbours vote")
+    ] = NEIGHBOURS
     temperature: Annotated[float, Meta(gt=0, description="of the votes, exp(cosine / T)")] = TEMPERATURE
 
 
 def read(root: Path, settings: KnnSettings) -> ImageFolder:
-    """List the images; the numbers of neighbours are checked when the unreadable ones are known."""
+    """List the images; more neighbours than images are left out when the unreadable ones are known."""
+    if len(set(settings.neighbours)) < len(settings.neighbours):
+        raise SaccadeError(f"--neighbours {' '.join(map(str, settings.neighbours))}: give each number once")
     return read_image_folder(root)
 
 
@@ -42,9 +54,9 @@ def evaluate(data: ImageFolder, extract: Extractor, settings: KnnSettings) -> Ou
     train = extract(data.train.paths, prepare, [CLS], label="train")
     val = extract(data.val.paths, prepare, [CLS], label="val")
     usable = [k for k in settings.neighbours if k <= len(train.names)] or list(settings.neighbours)
+    labels = labels_of(data.val, val)
     results = evaluate_knn(
-        np.asarray(train.arrays[CLS]), labels_of(data.train, train),
-        np.asarray(val.arrays[CLS]), labels_of(data.val, val),
+        np.asarray(train.arrays[CLS]), training_labels(data, train), np.asarray(val.arrays[CLS]), labels,
         len(data.classes), usable, settings.temperature,
     )  # fmt: skip
     results.sort(key=lambda result: result.k != USUAL)
@@ -52,7 +64,8 @@ def evaluate(data: ImageFolder, extract: Extractor, settings: KnnSettings) -> Ou
     too_many = (f"neighbours {left_out} are more than {len(train.names)} training images and are left out",)
     notes = (*data.notes, *failed_note(train, "train"), *failed_note(val, "val"), *(too_many if left_out else ()))
     scores = [score for result in results for score in _scores(result)]
-    return Outcome(tuple(scores), results[0].top1_hits.astype(np.float64), notes=notes)
+    details = {"top1_by_class": shares_by_class(data, labels, results[0].top1_hits)}
+    return Outcome(tuple(scores), results[0].top1_hits.astype(np.float64), notes=notes, details=details)
 
 
 def _scores(result: KnnResult) -> tuple[Score, Score]:

@@ -22,7 +22,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Score:
-    """One number of an outcome; more is better."""
+    """One number of an outcome; of the headline, more is better."""
 
     name: str
     value: float

@@ -48,12 +48,15 @@ def head_pictures(attention: np.ndarray, grid: tuple[int, int], patch: int) -> n
     return np.asarray(levels.reshape(-1, *grid).repeat(patch, axis=1).repeat(patch, axis=2))
 
 
-def mask_jaccard(masks: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def mask_jaccard(masks: np.ndarray, truth: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:
     """Return intersection over union of masks (heads, gh, gw) with a foreground truth (H, W), both bool: float64 (heads,).
 
-    Masks are enlarged by nearest. Where neither holds anything the two agree: 1.
+    Masks are enlarged by nearest. Only pixels of `counted` (H, W) count, if given. Where neither holds anything the two
+    agree: 1.
     """
     shown = resize_nearest(masks, truth.shape)
+    if counted is not None:
+        shown, truth = shown & counted, truth & counted
     union = np.count_nonzero(shown | truth, axis=(1, 2))
     return np.where(union == 0, 1, np.count_nonzero(shown & truth, axis=(1, 2)) / np.maximum(union, 1))
 

@@ -1,9 +1,12 @@
 """k-means over patch features, and the standardising and PCA before it, as NeCo calls faiss in experiments/utils.py.
 
-The plain k-means and PCA are scikit-learn's with faiss's settings; the spherical one, which it lacks, is written here.
+The plain k-means is scikit-learn's with faiss's settings; the spherical one, which it lacks, is written here, and so is the
+PCA, since it takes what does not fit into memory.
 Starting points come from NumPy's generator, so that clusters of one seed differ from faiss's; means over seeds compare.
 """
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -15,18 +18,53 @@ from saccade.validate.tasks.neighbours import BLOCK_VALUES, normalize_rows
 PCA_DIM = 50
 ITERATIONS = 100
 REDOS = 5
+SMALLEST_DEVIATION = 1e-6  # of a feature, relative to its mean: below it is a constant in float32
 POINTS_PER_CENTROID = 256  # faiss trains on no more rows than this for each centroid (its max_points_per_centroid)
 
 
 def reduce_features(features: np.ndarray, dim: int = PCA_DIM) -> np.ndarray:
     """Standardise features (N, D) over all rows and project them on their `dim` principal components, float32 (N, dim)."""
     check_shape("features", features, (None, None))
-    check_finite("features", features)
-    check_enough("patches", len(features), dim, f"{dim} principal components")
-    check_enough("feature dimensions", features.shape[1], dim, f"{dim} principal components")
-    standard = library("sklearn.preprocessing").StandardScaler().fit_transform(features.astype(np.float32, copy=False))
-    pca = library("sklearn.decomposition").PCA(dim, svd_solver="covariance_eigh", copy=False)
-    return np.asarray(pca.fit_transform(standard), np.float32)
+    step = max(1, BLOCK_VALUES // features.shape[1])
+    return reduce_blocks(lambda: (features[start : start + step] for start in range(0, len(features), step)), dim)
+
+
+def reduce_blocks(blocks: Callable[[], Iterable[np.ndarray]], dim: int = PCA_DIM) -> np.ndarray:
+    """Do the same with features that come in blocks (n, D) on each call, so that they may be larger than memory.
+
+    Standardised features have the correlations as their covariances, whose eigenvectors are the components.
+    """
+    rows, mean, covariance = _moments(blocks())
+    check_enough("patches", rows, dim, f"{dim} principal components")
+    check_enough("feature dimensions", len(mean), dim, f"{dim} principal components")
+    deviation = np.sqrt(np.diagonal(covariance))
+    scale = 1 / np.where(deviation > SMALLEST_DEVIATION * np.abs(mean), deviation, 1)  # a constant feature stays 0
+    _, vectors = np.linalg.eigh(covariance * scale * scale[:, None])
+    components = scale[:, None] * vectors[:, ::-1][:, :dim]
+    reduced = np.empty((rows, dim), np.float32)
+    start = 0
+    for block in blocks():
+        reduced[start : start + len(block)] = (block - mean) @ components
+        start += len(block)
+    return reduced
+
+
+def _moments(blocks: Iterable[np.ndarray]) -> tuple[int, np.ndarray, np.ndarray]:
+    """Return the number of rows, and their mean (D,) and covariance (D, D) in float64.
+
+    Moments are taken about the first block's mean, which is near enough to the whole's to lose no digits.
+    """
+    rows, origin, total, products = 0, np.zeros(0), np.zeros(0), np.zeros((0, 0))
+    for block in blocks:
+        check_shape("features", block, (None, None))
+        check_finite("features", block)
+        if not rows:
+            origin = block.mean(axis=0, dtype=np.float64)
+            total, products = np.zeros_like(origin), np.zeros((len(origin), len(origin)))
+        centred = block - origin
+        rows, total, products = rows + len(block), total + centred.sum(axis=0), products + centred.T @ centred
+    shift = total / max(rows, 1)
+    return rows, origin + shift, products / max(rows, 1) - np.outer(shift, shift)
 
 
 def kmeans(features: np.ndarray, clusters: int, seed: int, rows: np.ndarray | None = None) -> np.ndarray:

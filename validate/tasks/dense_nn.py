@@ -1,7 +1,7 @@
 """Retrieval-based segmentation: every patch takes the labels of the most alike patches of the training images.
 
 Mirrors hbird/hbird_eval.py of open-hummingbird-eval, with an exact search. As there, predicted classes are matched to true
-ones again (Hungarian) before the mIoU: `overcluster.score_clusters(truth, prediction, classes, classes, "hungarian")`.
+ones again (Hungarian) before the mIoU: `overcluster.match_clusters` of all images' confusion matrices.
 """
 from __future__ import annotations
 

@@ -82,6 +82,11 @@ def foreground_clusters(
     return np.where(masks, resize_nearest(found.reshape(-1, *grid), masks.shape[1:]), clusters)
 
 
+def mean_foreground_iou(masks: np.ndarray, truth: np.ndarray) -> float:
+    """Return the IoU of foreground masks, bool (B, H, W), averaged over images; all but label 0 of truth is foreground."""
+    return _foreground_iou(*_histograms(masks.astype(np.int64), truth != 0, 2), np.array([1]))
+
+
 def _foreground_iou(pixels: np.ndarray, hits: np.ndarray, chosen: np.ndarray) -> float:
     """Return the mean over images of the IoU that the chosen clusters have with the truth; both empty counts as 1."""
     predicted, intersection = pixels[:, chosen].sum(axis=1), hits[:, chosen].sum(axis=1)

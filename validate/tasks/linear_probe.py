@@ -53,7 +53,8 @@ def probe_features(cls_blocks: np.ndarray, patch_mean: np.ndarray | None = None)
     (c0, m0, c1, m1, ...), which its published heads expect.
     """
     if patch_mean is None:
-        return np.concatenate(list(cls_blocks), axis=1).astype(np.float32)
+        by_image = np.moveaxis(cls_blocks, 0, 1)  # features kept by image are joined without a copy
+        return np.asarray(by_image.reshape(len(by_image), -1).astype(np.float32, copy=False))
     if len(cls_blocks) != 1:
         raise SaccadeError(f"linear probe: a patch mean goes with one block's cls, not with {len(cls_blocks)}")
     return np.stack([cls_blocks[0], patch_mean], axis=-1).reshape(len(patch_mean), -1).astype(np.float32)

@@ -91,13 +91,30 @@ def shuffled_batches(
 ) -> Callable[[int], Iterator[Batch]]:
     """Return batches(epoch) over stored features, shuffled anew each epoch; what does not fill a batch is left out."""
     check_shape("masks", masks, (len(tokens), None, None))
-    check_enough("train images", len(tokens), batch, f"a batch of {batch}")
+    shuffled = shuffled_rows(len(tokens), batch, seed)
 
     def batches(epoch: int) -> Iterator[Batch]:
-        order = np.random.default_rng((seed, epoch)).permutation(len(tokens))
-        for start in range(0, len(order) - batch + 1, batch):
-            rows = np.sort(order[start : start + batch])  # ascending, so that a memory-mapped file is read forwards
+        for rows, _ in shuffled(epoch):
             yield tokens[rows], masks[rows]
+
+    return batches
+
+
+def shuffled_rows(
+    images: int, batch: int = BATCH, seed: int = SEED, views: int = 1
+) -> Callable[[int], Iterator[tuple[np.ndarray, np.ndarray]]]:
+    """Return batches(epoch) of image numbers and the number of the view that each is seen in, int64 (batch,) both.
+
+    Numbers ascend, so that a memory-mapped file is read forwards.
+    """
+    check_enough("train images", images, batch, f"a batch of {batch}")
+
+    def batches(epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        random = np.random.default_rng((seed, epoch))
+        order, seen = random.permutation(images), random.integers(views, size=images)
+        for start in range(0, images - batch + 1, batch):
+            rows = np.sort(order[start : start + batch])
+            yield rows, seen[rows]
 
     return batches
 

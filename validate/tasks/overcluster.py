@@ -19,8 +19,8 @@ from saccade.validate.tasks.segmentation import (
     SMALLEST_UNION,
     ClassCounts,
     class_counts,
+    confusion,
     image_confusions,
-    merge_clusters,
 )
 
 # eval_overcluster.py and its configs.
@@ -58,13 +58,20 @@ def overcluster(
     ignore: int = IGNORE,
     pca_dim: int = PCA_DIM,
 ) -> ClusterResult:
-    """Cluster patch tokens (B, gh*gw, D) of all images together and score the clusters on masks (B, H, W).
-
-    Both are brought to 100 x 100 by nearest, as upstream. Call it per seed of SEEDS: the published figure is their mean.
-    """
+    """Cluster patch tokens (B, gh*gw, D) of all images together and score the clusters on masks (B, H, W)."""
     check_shape("tokens", tokens, (len(masks), grid[0] * grid[1], None))
     reduced = reduce_features(tokens.reshape(-1, tokens.shape[-1]), pca_dim)
     found = kmeans(reduced, clusters, seed).reshape(len(masks), *grid)
+    return score_patches(masks, found, classes, clusters, ignore)
+
+
+def score_patches(
+    masks: np.ndarray, found: np.ndarray, classes: int, clusters: int, ignore: int = IGNORE
+) -> ClusterResult:
+    """Score a clustering of patches (B, gh, gw) on masks (B, H, W), with the matching that the number of clusters asks for.
+
+    Both are brought to 100 x 100 by nearest, as upstream. The published figure is the mean over SEEDS of the clustering.
+    """
     matching = "hungarian" if clusters == classes else "precision"
     truth, assigned = resize_nearest(masks, MASK_SIZE), resize_nearest(found, MASK_SIZE)
     return score_clusters(truth, assigned, classes, clusters, matching, ignore)
@@ -74,13 +81,17 @@ def score_clusters(
     truth: np.ndarray, assigned: np.ndarray, classes: int, clusters: int, matching: str, ignore: int | None = IGNORE
 ) -> ClusterResult:
     """Match clusters to classes by "hungarian", "precision" or "iou" and count; both maps are integers (B, H, W)."""
-    matrices = image_confusions(truth, assigned, classes, clusters, ignore)
-    total = matrices.sum(axis=0)
-    if not total.any():
-        raise SaccadeError(f"clustering: every pixel is ignored ({ignore}), so nothing can be matched; look at the masks")
-    mapping = match_hungarian(total) if matching == "hungarian" else match_greedy(total, matching)
+    # Matched on the sum, and counted again after it: a matrix of all clusters for each image would take gigabytes.
+    mapping = match_clusters(confusion(truth, assigned, classes, clusters, ignore), matching, ignore)
     background = 1 / classes if matching == "hungarian" else float(np.mean(mapping == BACKGROUND))
-    return ClusterResult(mapping, merge_clusters(matrices, mapping, classes), background)
+    return ClusterResult(mapping, image_confusions(truth, mapping[assigned], classes, ignore=ignore), background)
+
+
+def match_clusters(matrix: np.ndarray, matching: str, ignore: int | None = IGNORE) -> np.ndarray:
+    """Return the class of each cluster, int64 (clusters,), by the pixels of all images (classes, clusters)."""
+    if not matrix.any():
+        raise SaccadeError(f"clustering: every pixel is ignored ({ignore}), so nothing can be matched; look at the masks")
+    return match_hungarian(matrix) if matching == "hungarian" else match_greedy(matrix, matching)
 
 
 def match_hungarian(matrix: np.ndarray) -> np.ndarray:

@@ -20,9 +20,12 @@ def resize_nearest(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(maps[..., rows[:, None], columns])
 
 
-def bilinear_weights(inputs: int, outputs: int) -> np.ndarray:
-    """Return the float32 matrix (outputs, inputs) of "bilinear" along one axis; every row sums to 1."""
-    scale = np.float32(inputs) / np.float32(outputs)
+def bilinear_weights(inputs: int, outputs: int, factor: float | None = None) -> np.ndarray:
+    """Return the float32 matrix (outputs, inputs) of "bilinear" along one axis; every row sums to 1.
+
+    `factor` is the scale_factor where PyTorch was given one: it then steps by it, not by the ratio of the sizes.
+    """
+    scale = np.float32(1 / factor) if factor else np.float32(inputs) / np.float32(outputs)
     # In float64 the product is exact, so there is one rounding, as in PyTorch's fused multiply-add.
     centres = (np.float64(scale) * (np.arange(outputs) + 0.5) - 0.5).astype(np.float32)
     centres = np.maximum(centres, np.float32(0))
@@ -35,8 +38,8 @@ def bilinear_weights(inputs: int, outputs: int) -> np.ndarray:
     return weights
 
 
-def resize_bilinear(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize maps (..., h, w) to float32 (..., *size)."""
-    down = bilinear_weights(maps.shape[-2], size[0])
-    across = bilinear_weights(maps.shape[-1], size[1])
+def resize_bilinear(maps: np.ndarray, size: tuple[int, int], factor: float | None = None) -> np.ndarray:
+    """Resize maps (..., h, w) to float32 (..., *size); with `factor` as by that scale factor."""
+    down = bilinear_weights(maps.shape[-2], size[0], factor)
+    across = bilinear_weights(maps.shape[-1], size[1], factor)
     return np.asarray(down @ maps.astype(np.float32, copy=False) @ across.T)

@@ -1,0 +1,114 @@
+"""Dense nearest neighbours: segmentation by the labels of alike patches, as open-hummingbird-eval has it (hbird_eval.py).
+
+Upstream's memory is of random crops with changed colours; here it is of the whole training images as they are.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from msgspec import Meta
+
+from saccade.validate.datasets import segmentation
+from saccade.validate.datasets.segmentation import Segmentation, read_segmentation
+from saccade.validate.evaluations.miou import iou_by_class
+from saccade.validate.evaluations.task import Outcome, Score, Settings, Task
+from saccade.validate.extraction import Extractor
+from saccade.validate.masked_features import MaskedFeatures, extract_masked, images_per_batch
+from saccade.validate.preparation import Squash, checked_side
+from saccade.validate.segmentation_sheet import Shown, sheet_pictures, shown_rows
+from saccade.validate.sources import TOKENS
+from saccade.validate.tasks.dense_nn import (
+    MEMORY_SIZE,
+    NEIGHBOURS,
+    TEMPERATURE,
+    Batch,
+    Memory,
+    build_memory,
+    class_shares,
+    predict_masks,
+)
+from saccade.validate.tasks.overcluster import match_clusters
+from saccade.validate.tasks.segmentation import (
+    class_counts,
+    image_confusions,
+    image_counts,
+    mean_iou_of_counts,
+    merge_clusters,
+)
+
+SIZE = 512  # in whole patches that fit: 504 for patches of 14, as its README has it
+
+
+class DenseNnSettings(Settings, frozen=True):
+    """Options of the task."""
+
+    dataset: Annotated[segmentation.Name, Meta(description="which data set DATA holds")] = "auto"
+    size: Annotated[int, Meta(ge=0, description="pixels of either side (0: 512, or what whole patches fill of it)")] = 0
+    train_share: Annotated[
+        float, Meta(ge=0, le=1, description="of the training images, by chance (0: 0.1 of COCO, else all)")
+    ] = 0
+    memory: Annotated[int, Meta(ge=1, description="training patches that are kept, rare classes first")] = MEMORY_SIZE
+    neighbours: Annotated[int, Meta(ge=1, description="of each patch")] = NEIGHBOURS
+    temperature: Annotated[float, Meta(gt=0, description="of the neighbours' weights, exp(cosine / T)")] = TEMPERATURE
+    seed: Annotated[int, Meta(ge=0, description="of the choice of patches")] = 0
+
+
+def read(root: Path, settings: DenseNnSettings) -> Segmentation:
+    """List both splits."""
+    return read_segmentation(root, settings.dataset, train=True, share=settings.train_share)
+
+
+def evaluate(data: Segmentation, extract: Extractor, settings: DenseNnSettings) -> Outcome:
+    """Keep patches of the training split, and give those of the validation split their neighbours' labels."""
+    assert data.train is not None
+    patch = extract.source.patch
+    side = checked_side(settings.size, patch, max(patch, SIZE // patch * patch))
+    size, grid = (side, side), (side // patch,) * 2
+    prepare = Squash(size, "bilinear")
+    train = extract_masked(extract, data.train, data.labels, prepare, size, [TOKENS], "train")
+    val = extract_masked(extract, data.val, data.labels, prepare, size, [TOKENS], "val")
+    memory = build_memory(
+        _batches(train), len(train.features.names), grid, len(data.labels.classes), settings.seed, settings.memory
+    )
+    matrices, shown = _predicted(data, val, memory, grid, settings)
+    mapping = match_clusters(matrices.sum(axis=0, dtype=np.int64), "hungarian", data.labels.ignore)
+    matched = merge_clusters(matrices, mapping, len(mapping))
+    counts = class_counts(matched)
+    return Outcome(
+        (Score("mIoU", 100 * counts.miou), Score("mIoU without matching", 100 * class_counts(matrices).miou)),
+        image_counts(matched),
+        mean_iou_of_counts,
+        notes=tuple(dict.fromkeys(train.notes + val.notes)),
+        details={"iou_by_class": iou_by_class(data.labels.classes, counts.iou), "memory": len(memory.features)},
+        pictures=sheet_pictures(shown, prepare, data.labels.ignore),
+    )
+
+
+def _batches(train: MaskedFeatures) -> Iterator[Batch]:
+    """Yield tokens with their masks."""
+    for rows, masks in train.batches("memory"):
+        yield train.features.arrays[TOKENS][rows], masks
+
+
+def _predicted(
+    data: Segmentation, val: MaskedFeatures, memory: Memory, grid: tuple[int, int], settings: DenseNnSettings
+) -> tuple[np.ndarray, list[Shown]]:
+    """Return the confusion matrix of each image before matching, int32 (images, C, C), and what the picture holds."""
+    classes, names = len(data.labels.classes), val.features.names
+    wanted, matrices, shown = set(shown_rows(len(names)).tolist()), [], []
+    for rows, masks in val.batches("neighbours", images_per_batch(classes, val.size)):
+        shares = class_shares(val.features.arrays[TOKENS][rows], memory, settings.neighbours, settings.temperature)
+        predicted = predict_masks(shares, grid, val.size)
+        found = image_confusions(masks, predicted, classes, ignore=data.labels.ignore)
+        matrices.append(found.astype(np.int32))  # a mask has fewer pixels, and of ADE20K these are many
+        shown += [Shown(Path(names[row]), *maps) for row, *maps in zip(rows, masks, predicted, strict=True) if row in wanted]
+    return np.concatenate(matrices), shown
+
+
+TASK = Task(
+    "dense-nn", "mIoU of labels that alike patches give (in-context)", segmentation.LAYOUT, DenseNnSettings, read, evaluate,
+    on_lookwhere=True,
+)  # fmt: skip

@@ -1,0 +1,184 @@
+"""Segmentation without labels: foreground by attention and clusters (CBFE), its clusters as objects, and with
+`--communities` clusters that lie side by side joined to objects (CD), as in NeCo's fully_unsup_seg.py on Pascal VOC.
+
+Masks of the training split choose the threshold of the foreground, as upstream; nothing else sees a mask before the score.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from msgspec import Meta
+
+from saccade.errors import SaccadeError
+from saccade.validate.datasets import voc
+from saccade.validate.datasets.masked_split import MaskedSplit, checked_split
+from saccade.validate.evaluations.miou import run_details, run_samples, run_scores
+from saccade.validate.evaluations.overcluster import SIZE
+from saccade.validate.evaluations.task import Outcome, Score, Settings, Task
+from saccade.validate.extraction import Extractor
+from saccade.validate.masked_features import MaskedFeatures, extract_masked, token_blocks
+from saccade.validate.preparation import Squash, checked_side
+from saccade.validate.segmentation_sheet import Shown, sheet_pictures, shown_rows
+from saccade.validate.sources import ATTENTION, TOKENS
+from saccade.validate.tasks.attention import noisy_foreground
+from saccade.validate.tasks.clusters import reduce_blocks, spherical_kmeans
+from saccade.validate.tasks.communities import RUNS, community_links, cooccurrence, detect_communities
+from saccade.validate.tasks.foreground import (
+    CLUSTERS,
+    MAP_SIZE,
+    OBJECTS,
+    SEED,
+    choose_threshold,
+    cluster_precisions,
+    foreground_clusters,
+    foreground_masks,
+    mean_foreground_iou,
+)
+from saccade.validate.tasks.libraries import library
+from saccade.validate.tasks.overcluster import SEEDS, ClusterResult, score_clusters
+from saccade.validate.tasks.resize import resize_nearest
+
+LABELS = voc.LABELS
+CLASSES = len(LABELS.classes)
+LARGEST_COMMUNITIES = 255  # clusters of the foreground: upstream's co-occurrences have 256 levels
+
+
+class ForegroundSettings(Settings, frozen=True):
+    """Options of the task."""
+
+    size: Annotated[int, Meta(ge=0, description="pixels of either side (0: 448 in whole patches)")] = 0
+    clusters: Annotated[int, Meta(ge=3, description="of which some are the foreground")] = CLUSTERS
+    seeds: Annotated[int, Meta(ge=1, le=1000, description="clusterings that the score is the mean of")] = len(SEEDS)
+    communities: Annotated[
+        int, Meta(ge=0, le=LARGEST_COMMUNITIES, description="clusters that are joined to communities, 69 to 249 upstream")
+    ] = 0
+    markov_time: Annotated[float, Meta(gt=0, description="of the communities, 0.1 to 2 upstream; larger: fewer")] = 1.0
+    link_weight: Annotated[float, Meta(gt=0, le=1, description="of the weakest link, 0.01 to 0.1 upstream")] = 0.05
+
+
+@dataclass(frozen=True)
+class VocSplits:
+    """Training and validation images with masks."""
+
+    train: MaskedSplit
+    val: MaskedSplit
+
+
+@dataclass(frozen=True)
+class Found:
+    """Both splits, training images first: reduced tokens (B, N, 50), attention's foreground and masks (B, 100, 100)."""
+
+    reduced: np.ndarray
+    noisy: np.ndarray
+    truth: np.ndarray
+    trained: int  # images of the training split
+
+    @property
+    def parts(self) -> tuple[slice, slice]:
+        """The rows of each split."""
+        return slice(self.trained), slice(self.trained, None)
+
+
+def read(root: Path, settings: ForegroundSettings) -> VocSplits:
+    """List both splits."""
+    if settings.communities:
+        library("infomap")  # before anything slow
+    folder = voc.voc_root(root)
+    if folder is None:
+        raise SaccadeError(f"{root} does not hold Pascal VOC; its folders are expected as --help shows them")
+    train, val = (checked_split(f"Pascal VOC {split}", voc.voc_pairs(folder, split)) for split in ("train", "val"))
+    return VocSplits(train, val)
+
+
+def evaluate(data: VocSplits, extract: Extractor, settings: ForegroundSettings) -> Outcome:
+    """Extract the foreground of both splits, cluster it, and score the clusters on the validation split."""
+    side = checked_side(settings.size, extract.source.patch, SIZE)
+    prepare, grid = Squash((side, side), "bilinear"), (side // extract.source.patch,) * 2
+    splits = [
+        extract_masked(extract, split, LABELS, prepare, prepare.size, [TOKENS, ATTENTION], label)
+        for split, label in ((data.train, "train"), (data.val, "val"))
+    ]
+    found, rows = _joined(splits, grid)
+    val = found.parts[1]
+    masks, threshold = _foreground(found, grid, settings.clusters)
+    maps = {"CBFE": _objects(found, grid, masks, extract, settings.seeds)}
+    if settings.communities:
+        maps = {"communities": _communities(found, grid, masks, settings), **maps}
+    results = {name: [_scored(found.truth[val], each) for each in runs] for name, runs in maps.items()}
+    first = next(iter(maps))
+    foreground = Score("foreground IoU", 100 * mean_foreground_iou(masks[val], found.truth[val]))
+    classes = results[first][0].mapping[maps[first][0]]
+    shown = [
+        Shown(Path(splits[1].features.names[rows[place]]), found.truth[val][place], classes[place])
+        for place in shown_rows(len(rows))
+    ]
+    return Outcome(
+        (*(score for name, runs in results.items() for score in run_scores(f"mIoU, {name}", runs)), foreground),
+        *run_samples(results[first]),
+        notes=tuple(dict.fromkeys(splits[0].notes + splits[1].notes)),
+        details={"threshold": threshold, **{name: run_details(LABELS.classes, runs) for name, runs in results.items()}},
+        pictures=sheet_pictures(shown, prepare, LABELS.ignore),
+    )
+
+
+def _joined(splits: Sequence[MaskedFeatures], grid: tuple[int, int]) -> tuple[Found, np.ndarray]:
+    """Return what is computed on, and the rows of the validation split's features that it holds."""
+    kept = [split.resized("masks", MAP_SIZE) for split in splits]
+    blocks = [
+        token_blocks(split.features.arrays[TOKENS], rows) for split, (rows, _) in zip(splits, kept, strict=True)
+    ]
+    reduced = reduce_blocks(lambda: (block for each in blocks for block in each()))
+    attention = [split.features.arrays[ATTENTION][rows] for split, (rows, _) in zip(splits, kept, strict=True)]
+    noisy = np.concatenate([noisy_foreground(each, grid) for each in attention])
+    truth = np.concatenate([masks for _, masks in kept])
+    trained, tokens = len(kept[0][0]), grid[0] * grid[1]
+    return Found(reduced.reshape(len(truth), tokens, -1), resize_nearest(noisy, MAP_SIZE), truth, trained), kept[1][0]
+
+
+def _foreground(found: Found, grid: tuple[int, int], count: int) -> tuple[np.ndarray, float]:
+    """Return the foreground of all images, bool (B, 100, 100), and the precision from which clusters belong to it."""
+    clusters = spherical_kmeans(found.reduced.reshape(-1, found.reduced.shape[-1]), count, SEED)
+    maps = resize_nearest(clusters.reshape(-1, *grid), MAP_SIZE)
+    train, val = found.parts
+    precisions = [cluster_precisions(maps[part], found.noisy[part], count) for part in (train, val)]
+    threshold = choose_threshold(maps[train], found.truth[train], precisions[0])
+    masks = [foreground_masks(maps[part], each, threshold) for part, each in zip((train, val), precisions, strict=True)]
+    return np.concatenate(masks), threshold
+
+
+def _objects(
+    found: Found, grid: tuple[int, int], masks: np.ndarray, extract: Extractor, seeds: int
+) -> list[np.ndarray]:
+    """Return the validation maps of clusters of the foreground, (images, 100, 100), one of each seed."""
+    maps = []
+    with extract.bar(seeds, f"{extract.source.label}: objects", unit="run") as bar:
+        for seed in range(seeds):
+            maps.append(foreground_clusters(found.reduced, grid, masks, OBJECTS, seed)[found.parts[1]])
+            bar.update(1)
+    return maps
+
+
+def _communities(
+    found: Found, grid: tuple[int, int], masks: np.ndarray, settings: ForegroundSettings
+) -> list[np.ndarray]:
+    """Return the validation maps of communities, (images, 100, 100), one of each run of Infomap."""
+    count = settings.communities
+    clusters = foreground_clusters(found.reduced, grid, masks, count, SEED)
+    links = community_links(cooccurrence(clusters, count + 1), settings.link_weight)
+    val = clusters[found.parts[1]]
+    return [detect_communities(links, count + 1, settings.markov_time, seed)[val] for seed in range(RUNS)]
+
+
+def _scored(truth: np.ndarray, maps: np.ndarray) -> ClusterResult:
+    """Score maps whose background is a cluster like the others, matched one to one."""
+    return score_clusters(truth, maps, CLASSES, CLASSES, "hungarian", LABELS.ignore)
+
+
+TASK = Task(
+    "foreground", "mIoU of objects found without labels, by attention and clusters", voc.LAYOUT, ForegroundSettings, read,
+    evaluate, on_lookwhere=False,
+)  # fmt: skip
