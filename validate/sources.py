@@ -21,7 +21,7 @@ from saccade.runtime.backbone import BackbonePipeline
 from saccade.runtime.chain import Output, Pipeline
 
 # Batches side by side on a CPU. One alone leaves cores waiting between the steps of a network, all the more where threads
-# that decode take one of them: two took 83 % of its core-time, and 80 % of the time of a folder.
+# that decode take one of them: on two cores a folder took 69 ms an image on one lane and 45 on two (ViT-S/16, 224 px, fp32).
 LANES = 2
 CLS, TOKENS = "cls", "tokens"
 ATTENTION, CLS_LAST4 = EXTRAS
