@@ -47,7 +47,7 @@ class BackboneReferenceSource:
     def __init__(self, reference: BackboneReference, outputs: Sequence[str], sha256: str) -> None:
         self._reference = reference
         self.patch, self.outputs = reference.model.patch, outputs
-        self.recipe = {"reference": sha256, "torch": torch.__version__}
+        self.recipe = {"reference": sha256, "torch": str(torch.__version__)}
 
     def run(self, images: list[np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """Run the module once."""
@@ -62,7 +62,7 @@ class LookWhereReferenceSource:
         self._reference, self.k = reference, k
         self.label = f"PyTorch fp32 k={k}"
         self.patch, self.outputs = reference.model.patch, outputs
-        self.recipe = {"reference": sha256, "torch": torch.__version__, "k": str(k)}
+        self.recipe = {"reference": sha256, "torch": str(torch.__version__), "k": str(k)}
 
     def run(self, images: list[np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """Run both modules; tokens are the dense fill, row-major."""
