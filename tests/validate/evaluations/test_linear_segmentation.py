@@ -115,6 +115,14 @@ def test_too_few_training_images_are_refused_before_anything_runs(voc_mosaics: P
         TASK.read(voc_mosaics, LinearSegmentationSettings())
 
 
+def test_a_training_mask_left_out_does_not_shift_the_others(own_mosaics: Path, patch_colours: Any, tmp_path: Path) -> None:
+    unknown = Image.fromarray(np.full((112, 112), 99, np.uint8))
+    unknown.save(own_mosaics / "VOCSegmentation/SegmentationClassAug/0000.png")
+    (found,) = evaluate(own_mosaics, tmp_path, patch_colours())
+    assert found.outcome.scores[0].value > 0.8 * MOST
+    assert found.outcome.notes[0].startswith("1 of 10 masks of Pascal VOC train are left out, first: ")
+
+
 def test_a_training_image_that_cannot_be_read_is_named_once(own_mosaics: Path, patch_colours: Any, tmp_path: Path) -> None:
     (own_mosaics / "VOCSegmentation/images/0003.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
     (found,) = evaluate(own_mosaics, tmp_path, patch_colours(), epochs=1, flips=True)
