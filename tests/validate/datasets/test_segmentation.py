@@ -200,6 +200,20 @@ def test_what_has_no_mask_or_one_of_another_size_is_left_out_and_named(tmp_path:
         read_segmentation(tmp_path, "auto")
 
 
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_an_image_that_exif_turns_is_left_out(tmp_path: Path, orientation: int) -> None:
+    make_ade20k(tmp_path)
+    folder = tmp_path / "ADEChallengeData2016"
+    write(folder / "annotations/validation/turned.png", [1])
+    image = Image.new("RGB", (SIDE, SIDE))
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(folder / "images/validation/turned.jpg", exif=exif)
+    found = read_segmentation(tmp_path, "auto")
+    assert [path.name for path in found.val.images] == ["v.jpg"]
+    assert "turned.jpg is turned by its EXIF data, which a mask has not; save both upright" in found.val.notes[0]
+
+
 def test_nothing_two_and_another_data_set_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SaccadeError, match=r"holds no data set with masks that is known; give --dataset \(voc, ade20k"):
         read_segmentation(tmp_path, "auto")

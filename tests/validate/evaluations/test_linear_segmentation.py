@@ -41,6 +41,18 @@ def test_a_head_on_random_weights_segments_and_equals_pytorchs(
     assert difference["samples"] == 6
 
 
+def test_lookwhere_is_drawn_over_k(
+    small_bundle: Callable[[str], Path], voc_mosaics: Path, tmp_path: Path, evaluated: Callable[..., Any]
+) -> None:
+    options = ["--size", 112, "--train-batch", 5, "--epochs", 10, "--features", tmp_path]
+    sweep = ["--k", 5, 16, 64, "--plot", tmp_path / "sweep.png"]
+    found = evaluated("linear-segmentation", small_bundle("dinov2"), voc_mosaics, *options, *sweep)
+    few, some, every = (side["scores"][0]["value"] for side in found["sides"])
+    assert few < some < every  # the other patches are filled from those kept
+    assert every > 0.6 * MOST
+    assert Image.open(tmp_path / "sweep.png").size > (1000, 500)
+
+
 def test_what_is_learnt_is_in_the_masks(own_mosaics: Path, patch_colours: Any, tmp_path: Path) -> None:
     (right,) = evaluate(own_mosaics, tmp_path, patch_colours())
     paths = sorted((own_mosaics / "VOCSegmentation/SegmentationClassAug").glob("*.png"))
