@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 import saccade
+from saccade.cli.main import build_parser
 from saccade.runtime.device_arrays import DeviceArray
+from saccade.validate.evaluations import TASKS
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/gpu.md").read_text()
@@ -38,3 +40,23 @@ def test_the_number_of_graphs_is_the_one_that_is_kept() -> None:
     from saccade.runtime.gpu_frames import MAX_FRAMES
 
     assert f"The {MAX_FRAMES} used last are kept" in PAGE
+
+
+# ---- evaluate.md
+
+EVALUATE = (ROOT / "docs/evaluate.md").read_text()
+
+
+def test_the_page_of_evaluations_has_every_task_in_both_tables() -> None:
+    tables = [re.findall(r"^\| `([\w-]+)` \|", part, re.MULTILINE) for part in EVALUATE.split("## What differs")]
+    assert sorted(tables[0]) == sorted(tables[1]) == sorted([*(task.name for task in TASKS), "patch-match"])
+
+
+def test_lookwhere_lacks_the_tasks_that_the_page_says() -> None:
+    (sentence,) = re.findall(r"all tasks but (.*?) run on them", EVALUATE)
+    assert set(re.findall(r"`([\w-]+)`", sentence)) == {task.name for task in TASKS if not task.on_lookwhere}
+
+
+@pytest.mark.parametrize("words", [line.split()[1:] for line in re.findall(r"^saccade .*$", EVALUATE, re.MULTILINE)])
+def test_the_commands_of_evaluations_parse(words: list[str]) -> None:
+    assert callable(build_parser().parse_args(words).execute)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from saccade.errors import SaccadeError
 from saccade.validate import features
 from saccade.validate.features import Features
 from saccade.validate.preparation import Preparation
-from saccade.validate.sources import Source
+from saccade.validate.sources import Source, streamed
 
 Reduce = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 Bar = Callable[..., AbstractContextManager[Any]]  # a progress bar of a total, a label and perhaps a unit, with update(n)
@@ -55,14 +55,14 @@ class Extractor:
             raise SaccadeError(f"{source.label} gives no {missing[0]}; it gives {', '.join(source.outputs)}")
         recipe = {**source.recipe, "preparation": repr(prepare), "reduce": reduce.__qualname__ if reduce else ""}
 
-        def run(pixels: list[np.ndarray]) -> Mapping[str, np.ndarray]:
-            found = source.run(pixels, outputs)
-            return reduce(found) if reduce else found
+        def stream(batches: Iterable[list[np.ndarray]]) -> Iterator[Mapping[str, np.ndarray]]:
+            for found in streamed(source, batches, outputs):
+                yield reduce(found) if reduce else found
 
         self._remember(images, prepare, outputs)
         with self.bar(len(images), f"{source.label}: {label}") as bar:
             return features.extract(
-                images, self.root, recipe, decode=prepare, run=run, outputs=None if reduce else outputs,
+                images, self.root, recipe, decode=prepare, stream=stream, outputs=None if reduce else outputs,
                 batch=self.batch, workers=self.workers, progress=lambda done: bar.update(done - bar.n),
             )  # fmt: skip
 

@@ -28,7 +28,8 @@ MAX_STATE_BYTES = 1 << 28
 AHEAD = 2  # batches that are decoded before their turn
 
 Decode: TypeAlias = Callable[[Path], np.ndarray]  # a file as uint8 (H, W, 3), already of the size it runs at
-Run: TypeAlias = Callable[[list[np.ndarray]], Mapping[str, np.ndarray]]  # images of one size -> outputs, batch axis first
+# Batches of images of one size -> the outputs of each, batch axis first, in order; several may be under way at once.
+Stream: TypeAlias = Callable[[Iterable[list[np.ndarray]]], Iterable[Mapping[str, np.ndarray]]]
 
 
 class RowSpec(Struct, frozen=True):
@@ -72,13 +73,13 @@ def extract(
     recipe: Mapping[str, str],
     *,
     decode: Decode,
-    run: Run,
+    stream: Stream,
     outputs: Sequence[str] | None,
     batch: int = 8,
     workers: int = 2,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Features:
-    """Extract `outputs` (None: all that `run` gives) of all images below `root` and return them.
+    """Extract `outputs` (None: all that `stream` gives) of all images below `root` and return them.
 
     What an earlier run has left there is not done again. `recipe` is everything the features depend on beside the images
     (graphs, engine, size, k, ...): another one gets another folder, and so do images that have changed since. `progress`
@@ -96,7 +97,7 @@ def extract(
             with ExitStack() as stack:
                 writer = stack.enter_context(_Writer(folder, state))
                 progress(state.seen)
-                for done in _extracted(images[state.seen :], decode, run, outputs, batch, workers):
+                for done in _extracted(images[state.seen :], decode, stream, outputs, batch, workers):
                     writer.add(done)
                     progress(state.seen)
     if not state.rows:
@@ -160,27 +161,54 @@ class _Done:
     failure: str | None = None
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Images of one size that run together; none where the one name cannot be read, and why."""
+
+    names: list[str]
+    pixels: list[np.ndarray]
+    failure: str | None = None
+
+
 def _extracted(
-    images: Sequence[Path], decode: Decode, run: Run, outputs: Sequence[str] | None, batch: int, workers: int
+    images: Sequence[Path], decode: Decode, stream: Stream, outputs: Sequence[str] | None, batch: int, workers: int
 ) -> Iterator[_Done]:
-    """Run batches of images that share a size, in order; the next ones are decoded meanwhile."""
-    waiting: list[tuple[str, np.ndarray]] = []
+    """Run batches of images in order; the next ones are decoded meanwhile."""
+    under_way: deque[tuple[list[str], str | None]] = deque()
 
-    def flushed() -> Iterator[_Done]:
-        if waiting:
-            found = run([pixels for _, pixels in waiting])
-            yield _Done([name for name, _ in waiting], {name: found[name] for name in outputs or found})
-            waiting.clear()
+    def noted() -> Iterator[list[np.ndarray]]:
+        for each in _batches(images, decode, batch, workers):
+            under_way.append((each.names, each.failure))
+            if each.failure is None:
+                yield each.pixels
 
+    def failures() -> Iterator[_Done]:
+        while under_way and under_way[0][1] is not None:
+            names, failure = under_way.popleft()
+            yield _Done(names, {}, failure)
+
+    for found in stream(noted()):
+        yield from failures()  # those before it, in the order of the list
+        names, _ = under_way.popleft()
+        yield _Done(names, {name: found[name] for name in outputs or found})
+    yield from failures()
+
+
+def _batches(images: Sequence[Path], decode: Decode, batch: int, workers: int) -> Iterator[_Batch]:
+    """Yield images in batches that share a size, and each unreadable one by itself, in the order of the list."""
+    names: list[str] = []
+    pixels: list[np.ndarray] = []
     for path, result in _decoded(images, decode, batch, workers):
+        if pixels and (isinstance(result, SaccadeError) or len(pixels) == batch or pixels[0].shape != result.shape):
+            yield _Batch(names, pixels)
+            names, pixels = [], []
         if isinstance(result, SaccadeError):
-            yield from flushed()  # before it, in the order of the list
-            yield _Done([str(path)], {}, str(result))
-            continue
-        if waiting and (len(waiting) == batch or waiting[0][1].shape != result.shape):
-            yield from flushed()
-        waiting.append((str(path), result))
-    yield from flushed()
+            yield _Batch([str(path)], [], str(result))
+        else:
+            names.append(str(path))
+            pixels.append(result)
+    if pixels:
+        yield _Batch(names, pixels)
 
 
 def _decoded(

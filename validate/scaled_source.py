@@ -1,11 +1,12 @@
 """A source that looks at each image at several scales and gives the mean of its cls, as DINO's multi_scale does."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from saccade.validate.sources import CLS, Source
+from saccade.validate.sources import CLS, Source, streamed
 from saccade.validate.tasks.resize import resize_bilinear
 
 
@@ -32,12 +33,24 @@ class ScaledSource:
 
     def run(self, images: list[np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """Run the network once for every scale."""
-        found = [self._source.run([self._whole(scaled(image, scale)) for image in images], [CLS]) for scale in self._scales]
-        return {CLS: np.asarray(np.mean([each[CLS] for each in found], axis=0, dtype=np.float32))}
+        return _mean([self._source.run(self._scaled(images, scale), [CLS]) for scale in self._scales])
+
+    def stream(self, batches: Iterable[list[np.ndarray]], outputs: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+        """Run the scales of batches one after the other, as many at once as the source does."""
+        found = streamed(self._source, (self._scaled(each, scale) for each in batches for scale in self._scales), [CLS])
+        while scales := list(itertools.islice(found, len(self._scales))):
+            yield _mean(scales)
+
+    def _scaled(self, images: list[np.ndarray], scale: float) -> list[np.ndarray]:
+        return [self._whole(scaled(image, scale)) for image in images]
 
     def _whole(self, image: np.ndarray) -> np.ndarray:
         height, width = (extent // self.patch * self.patch for extent in image.shape[:2])
         return np.ascontiguousarray(image[:height, :width])
+
+
+def _mean(scales: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {CLS: np.asarray(np.mean([each[CLS] for each in scales], axis=0, dtype=np.float32))}
 
 
 def scaled(image: np.ndarray, scale: float) -> np.ndarray:

@@ -1,16 +1,19 @@
 """The store of features: order, resumption, unreadable images, and memory."""
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from saccade.errors import SaccadeError
-from saccade.validate.features import STATE, Features, extract
+from saccade.runtime.stream import in_order
+from saccade.validate.features import STATE, Features, Stream, extract
 
 RECIPE = {"engine": "none", "size": "4"}
 
@@ -37,9 +40,14 @@ class Network:
         return {"cls": means[:, None], "tokens": np.repeat(means[:, None, None], 6, axis=1), "unused": means}
 
 
+def stream_of(network: Callable[[list[np.ndarray]], Mapping[str, np.ndarray]]) -> Stream:
+    return functools.partial(map, network)
+
+
 def run(names: list[str], root: Path, network: Network | None = None, **options: int) -> Features:
     network, outputs = network or Network(), ("cls", "tokens")
-    return extract([Path(name) for name in names], root, RECIPE, decode=decode, run=network, outputs=outputs, **options)
+    paths, stream = [Path(name) for name in names], stream_of(network)
+    return extract(paths, root, RECIPE, decode=decode, stream=stream, outputs=outputs, **options)
 
 
 def test_row_i_of_every_array_belongs_to_name_i(tmp_path: Path) -> None:
@@ -90,7 +98,7 @@ def test_finished_features_are_not_extracted_again(tmp_path: Path) -> None:
 def test_another_recipe_or_list_has_a_folder_of_its_own(tmp_path: Path) -> None:
     run(["1.png"], tmp_path)
     run(["1.png", "2.png"], tmp_path)
-    extract([Path("1.png")], tmp_path, {"engine": "other"}, decode=decode, run=Network(), outputs=("cls",))
+    extract([Path("1.png")], tmp_path, {"engine": "other"}, decode=decode, stream=stream_of(Network()), outputs=("cls",))
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 3
 
 
@@ -99,7 +107,7 @@ def test_images_of_another_size_get_a_batch_of_their_own(tmp_path: Path) -> None
     extract(
         [Path(f"{number}.png") for number in range(6)], tmp_path, RECIPE,
         decode=lambda path: np.zeros((4 if int(path.stem) < 3 else 8, 4, 3), np.uint8),
-        run=network, outputs=("cls",), batch=4,
+        stream=stream_of(network), outputs=("cls",), batch=4,
     )  # fmt: skip
     assert network.batches == [3, 3]
 
@@ -111,8 +119,25 @@ def test_a_row_of_another_shape_is_refused_by_its_image(tmp_path: Path) -> None:
     with pytest.raises(SaccadeError, match=r"5\.png: its cls has shape \[8\], the others \[4\]; use fit squash"):
         extract(
             [Path(f"{number}.png") for number in range(6)], tmp_path, RECIPE,
-            decode=lambda path: np.zeros((8 if path.stem == "5" else 4, 4, 3), np.uint8), run=shapes, outputs=("cls",),
+            decode=lambda path: np.zeros((8 if path.stem == "5" else 4, 4, 3), np.uint8),
+            stream=stream_of(shapes), outputs=("cls",),
         )  # fmt: skip
+
+
+def test_order_and_failures_are_kept_where_several_batches_are_under_way(tmp_path: Path) -> None:
+    names = ["bad0.png", *(f"{number}.png" for number in range(20)), "bad1.png", "bad2.png", "20.png", "bad3.png"]
+
+    def slowest_first(images: list[np.ndarray]) -> Mapping[str, np.ndarray]:
+        time.sleep(0.02 if images[0].mean() % 2 else 0)
+        return {"cls": np.array([[image.mean()] for image in images], np.float32)}
+
+    found = extract(
+        [Path(name) for name in names], tmp_path, RECIPE, decode=decode,
+        stream=lambda batches: in_order(batches, [slowest_first] * 3), outputs=("cls",), batch=3,
+    )  # fmt: skip
+    np.testing.assert_array_equal(found.arrays["cls"][:, 0], np.arange(21))
+    assert found.names == [name for name in names if "bad" not in name]
+    assert list(found.failed) == ["bad0.png", "bad1.png", "bad2.png", "bad3.png"]
 
 
 @pytest.mark.parametrize("names", [[], ["bad.png", "bad2.png"]])
@@ -136,10 +161,12 @@ import resource, sys, numpy as np
 from pathlib import Path
 from saccade.validate.features import extract
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def stream(batches):
+    for images in batches:
+        yield {"tokens": np.zeros((len(images), 256, 16), np.float32)}
 def run(count):
     extract([Path(f"{i}.png") for i in range(count)], Path(sys.argv[1]), {},
-            decode=lambda path: np.zeros((8, 8, 3), np.uint8),
-            run=lambda images: {"tokens": np.zeros((len(images), 256, 16), np.float32)}, outputs=("tokens",), batch=16)
+            decode=lambda path: np.zeros((8, 8, 3), np.uint8), stream=stream, outputs=("tokens",), batch=16)
 run(500); first = peak(); run(5000); print(peak() - first)
 """
     grown = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)

@@ -8,6 +8,7 @@ from saccade.errors import SaccadeError
 from saccade.validate.datasets.image_folder import IMAGE_SUFFIXES
 from saccade.validate.datasets.mask_file import left_out_note, size_problem
 from saccade.validate.datasets.name_list import read_names
+from saccade.validate.datasets.voc import voc_root
 
 IMAGES, MASKS, NAMES = "images", "SegmentationClass", "sets/val.txt"
 
@@ -26,6 +27,7 @@ def read_masked_images(root: Path) -> MaskedImages:
 
     Raises SaccadeError where there is no such image.
     """
+    root = voc_root(root) or root
     for folder in (IMAGES, MASKS):
         if not (root / folder).is_dir():
             raise SaccadeError(f"{root / folder}: no such folder; images are expected in {IMAGES}/, their masks in {MASKS}/")

@@ -2,9 +2,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -13,22 +12,20 @@ from typing import Any
 import msgspec
 
 from saccade import atomic
-from saccade.bundle import BackboneModel, Bundle, read_bundle
+from saccade.bundle import Bundle, Model, read_bundle
+from saccade.cli import extraction_speed, patch_match
 from saccade.cli import options as shared
-from saccade.cli import patch_match
-from saccade.cli.console import Phases, Report, progress_bar, table
+from saccade.cli.console import Report, progress_bar, table
 from saccade.cli.settings import add_options, settings_from
+from saccade.cli.sources import ks_of, open_sources
 from saccade.errors import SaccadeError
-from saccade.runtime.backbone import BackbonePipeline
-from saccade.runtime.kept import kept_on
-from saccade.runtime.loading import load
 from saccade.validate import evaluation_table
 from saccade.validate.bench_plan import pairs_of
 from saccade.validate.evaluation import Evaluated, compare, evaluate_sources
 from saccade.validate.evaluations import TASKS
 from saccade.validate.evaluations.task import Task
 from saccade.validate.extraction import Extractor
-from saccade.validate.sources import BackboneSource, LookWhereSource, Source, outputs_of
+from saccade.validate.sources import Source, outputs_of
 from saccade.validate.tasks.compare import Difference
 
 REFERENCE = "reference"
@@ -46,6 +43,7 @@ def add_commands(commands: Any) -> None:
     for task in TASKS:
         _add_task(tasks, task)
     patch_match.add_command(tasks)
+    extraction_speed.add_command(tasks)
 
 
 def _add_task(tasks: Any, task: Task) -> None:
@@ -122,26 +120,15 @@ def _check_options(options: argparse.Namespace) -> None:
 
 
 def _ks(task: Task, bundle: Bundle, options: argparse.Namespace) -> list[int | None]:
-    """Return the k of every run: one, and None for a network that sees every patch."""
-    model, asked = bundle.manifest.model, getattr(options, "k", None)
-    if isinstance(model, BackboneModel):
-        if asked:
-            raise SaccadeError(f"--k means nothing to a plain backbone, and {bundle.path} is one; leave it out")
-        return [None]
-    if not task.on_lookwhere:
+    """Return the k of every run; refuse a LookWhere model where its outputs do not suffice."""
+    if not task.on_lookwhere and isinstance(bundle.manifest.model, Model):
         raise SaccadeError(f"{task.name} needs what only a plain backbone gives, and {bundle.path} is a LookWhere model")
-    if asked:
-        if min(asked) < 1 or len(set(asked)) < len(asked):
-            raise SaccadeError(f"--k {' '.join(map(str, asked))}: give numbers from 1, each once")
-        return list(asked)
-    defaults = bundle.manifest.defaults
-    grid = (defaults.size[0] // model.patch, defaults.size[1] // model.patch)
-    return [kept_on(grid, defaults)]
+    return ks_of(bundle, getattr(options, "k", None))
 
 
 def _open_sides(bundle: Bundle, options: argparse.Namespace, ks: list[int | None], stack: ExitStack) -> Sides:
     """Open what the options name: one engine, and perhaps another or the reference."""
-    sides = [stack.enter_context(_engine(bundle, options, options.engine, options.precision, ks))]
+    sides = [stack.enter_context(open_sources(bundle, options, options.engine, options.precision, ks))]
     if options.compare == REFERENCE:
         shared.require_modules(["torch"], "export")
         from saccade.validate.reference_source import reference_sources
@@ -149,25 +136,8 @@ def _open_sides(bundle: Bundle, options: argparse.Namespace, ks: list[int | None
         sides.append(reference_sources(bundle, options.checkpoint, ks))
     elif options.compare:
         ((engine, precision),) = pairs_of(None, None, [options.compare])
-        sides.append(stack.enter_context(_engine(bundle, options, engine, precision, ks)))
+        sides.append(stack.enter_context(open_sources(bundle, options, engine, precision, ks)))
     return sides
-
-
-@contextlib.contextmanager
-def _engine(
-    bundle: Bundle, options: argparse.Namespace, engine: str, precision: str, ks: list[int | None]
-) -> Iterator[list[Source]]:
-    """Yield a source for every k on one engine."""
-    with Phases() as phases:
-        pipeline = load(
-            bundle, engine=engine, precision=precision, device=options.device, threads=options.threads,
-            build=not options.no_build, progress=phases, note=phases.note,
-        )  # fmt: skip
-    with pipeline:
-        if isinstance(pipeline, BackbonePipeline):
-            yield [BackboneSource(pipeline)]
-        else:
-            yield [LookWhereSource(pipeline, k) for k in ks if k is not None]
 
 
 def _result(

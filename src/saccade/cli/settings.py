@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import typing
 from typing import Any, TypeVar
 
@@ -35,14 +36,16 @@ def settings_from(options: argparse.Namespace, settings: type[S]) -> S:
     fields = [field.name for field in msgspec.structs.fields(settings)]
     given = {name: value for name in fields if (value := getattr(options, name)) is not None}
     for name, value in given.items():
+        flag = f"--{name.replace('_', '-')} {' '.join(value) if isinstance(value, list) else value}"
         try:
-            msgspec.convert({name: value}, settings, strict=False)
+            converted = getattr(msgspec.convert({name: value}, settings, strict=False), name)
         except msgspec.ValidationError as error:
-            shown = " ".join(value) if isinstance(value, list) else value
             reason = str(error).partition(" - at")[0]
-            raise SaccadeError(f"--{name.replace('_', '-')} {shown}: {reason[:1].lower()}{reason[1:]}") from error
+            raise SaccadeError(f"{flag}: {reason[:1].lower()}{reason[1:]}") from error
+        if isinstance(converted, float) and not math.isfinite(converted):
+            raise SaccadeError(f"{flag}: give a finite number")
     return msgspec.convert(given, settings, strict=False)
 
 
 def _shown(default: Any) -> str:
-    return " ".join(str(each) for each in default) if isinstance(default, tuple) else str(default)
+    return " ".join(str(each) for each in default) if isinstance(default, tuple) else str(default) or "none"

@@ -39,3 +39,15 @@ def test_every_enlarged_place_is_a_mean_of_cells(inputs: int, outputs: int) -> N
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-6)
     assert (weights >= 0).all()
     assert (np.count_nonzero(weights, axis=1) <= 2).all()
+
+
+@given(SIDES, SIDES, st.sampled_from([1 / 2, 1 / 2**0.5, 0.3, 1.7]), st.integers(0, 9))
+def test_bilinear_by_a_factor_equals_pytorch_s(height: int, width: int, factor: float, seed: int) -> None:
+    size = (int(height * factor), int(width * factor))
+    if min(size) == 0:
+        return
+    maps = np.random.default_rng(seed).standard_normal((2, height, width), dtype=np.float32)
+    expected = functional.interpolate(
+        torch.from_numpy(maps)[None], scale_factor=factor, mode="bilinear", align_corners=False
+    )
+    np.testing.assert_allclose(resize_bilinear(maps, size, factor), expected[0].numpy(), atol=1e-5)

@@ -1,0 +1,233 @@
+"""The command evaluate: its options, what it writes, the gate, and a sweep of k from a bundle to a plot."""
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from saccade.cli.main import main
+from saccade.validate.evaluations import TASKS
+from saccade.validate.sources import BackboneSource
+
+
+@pytest.fixture
+def few_digits(digits_folder: Path, tmp_path: Path) -> Path:
+    """Return three digits of 12 and 10 pictures."""
+    for label in "147":
+        for part, count in (("train", 12), ("val", 10)):
+            (tmp_path / "few" / part / label).mkdir(parents=True)
+            for path in sorted((digits_folder / part / label).iterdir())[:count]:
+                shutil.copy(path, tmp_path / "few" / part / label)
+    return tmp_path / "few"
+
+
+@pytest.fixture
+def backbone(small_backbone: Callable[[str], Path]) -> Path:
+    return small_backbone("neco")
+
+
+@pytest.fixture
+def lookwhere(small_bundle: Callable[[str], Path]) -> Path:
+    return small_bundle("dinov2")
+
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Return a function that runs the command, keeping features in a folder of the test, and returns what it says."""
+
+    def command(task: str, *arguments: object, code: int = 0) -> str:
+        capsys.readouterr()
+        line = ["evaluate", task, *map(str, arguments), "--features", str(tmp_path / "features")]
+        assert main(line) == code
+        said = capsys.readouterr()
+        return said.out if code == 0 else said.out + said.err
+
+    return command
+
+
+KNN = ("--size", 28, "--neighbours", 5)
+
+
+def test_people_get_a_table_a_verdict_and_the_notes(run: Run, backbone: Path, few_digits: Path) -> None:
+    options = ["--compare", "onnxruntime:fp32", "--max-drop", 10]
+    lines = run("knn", backbone, few_digits, *KNN, "--neighbours", 5, 900, *options).splitlines()
+    assert re.fullmatch(r"knn +openvino fp32 +onnxruntime fp32", lines[0])
+    assert re.fullmatch(r"top-1, 5 neighbours +\d+\.\d\d % +\d+\.\d\d %", lines[1])
+    assert re.fullmatch(r"ms per image, batch 1 +\d+\.\d +\d+\.\d", lines[3])
+    numbers = r" +[\d.]+ +[\d.]+ +\S+ +\S+ to \S+ +"
+    assert re.fullmatch(f"onnxruntime fp32 against openvino fp32{numbers}no difference shown", lines[6])
+    assert lines[7:] == [
+        "pass: at most 10 % below", "note: neighbours [900] are more than 36 training images and are left out"
+    ]  # fmt: skip
+
+
+class Tired(BackboneSource):
+    """A source that knows the images no more once it is the second of a run."""
+
+    opened = 0
+
+    def __init__(self, pipeline: Any, lanes: Any = None) -> None:
+        super().__init__(pipeline)  # one lane, which goes through `run`
+        Tired.opened += 1
+        self._is_second = Tired.opened == 2
+        self.recipe = {**self.recipe, "opened": str(Tired.opened)}
+
+    def run(self, images: Any, outputs: Any) -> Any:
+        found = super().run(images, outputs)
+        return {name: 0 * array for name, array in found.items()} if self._is_second else found
+
+
+def test_the_gate_fails_a_side_that_is_worse(
+    run: Run, backbone: Path, digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saccade.cli.sources.BackboneSource", Tired)
+    options = ["--size", 56, "--neighbours", 5, "--compare", "openvino:fp32", "-o", tmp_path / "result.json"]
+    said = run("knn", backbone, digits_folder, *options, "--max-drop", 1, code=1)
+    assert "FAIL: at most 1 % below" in said
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert not result["passed"]
+    assert result["differences"][0]["high"] < 0
+    monkeypatch.setattr(Tired, "opened", 0)
+    assert "pass: at most 100 % below" in run("knn", backbone, digits_folder, *options, "--max-drop", 100)
+
+
+def test_an_engine_is_compared_with_pytorch(run: Run, backbone: Path, few_digits: Path) -> None:
+    options = ["--compare", "reference", "--checkpoint", backbone.with_suffix(".pt"), "--json"]
+    found = json.loads(run("knn", backbone, few_digits, *KNN, *options))
+    assert [side["label"] for side in found["sides"]] == ["openvino fp32", "PyTorch fp32"]
+    assert abs(found["differences"][0]["difference"]) <= 100 / 30  # at most one picture of 30 falls otherwise
+
+
+def test_a_sweep_of_k_on_two_engines_ends_in_a_plot(run: Run, lookwhere: Path, few_digits: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the plot needs matplotlib")
+    written = ["-o", tmp_path / "s.json", "--markdown", tmp_path / "s.md", "--plot", tmp_path / "s.png"]
+    options = ["--k", 2, 8, 16, "--compare", "onnxruntime:fp32", "--max-drop", 50]
+    said = run("knn", lookwhere, few_digits, "--size", 56, "--neighbours", 5, *options, *written)
+    assert [f"wrote {path}" for path in written[1::2]] == said.splitlines()[-3:]
+    result = json.loads((tmp_path / "s.json").read_text())
+    assert [side["label"] for side in result["sides"]] == [
+        f"{engine} fp32 k={k}" for engine in ("openvino", "onnxruntime") for k in (2, 8, 16)
+    ]
+    assert [side["k"] for side in result["sides"]] == [2, 8, 16] * 2
+    assert all(side["latency_ms"] > 0 for side in result["sides"])
+    assert len(result["differences"]) == 3
+    values = [side["scores"][0]["value"] for side in result["sides"]]
+    assert values[2] > 50  # chance is 33 %, and at k 16 every patch is kept
+    assert (tmp_path / "s.md").read_text().startswith(f"# knn of {lookwhere} on {few_digits}\n")
+    with Image.open(tmp_path / "s.png") as picture:
+        assert min(picture.size) > 400
+
+
+def test_lookwhere_keeps_as_many_patches_as_its_bundle_says(run: Run, lookwhere: Path, few_digits: Path) -> None:
+    found = json.loads(run("knn", lookwhere, few_digits, "--size", 126, "--neighbours", 5, "--json"))
+    defaults = json.loads((lookwhere / "bundle.json").read_text())["defaults"]
+    cells = defaults["size"][0] * defaults["size"][1] // 14**2
+    assert [side["k"] for side in found["sides"]] == [defaults.get("k") or int(defaults["k_ratio"] * cells)]
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(
+    run: Run, backbone: Path, few_digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[int] = []
+    real = BackboneSource.stream
+
+    def counted(self: BackboneSource, batches: Any, outputs: Any) -> Any:
+        for found in real(self, batches, outputs):
+            if sum(done) == 24:
+                raise KeyboardInterrupt
+            done.append(len(found["cls"]))
+            yield found
+
+    monkeypatch.setattr(BackboneSource, "stream", counted)
+    assert "interrupted" in run("knn", backbone, few_digits, *KNN, code=130)
+    done[:] = [1000]
+    interrupted = json.loads(run("knn", backbone, few_digits, *KNN, "--json"))
+    assert sum(done) - 1000 == 36 + 30 - 24
+    monkeypatch.undo()
+    whole = json.loads(run("knn", backbone, few_digits, *KNN, "--json", "--batch", 7))
+    assert whole["sides"][0]["scores"] == interrupted["sides"][0]["scores"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--batch", 0], "--batch 0 is out of range; give 1 to 1024"),
+        (["--workers", 2000], "--workers 2000 is out of range; give 1 to 1024"),
+        (["--max-drop", 1], "--max-drop is how far the side of --compare may fall behind; give --compare too"),
+        (["--compare", "openvino:fp32", "--max-drop", -1], "give --compare too, and 0 or more"),
+        (["--compare", "openvino:fp32", "--max-drop", "nan"], "give --compare too, and 0 or more"),
+        (["--compare", "reference"], "--compare reference and --checkpoint belong together; give both or neither"),
+        (["--checkpoint", "x.pt"], "--compare reference and --checkpoint belong together"),
+        (["--compare", "nothing"], "nothing"),
+        (["--compare", "openvino:fp3"], "fp3"),
+        (["--plot", "x.png"], "--plot draws a sweep; give --k two or more"),
+        (["--k", 4], "--k means nothing to a plain backbone, and "),
+        (["--size", 30], "--size 30 is not a multiple of the 14 px patch; use 28"),
+        (["--size", -1], "--size -1: expected `int` >= 0"),
+        (["--temperature", 0], "--temperature 0: expected `float` > 0.0"),
+        (["-o", "x.txt"], "-o x.txt: it is written as .json; end the name so"),
+        (["--markdown", "none/x.md"], "none/x.md"),
+        (["--pictures", "pictures"], "--pictures: this task has none; leave it out"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(
+    options: list[object], message: str, run: Run, backbone: Path, few_digits: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    said = run("knn", backbone, few_digits, *(() if "--size" in options else KNN), *options, code=1)
+    errors = [line for line in said.splitlines() if line.startswith("saccade: error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+
+
+def test_outputs_inside_the_bundle_are_refused(run: Run, backbone: Path, few_digits: Path) -> None:
+    said = run("knn", backbone, few_digits, *KNN, "--pictures", backbone / "pictures", code=1)
+    assert "that is inside a bundle; choose a place outside" in said
+
+
+@pytest.mark.parametrize(
+    ("ks", "message"), [((4, 4), "--k 4 4: give numbers from 1, each once"), ((0,), "--k 0: give numbers from 1")]
+)
+def test_a_wrong_k_is_refused(ks: tuple[int, ...], message: str, run: Run, lookwhere: Path, few_digits: Path) -> None:
+    assert message in run("knn", lookwhere, few_digits, "--k", *ks, code=1)
+
+
+def test_more_patches_than_there_are_is_an_error_of_the_first_image(run: Run, lookwhere: Path, few_digits: Path) -> None:
+    said = run("knn", lookwhere, few_digits, *KNN, "--k", 5, code=1)
+    assert "k 5 is not to be had: this grid has 4 patches, so give 1 to 4" in said
+
+
+def test_a_bundle_without_features_and_a_missing_folder_are_refused(
+    run: Run, small_bundle: Callable[[str], Path], lookwhere: Path, tmp_path: Path
+) -> None:
+    assert "train: no such folder; images are expected in train/CLASS/" in run("knn", lookwhere, tmp_path, code=1)
+    said = run("knn", small_bundle("classify"), tmp_path, code=1)
+    assert "is made for classify, and evaluations read features; export with --task features" in said
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_every_task_tells_its_layout_and_its_options(task: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", task.name, "--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert f"the data folder holds:\n  {task.layout}" in said
+    assert ("--k K" in said) == task.on_lookwhere
+    for name in task.settings.__struct_fields__:
+        assert f"--{name.replace('_', '-')}" in said
+
+
+def test_the_tasks_that_lookwhere_bundles_run_in_are_those_of_cls_and_tokens() -> None:
+    on_lookwhere = {task.name for task in TASKS if task.on_lookwhere}
+    assert {"knn", "linear", "retrieval", "copydays", "linear-segmentation", "overcluster"} <= on_lookwhere
+    assert not {"foreground", "attention"} & on_lookwhere  # which read attention

@@ -1,0 +1,161 @@
+"""Outcomes of several sources, the difference of two, and their tables and plot."""
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from saccade.errors import SaccadeError
+from saccade.validate import evaluation, evaluation_plot, evaluation_table
+from saccade.validate.evaluation import Evaluated, compare, evaluate_sources
+from saccade.validate.evaluations.task import Outcome, Score, Settings, Task, mean_percent, no_pictures
+from saccade.validate.extraction import Extractor
+
+
+class Slow:
+    """A source that takes so many milliseconds."""
+
+    patch = 8
+    outputs = ("cls",)
+
+    def __init__(self, label: str, milliseconds: float, k: int | None = None) -> None:
+        self.label, self.k, self._seconds = label, k, milliseconds / 1000
+        self.recipe = {"label": label}
+
+    def run(self, images: list[np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        time.sleep(self._seconds)
+        return {"cls": np.zeros((len(images), 2), np.float32)}
+
+
+def outcome(hits: Sequence[float], name: str = "top-1") -> Outcome:
+    samples = np.array(hits, np.float64)
+    return Outcome((Score(name, 100 * float(samples.mean())),), samples)
+
+
+def task(reached: dict[str, Outcome], *, network: bool) -> Task:
+    def evaluate(data: Any, extract: Extractor, settings: Any) -> Outcome:
+        if network:
+            extract.timed_call = lambda: extract.source.run([np.zeros((8, 8, 3), np.uint8)], ["cls"])
+        return reached[extract.source.label]
+
+    return Task("some", "a task", "nothing", Settings, lambda root, settings: None, evaluate, on_lookwhere=True)
+
+
+def extractors(*sources: Slow) -> list[Extractor]:
+    return [Extractor(source, Path("unused"), lambda total, label: None) for source in sources]
+
+
+def test_every_source_has_its_outcome_label_k_and_latency() -> None:
+    reached = {"slow": outcome([0, 1]), "fast": outcome([1, 1])}
+    sources = extractors(Slow("slow", 20), Slow("fast", 2, k=7))
+    slow, fast = evaluate_sources(task(reached, network=True), None, None, sources)
+    assert (slow.label, slow.k, slow.outcome) == ("slow", None, reached["slow"])
+    assert (fast.label, fast.k, fast.outcome) == ("fast", 7, reached["fast"])
+    assert slow.latency_ms is not None
+    assert fast.latency_ms is not None
+    assert 20 <= slow.latency_ms < 200
+    assert 2 <= fast.latency_ms < slow.latency_ms
+
+
+def test_a_task_without_a_network_has_no_latency() -> None:
+    (found,) = evaluate_sources(task({"a": outcome([1])}, network=False), None, None, extractors(Slow("a", 0)))
+    assert found.latency_ms is None
+    assert found.data()["latency_ms"] is None
+
+
+def test_a_difference_is_the_second_less_the_first_on_the_same_samples() -> None:
+    random = np.random.default_rng(0)
+    good = random.random(400) < 0.9
+    bad = good & (random.random(400) < 0.8)
+    found = compare(Evaluated("a", outcome(good), None), Evaluated("b", outcome(bad), None))
+    assert found.difference == pytest.approx(100 * (bad.mean() - good.mean()))
+    assert found.low < found.difference < found.high < 0
+    assert compare(Evaluated("a", outcome(good), None), Evaluated("a", outcome(good), None)).high == 0
+
+
+def test_other_samples_cannot_be_compared() -> None:
+    sides = Evaluated("a", outcome([1, 0]), None), Evaluated("b", outcome([1, 0, 1]), None)
+    with pytest.raises(SaccadeError, match=r"a and b were scored on 2 and 3 samples; both must see the same"):
+        compare(*sides)
+
+
+def test_the_mean_of_hits_is_a_percentage_and_no_picture_is_the_default() -> None:
+    assert mean_percent(np.array([0.25])) == 25
+    assert list(no_pictures()) == []
+
+
+# ---- tables and plots
+
+
+def report(**changes: Any) -> dict[str, Any]:
+    def side(label: str, value: float, latency: float | None, k: int) -> dict[str, Any]:
+        scores = [{"name": "top-1", "value": value, "unit": "%"}, {"name": f"only {label}", "value": 0.5, "unit": ""}]
+        return {"label": label, "scores": scores, "latency_ms": latency, "details": {}, "k": k}
+
+    difference = {"first": 80.0, "second": 78.0, "difference": -2.0, "low": -3.5, "high": -0.5, "confidence": 0.95,
+                  "samples": 10, "significant": True}  # fmt: skip
+    found = {
+        "task": "knn", "bundle": "model|x", "data": "/data/birds", "settings": {"size": 0, "neighbours": [5, 9]},
+        "metric": "top-1", "unit": "%", "sides": [side("a k=4", 80, 12.34, 4), side("b k=4", 78, None, 4)],
+        "differences": [difference], "max_drop": None, "notes": ["one is missing"], "passed": True,
+    }  # fmt: skip
+    return {**found, **changes}
+
+
+def test_rows_hold_every_score_and_a_dash_where_a_side_has_none() -> None:
+    assert evaluation_table.rows(report()) == [
+        ("knn", "a k=4", "b k=4"),
+        ("top-1", "80.00 %", "78.00 %"),
+        ("only a k=4", "0.50", "-"),
+        ("only b k=4", "-", "0.50"),
+        ("ms per image, batch 1", "12.3", "-"),
+    ]
+
+
+def test_a_difference_says_whether_it_is_one() -> None:
+    head, row = evaluation_table.difference_rows(report())
+    assert head == ("top-1", "first", "second", "difference", "95% interval", "")
+    assert row == ("b k=4 against a k=4", "80.00", "78.00", "-2.00", "-3.50 to -0.50", "differs")
+    unsure = report(differences=[{**report()["differences"][0], "significant": False}])
+    assert evaluation_table.difference_rows(unsure)[1][-1] == "no difference shown"
+
+
+def test_markdown_is_a_page_of_tables_notes_and_settings() -> None:
+    lines = evaluation_table.markdown(report()).splitlines()
+    assert lines[0] == "# knn of model|x on /data/birds"
+    assert lines[2:4] == ["| knn | a k=4 | b k=4 |", "| --- | --- | --- |"]
+    assert "| b k=4 against a k=4 | 80.00 | 78.00 | -2.00 | -3.50 to -0.50 | differs |" in lines
+    assert lines[-3:] == ["- one is missing", "", "Settings: size 0, neighbours [5, 9]."]
+    bare = evaluation_table.markdown(report(differences=[], notes=[], settings={"a|b": 1}, task="x|y"))
+    assert "against" not in bare
+    assert "| x\\|y |" in bare
+
+
+def test_the_plot_has_a_line_for_every_engine_over_k_and_over_latency(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the plot needs matplotlib")
+    sides = [
+        {"label": f"{engine} k={k}", "k": k, "latency_ms": k / 2 + offset, "scores": [{"name": "top-1", "value": 10.0 * k}]}
+        for engine, offset in (("openvino fp32", 1), ("openvino int8", 0))
+        for k in (8, 2, 4)
+    ]
+    figure = evaluation_plot.sweep_figure(report(sides=sides))
+    over_k, over_latency = figure.axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in over_k.lines}
+    assert lines["openvino int8"] == [[2, 20], [4, 40], [8, 80]]
+    assert over_latency.lines[0].get_xydata().tolist() == [[2, 20], [3, 40], [5, 80]]
+    assert [text.get_text() for text in over_latency.texts[:3]] == ["k=2", "k=4", "k=8"]
+    assert over_k.get_ylabel() == "top-1, %"
+    evaluation_plot.write_plot(report(sides=sides), tmp_path / "sweep.png")
+    with Image.open(tmp_path / "sweep.png") as picture:
+        assert picture.format == "PNG"
+
+
+def test_latencies_are_medians_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(np.cumsum([0, 0] * 2 + [9e9, 1e6] * 9).astype(int).tolist())
+    monkeypatch.setattr(evaluation.time, "perf_counter_ns", lambda: next(clock))
+    assert evaluation._latencies([lambda: None]) == [1.0]

@@ -1,0 +1,106 @@
+"""Images are brought to size as torchvision and Pillow do it for the official projects."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from saccade.errors import SaccadeError
+from saccade.validate.preparation import (
+    RandomCropFlip,
+    ShortSideCrop,
+    Squash,
+    Thumbnail,
+    checked_side,
+    resize,
+    whole_patches,
+)
+
+
+@pytest.fixture
+def wide(photographs: list[np.ndarray], tmp_path: Path) -> Path:
+    Image.fromarray(photographs[0]).save(tmp_path / "wide.png")  # 640 x 427
+    return tmp_path / "wide.png"
+
+
+def test_the_short_side_is_resized_and_the_middle_is_cut(wide: Path) -> None:
+    found = ShortSideCrop(256, 224)(wide)
+    size = (int(256 * 640 / 427), 256)  # torchvision's Resize(256)
+    resized = np.asarray(Image.open(wide).resize(size, Image.Resampling.BICUBIC))
+    left, top = round((size[0] - 224) / 2), 16  # and its CenterCrop(224)
+    np.testing.assert_array_equal(found, resized[top : top + 224, left : left + 224])
+
+
+def test_a_tall_image_is_cut_along_its_height(photographs: list[np.ndarray], tmp_path: Path) -> None:
+    path = tmp_path / "tall.png"
+    Image.fromarray(photographs[0].transpose(1, 0, 2)).save(path)
+    Image.fromarray(photographs[0]).save(tmp_path / "wide.png")
+    turned = ShortSideCrop(64, 56)(tmp_path / "wide.png").transpose(1, 0, 2)
+    assert np.abs(ShortSideCrop(64, 56)(path).astype(int) - turned).max() <= 3  # Pillow resizes and rounds width first
+
+
+def test_squashing_forgets_the_shape_and_keeps_what_has_the_size(wide: Path, photographs: list[np.ndarray]) -> None:
+    expected = np.asarray(Image.open(wide).resize((70, 42), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(Squash((42, 70), "bilinear")(wide), expected)
+    np.testing.assert_array_equal(Squash((427, 640))(wide), photographs[0])
+    assert resize(photographs[0], (427, 640), "bicubic") is photographs[0]
+
+
+def test_a_thumbnail_fits_with_its_aspect_and_never_grows(wide: Path) -> None:
+    expected = Image.open(wide).convert("RGB")
+    expected.thumbnail((224, 224), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(Thumbnail(224, 14)(wide), np.asarray(expected))
+    assert Thumbnail(224, 14)(wide).shape == (149, 224, 3)
+    assert Thumbnail(2000, 14)(wide).shape == (427, 640, 3)
+
+
+def test_a_thumbnail_that_is_too_narrow_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (300, 20)).save(tmp_path / "line.png")
+    with pytest.raises(SaccadeError, match=r"line.png: 112 x 7 px is too narrow; 14 px are needed"):
+        Thumbnail(112, 14)(tmp_path / "line.png")
+
+
+def test_random_crops_are_the_same_in_every_run_and_differ_by_view_seed_and_image(wide: Path, tmp_path: Path) -> None:
+    found = RandomCropFlip(56, view=0, seed=0)(wide)
+    assert found.shape == (56, 56, 3)
+    np.testing.assert_array_equal(RandomCropFlip(56, view=0, seed=0)(wide), found)
+    other = tmp_path / "other.png"
+    other.write_bytes(wide.read_bytes())
+    for crop in (RandomCropFlip(56, 1, 0)(wide), RandomCropFlip(56, 0, 1)(wide), RandomCropFlip(56, 0, 0)(other)):
+        assert (crop != found).any()
+
+
+def test_random_crops_are_parts_of_the_image_half_of_them_mirrored(tmp_path: Path) -> None:
+    ramp = np.repeat(np.linspace(0, 255, 400).astype(np.uint8)[None, :, None], 300, axis=0).repeat(3, axis=2)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    crops = [RandomCropFlip(28, view, 0)(tmp_path / "ramp.png")[:, :, 0].astype(int) for view in range(200)]
+    mirrored = [crop[0, 0] > crop[0, -1] for crop in crops]
+    assert 70 < sum(mirrored) < 130
+    widths = [(abs(crop[0, -1] - crop[0, 0]) + 1) / 256 for crop in crops]  # share of the image's width
+    assert 0.15 < min(widths) < 0.4  # at least sqrt(0.08 * 3/4 * 300/400)
+    assert max(widths) > 0.9
+
+
+def test_an_extreme_shape_gives_its_middle(tmp_path: Path) -> None:
+    line = np.zeros((4, 4000, 3), np.uint8)
+    line[:, 1995:2005] = 255
+    Image.fromarray(line).save(tmp_path / "line.png")
+    assert RandomCropFlip(8, 0, 0)(tmp_path / "line.png").min() == 255  # 4 x 5 px of the middle
+
+
+@given(st.integers(1, 2000), st.integers(1, 64))
+def test_whole_patches_are_the_nearest_multiple(pixels: int, patch: int) -> None:
+    found = whole_patches(pixels, patch)
+    assert found % patch == 0
+    assert found == patch or abs(found - pixels) <= patch / 2
+
+
+def test_a_side_is_the_protocol_s_in_whole_patches_or_a_multiple_that_is_asked_for() -> None:
+    assert [checked_side(0, patch, 320) for patch in (14, 16, 8)] == [322, 320, 320]
+    assert checked_side(112, 14, 320) == 112
+    with pytest.raises(SaccadeError, match=r"--size 100 is not a multiple of the 14 px patch; use 98"):
+        checked_side(100, 14, 320)

@@ -1,0 +1,108 @@
+"""Sources of features give what the runtime and PyTorch give, in one form."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from saccade.bundle import read_bundle
+from saccade.errors import SaccadeError
+from saccade.runtime.backbone import BackbonePipeline
+from saccade.runtime.chain import Pipeline
+from saccade.runtime.loading import load
+from saccade.validate.reference_source import reference_sources
+from saccade.validate.sources import BackboneSource, LookWhereSource, outputs_of
+
+
+@pytest.fixture
+def backbone(small_backbone: Callable[[str], Path]) -> Path:
+    return small_backbone("neco")
+
+
+@pytest.fixture
+def lookwhere(small_bundle: Callable[[str], Path]) -> Path:
+    return small_bundle("dinov2")
+
+
+@pytest.fixture
+def plain(backbone: Path) -> Iterator[BackboneSource]:
+    with load(str(backbone)) as pipeline:
+        assert isinstance(pipeline, BackbonePipeline)
+        yield BackboneSource(pipeline)
+
+
+@pytest.fixture
+def images(photographs: list[np.ndarray]) -> list[np.ndarray]:
+    """Return two images of 5 x 7 patches."""
+    return [np.ascontiguousarray(photo[100:170, 200:298]) for photo in photographs]
+
+
+def test_a_backbone_gives_all_its_outputs_and_only_those_asked_for(
+    plain: BackboneSource, images: list[np.ndarray]
+) -> None:
+    assert tuple(plain.outputs) == ("cls", "tokens", "attention", "cls_last4")
+    found = plain.run(images, plain.outputs)
+    shapes = {name: array.shape for name, array in found.items()}
+    assert shapes == {"cls": (2, 128), "tokens": (2, 35, 128), "attention": (2, 2, 35), "cls_last4": (2, 4, 128)}
+    np.testing.assert_array_equal(found["cls_last4"][:, -1], found["cls"])  # both after the final norm
+    assert list(plain.run(images, ["tokens"])) == ["tokens"]
+    assert (plain.label, plain.k, plain.patch) == ("openvino fp32", None, 14)
+
+
+def test_pytorch_gives_what_the_engine_gives(plain: BackboneSource, backbone: Path, images: list[np.ndarray]) -> None:
+    (reference,) = reference_sources(read_bundle(backbone), backbone.with_suffix(".pt"), [None])
+    assert (reference.label, reference.k, reference.patch) == ("PyTorch fp32", None, 14)
+    assert tuple(reference.outputs) == tuple(plain.outputs)
+    ours, theirs = plain.run(images, plain.outputs), reference.run(images, plain.outputs)
+    for name, array in ours.items():
+        np.testing.assert_allclose(array, theirs[name], atol=2e-4, err_msg=name)
+    assert reference.recipe != plain.recipe
+
+
+def test_lookwhere_gives_the_dense_fill_as_tokens_for_every_k(lookwhere: Path, images: list[np.ndarray]) -> None:
+    with load(str(lookwhere)) as pipeline:
+        assert isinstance(pipeline, Pipeline)
+        few, many = LookWhereSource(pipeline, 6), LookWhereSource(pipeline, 20)
+        assert (few.label, few.k, tuple(few.outputs)) == ("openvino fp32 k=6", 6, ("cls", "tokens"))
+        assert few.recipe != many.recipe
+        expected = pipeline(images, k=20, size=(70, 98), dense=True)
+        found = many.run(images, ["cls", "tokens"])
+        assert (few.run(images, ["cls"])["cls"] != found["cls"]).any()
+    assert expected.dense is not None
+    np.testing.assert_array_equal(found["cls"], expected.cls)
+    np.testing.assert_array_equal(found["tokens"][:, 7 * 2 + 3], expected.dense[:, :, 2, 3])  # row 2, column 3 of 7
+
+
+def test_pytorch_s_lookwhere_gives_what_the_engine_gives(
+    lookwhere: Path, small_checkpoint: Callable[[str], Path], images: list[np.ndarray]
+) -> None:
+    references = reference_sources(read_bundle(lookwhere), small_checkpoint("dinov2"), [6, 20])
+    assert [(each.label, each.k) for each in references] == [("PyTorch fp32 k=6", 6), ("PyTorch fp32 k=20", 20)]
+    with load(str(lookwhere)) as pipeline:
+        assert isinstance(pipeline, Pipeline)
+        ours = LookWhereSource(pipeline, 20).run(images, ["cls", "tokens"])
+    theirs = references[1].run(images, ["cls", "tokens"])
+    for name in ours:
+        cosines = np.sum(ours[name] * theirs[name], -1) / np.linalg.norm(ours[name], axis=-1)
+        np.testing.assert_allclose(cosines / np.linalg.norm(theirs[name], axis=-1), 1, atol=1e-4)
+    assert list(references[0].run(images, ["cls"])) == ["cls"]
+
+
+def test_another_checkpoint_is_refused(
+    backbone: Path, lookwhere: Path, small_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    franca = small_checkpoint("franca")
+    with pytest.raises(SaccadeError, match=r"franca.pt is not the checkpoint that .*dinov2 was made of; give that file"):
+        reference_sources(read_bundle(lookwhere), franca, [6])
+    weights = torch.load(backbone.with_suffix(".pt"), weights_only=True)
+    torch.save({**weights, "norm.bias": weights["norm.bias"] + 1}, tmp_path / "tuned.pt")
+    with pytest.raises(SaccadeError, match=r"tuned.pt is not the checkpoint that .*neco was made of; give that file"):
+        reference_sources(read_bundle(backbone), tmp_path / "tuned.pt", [None])
+
+
+def test_a_bundle_that_gives_no_features_is_refused(small_bundle: Callable[[str], Path]) -> None:
+    with pytest.raises(SaccadeError, match=r"is made for classify, and evaluations read features; export with --task feat"):
+        outputs_of(read_bundle(small_bundle("classify")))
