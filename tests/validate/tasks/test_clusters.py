@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
 
 from saccade.errors import SaccadeError
 from saccade.validate.tasks import clusters as clusters_module
-from saccade.validate.tasks.clusters import POINTS_PER_CENTROID, kmeans, reduce_features, spherical_kmeans
+from saccade.validate.tasks.clusters import POINTS_PER_CENTROID, kmeans, reduce_blocks, reduce_features, spherical_kmeans
 
 
 def same_partition(ours: np.ndarray, theirs: np.ndarray) -> bool:
@@ -88,6 +90,18 @@ def test_reduced_features_are_standardised_and_then_the_leading_directions() -> 
     assert reduced.dtype == np.float32
 
 
+@given(st.integers(1, 40), st.integers(0, 19))
+def test_blocks_of_features_are_reduced_as_the_whole_is_by_scikit_learn(step: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    features = (random.standard_normal((90, 7)) @ random.standard_normal((7, 7)) + 50).astype(np.float32)
+    features[:, 3] = 0.1  # a feature that says nothing
+    blocks = [features[start : start + step] for start in range(0, 90, step)]
+    reduced = reduce_blocks(lambda: blocks, 4)
+    standard = StandardScaler().fit_transform(features.astype(np.float64))
+    expected = PCA(4, svd_solver="full").fit_transform(standard)
+    np.testing.assert_allclose(np.abs(reduced), np.abs(expected), atol=2e-3)
+
+
 def test_errors_say_what_is_wrong() -> None:
     features = np.ones((30, 8), np.float32)
     with pytest.raises(SaccadeError, match="feature dimensions: 8 are too few for 50 principal components"):
@@ -96,6 +110,10 @@ def test_errors_say_what_is_wrong() -> None:
         reduce_features(features)
     with pytest.raises(SaccadeError, match="patches: 2 are too few for 3 clusters"):
         kmeans(features, 3, 0, rows=np.array([0, 1, 1, 0]))
+    with pytest.raises(SaccadeError, match="patches: 0 are too few for 3 principal components"):
+        reduce_blocks(list, 3)
     features[3, 3] = np.nan
+    with pytest.raises(SaccadeError, match="features: 1 of 30 rows hold NaN"):
+        reduce_features(features, 3)
     with pytest.raises(SaccadeError, match="features: 1 of 30 rows hold NaN"):
         spherical_kmeans(features, 2, 0)

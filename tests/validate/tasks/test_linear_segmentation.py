@@ -15,6 +15,7 @@ from saccade.validate.tasks.linear_segmentation import (
     fit_segmentation_head,
     pixel_logits,
     shuffled_batches,
+    shuffled_rows,
     train_step,
 )
 from saccade.validate.tasks.segmentation import class_counts, confusion
@@ -128,6 +129,17 @@ def test_batches_are_full_shuffled_anew_and_the_same_for_one_seed() -> None:
     assert [len(part) for part in epochs[0]] == [3, 3]
     assert epochs[0] == epochs[2] != epochs[1]
     assert all(part[:, 0, 0].tolist() == mask[:, 0, 0].tolist() for part, mask in batches(0))
+
+
+def test_every_epoch_takes_each_image_once_in_a_view_by_chance() -> None:
+    batches = shuffled_rows(6, batch=2, views=2)
+    seen = set()
+    for epoch in range(20):
+        pairs = [list(zip(rows.tolist(), views.tolist(), strict=True)) for rows, views in batches(epoch)]
+        assert sorted(image for batch in pairs for image, _ in batch) == list(range(6))
+        assert all(batch == sorted(batch) for batch in pairs)
+        seen.update(pair for batch in pairs for pair in batch)
+    assert seen == {(image, view) for image in range(6) for view in (0, 1)}
 
 
 def test_errors_say_what_is_wrong() -> None:

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saccade.errors import SaccadeError
-from saccade.validate.tasks.segmentation import class_counts, confusion, image_confusions, mean_iou, merge_clusters
+from saccade.validate.tasks.segmentation import (
+    class_counts,
+    confusion,
+    image_confusions,
+    image_counts,
+    mean_iou,
+    mean_iou_of_counts,
+    merge_clusters,
+)
 
 
 @given(st.integers(1, 5), st.integers(1, 7), st.integers(0, 99), st.sampled_from([None, 0, 255]))
@@ -42,6 +50,19 @@ def test_uint8_masks_do_not_overflow() -> None:
 def test_the_mean_confusion_has_the_miou_of_the_sum() -> None:
     matrices = np.random.default_rng(0).integers(0, 50, (7, 4, 4))
     assert mean_iou(matrices.mean(axis=0).ravel()) == pytest.approx(class_counts(matrices).miou, abs=1e-12)
+
+
+def test_counts_of_images_have_the_miou_of_their_matrices_averaged_over_runs() -> None:
+    runs = np.random.default_rng(1).integers(0, 50, (3, 7, 4, 4))
+    counts = np.stack([image_counts(matrices) for matrices in runs], axis=1)
+    assert counts.shape == (7, 3, 3, 4)
+    expected = np.mean([100 * class_counts(matrices).miou for matrices in runs])
+    assert mean_iou_of_counts(counts.mean(axis=0).ravel(), runs=3) == pytest.approx(expected, abs=1e-12)
+    assert mean_iou_of_counts(image_counts(runs[0]).mean(axis=0).ravel()) == pytest.approx(100 * class_counts(runs[0]).miou)
+
+
+def test_a_class_that_is_nowhere_counts_as_nothing_found() -> None:
+    assert mean_iou_of_counts(np.array([2.0, 0, 0, 0, 0, 0])) == 50
 
 
 def test_clusters_merge_into_their_classes() -> None:
