@@ -143,5 +143,5 @@ def test_lookwhere_has_no_largest_size(
 
 
 def test_a_backbone_has_no_engine_of_cls_alone(small_backbone: Callable[[str], Path]) -> None:
-    with pytest.raises(SaccadeError, match="is a plain backbone, whose engines give every token; leave cls_only out"):
+    with pytest.raises(SaccadeError, match="is a plain neco backbone, not LookWhere"):
         saccade.load(small_backbone("neco"), cls_only=True)

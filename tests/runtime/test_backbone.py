@@ -124,13 +124,6 @@ def test_inspect_says_what_a_backbone_is(bundle: Callable[[str], Path], capsys: 
     assert json.loads(capsys.readouterr().out)["model"]["position_rule"] == "scale-factor"
 
 
-def test_bench_refuses_a_backbone_in_one_line(
-    bundle: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["bench", str(bundle("neco"))]) == 1
-    assert "is a plain neco backbone, not LookWhere; give a LookWhere bundle" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("wish", [{"cls_only": True}, {"static": True}, {"static": 9}], ids=str)
 def test_forms_that_only_lookwhere_has_are_refused(wish: dict[str, Any], bundle: Callable[[str], Path]) -> None:
     with pytest.raises(SaccadeError, match="is a plain neco backbone, not LookWhere; give a LookWhere bundle"):

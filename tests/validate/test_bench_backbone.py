@@ -121,7 +121,6 @@ def test_pytorch_peers_run_the_checkpoints_own_model(peer: str, small_backbone: 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench_torch, "_step", remembered)
-        patch.setattr("saccade.export.modules.Attention.forward", bench_torch.modules.Attention.forward)  # put back after
         with bench_torch.open_pytorch(side) as opened:
             assert opened.frame()["frame"] > 0
     for found, name in zip(seen[0], ("cls", "tokens"), strict=True):

@@ -26,7 +26,7 @@ from saccade import Pipeline
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 SIZE, K = 518, 136
-PAIRS, STARTS, WARM_UP = 30, 7, 4
+PAIRS, STARTS, WARM_UP = 16, 5, 4
 ATTEMPTS = 3
 
 # What a Python program waits for its first result, in a fresh process: its import, and the rest.
