@@ -596,6 +596,10 @@ REFUSED: dict[str, tuple[np.ndarray, dict[str, Any], str]] = {
     "another size": (SQUARE[:112].copy(), {}, r"image 0 is 126 x 112 px on the device, where .*; give 126 x 126"),
     "too small": (SQUARE[:9].copy(), {"size": None, "fit": "native"}, "smaller than one 14 px patch"),
     "k": (SQUARE, {"k": 82}, "this grid has 81 patches"),
+    "budget for a dense output": (
+        SQUARE[:14, :42].copy(), {"size": (14, 42), "budget_ms": 3, "dense": True},
+        r"dense output blends 5 patches, and k 3 is the most here \(the grid has 3, the engines were built for 3\)",
+    ),
     "stream": (SQUARE, {"stream": "fast"}, "stream 'fast' is no CUDA stream"),
     "negative stream": (SQUARE, {"stream": -1}, "stream -1 is no CUDA stream"),
     "budget and k": (SQUARE, {"k": 9, "budget_ms": 3}, "give k, k_ratio or budget_ms, not several"),
@@ -898,6 +902,16 @@ def test_a_budget_buys_the_largest_k_that_fits(open_gpu: Open, cpu: Pipeline, ph
     assert pipeline.budget.choice.measured_ms == {k: k / 10 for k in (1, 4, 8, 12, 16, 24, 32, 40, 60, 81)}
     assert str(pipeline.budget.choice) == "k 16 takes 1.60 ms of 2; k 24 takes 2.40 ms"
     assert_equal(out, cpu(photographs[0], size=126, k=16))
+
+
+def test_a_budget_for_a_dense_output_needs_what_the_fill_blends(open_gpu: Open, photographs: list[np.ndarray]) -> None:
+    pipeline = open_with_costs(open_gpu, max_k=4)
+    pipeline.receipt.conditions["max_k"] = "4"
+    message = r"dense output blends 5 patches, and k 4 is the most here \(the grid has 81, the engines were built for 4\)"
+    with pytest.raises(SaccadeError, match=message):
+        pipeline(photographs[0], size=126, budget_ms=100, dense=True)
+    pipeline(photographs[0], size=126, budget_ms=100)
+    assert pipeline.budget.choice.k == 4
 
 
 def test_buckets_are_measured_once_for_a_batch_and_a_grid(open_gpu: Open, photographs: list[np.ndarray]) -> None:
