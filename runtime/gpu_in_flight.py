@@ -120,10 +120,11 @@ class FramesInFlight:
 
     def _wait_for_reader(self, frame: Frame, stream: int) -> None:
         """Let a stream wait until the guest has read what a frame gave it last, and is to overwrite now."""
-        reader, frame.reader = frame.reader, None
+        reader = frame.reader
         if reader is not None and not reader.done and reader.handle != stream:
             self._device.check_stream(reader.handle)
             follow(self._device, stream, reader.handle)
+        frame.reader = None
 
     def _on_device(self, batch: Batch, slot: Slot, stream: int) -> list[DeviceImage]:
         if batch.on_device:
