@@ -34,6 +34,11 @@ class Choice:
 def buckets(cells: int, least: int, most: int) -> list[int]:
     """Return the k to measure on a grid, ascending, none below `least` or above `most`."""
     limit = min(cells, most)
+    if limit < least:
+        raise SaccadeError(
+            f"dense output blends {least} patches, and k {limit} is the most here (the grid has {cells}, the engines were "
+            f"built for {most}); give a larger size, or build them with --max-k {least}"
+        )
     return sorted({min(max(least, int(share * cells)), limit) for share in SHARES})
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -26,6 +27,41 @@ UNLOADABLE = (200, 209, 218, 222)  # invalid image, no binary for this GPU, inva
 _capture = threading.local()  # `pending`: what this thread would have freed during its capture, which forbids it
 
 
+class _NoCollection:
+    """Entered by any thread that captures: no garbage is collected until the last has left.
+
+    What frees or waits in a destructor, as those of TensorRT's objects do, would void the capture of its thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._enabled = threading.Lock(), 0, False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._enabled = gc.isenabled()
+                gc.disable()
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0 and self._enabled:
+                gc.enable()
+
+
+_no_collection = _NoCollection()
+
+
+def _release(driver: Any, device: Any, context: int, modules: list[Any]) -> None:
+    """Give back what a device held; other libraries may keep the context, and with it any module left in it."""
+    driver.cuCtxPushCurrent(context)
+    for module in modules:
+        driver.cuModuleUnload(module)
+    driver.cuCtxPopCurrent()
+    driver.cuDevicePrimaryCtxRelease(device)
+
+
 class CudaDevice:
     """See `saccade.runtime.device.Device`. Any thread may use it, inside `current`."""
 
@@ -34,9 +70,11 @@ class CudaDevice:
         self._driver = _cuda_python() if driver is None else driver
         self._device = self._find()
         self._context = int(self._call("cuDevicePrimaryCtxRetain", self._device))
-        weakref.finalize(self, self._driver.cuDevicePrimaryCtxRelease, self._device).atexit = False
+        modules: list[Any] = []
+        weakref.finalize(self, _release, self._driver, self._device, self._context, modules).atexit = False
         with self.current():
-            self._kernels = self._load(fatbin)
+            modules.append(self._load(fatbin))
+            self._kernels = {name: self._call("cuModuleGetFunction", modules[0], name.encode()) for name in KERNELS}
 
     def _find(self) -> Any:
         """Return the device of our index, or say why there is none."""
@@ -53,7 +91,7 @@ class CudaDevice:
         self.name = f"GPU {self.index} ({text.strip()})"
         return device
 
-    def _load(self, fatbin: bytes) -> dict[str, Any]:
+    def _load(self, fatbin: bytes) -> Any:
         """Load the kernels; a driver that is older than their compiler cannot."""
         status, module = self._driver.cuModuleLoadData(fatbin)
         if int(status) in UNLOADABLE:
@@ -63,7 +101,7 @@ class CudaDevice:
             raise SaccadeError(f"{self.name} cannot load the compiled kernels ({self._reason(status)}); {says}: {need}")
         if int(status):
             raise self._error("cuModuleLoadData", status)
-        return {name: self._call("cuModuleGetFunction", module, name.encode()) for name in KERNELS}
+        return module
 
     def _call(self, function: str, *arguments: Any) -> Any:
         """Call the driver and return its one result, if it has one."""
@@ -109,7 +147,7 @@ class CudaDevice:
         """Free memory. That waits for the device, so during a capture of this thread it comes after it."""
         pending = getattr(_capture, "pending", None)
         if pending is not None:
-            pending.append((function, address))
+            pending.append((self, function, address))
         else:
             function(address)  # an error would be that of a device already lost
 
@@ -200,11 +238,13 @@ class CudaDevice:
         """Return the executable graph of what `enqueue` gives to `stream`."""
         _capture.pending = []
         try:
-            graph = self._captured(enqueue, stream)
+            with _no_collection:
+                graph = self._captured(enqueue, stream)
         finally:
             pending, _capture.pending = _capture.pending, None
-            for function, address in pending:
-                function(address)
+            for device, function, address in pending:  # which may be another than this one
+                with device.current():
+                    function(address)
         try:
             return int(self._call("cuGraphInstantiate", graph, 0))
         finally:

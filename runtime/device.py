@@ -1,7 +1,8 @@
 """A GPU as the chain uses it: the few calls of CUDA's driver, so that a test can stand in for one.
 
 Streams, events and graphs are CUDA's own handles, and addresses are plain numbers: what an engine, or an application that
-embeds the chain, passes to its own library. All calls but `current` and `synchronize*` return before the work is done.
+embeds the chain, passes to its own library. Launches, copies and waits of a stream return before the work is done; the
+`synchronize*` wait for it, `free*` may wait for the whole device, and a copy to memory that is not pinned for itself.
 """
 from __future__ import annotations
 
@@ -32,13 +33,13 @@ class Device(Protocol):
         """Return the address of `size` bytes of device memory, or raise OutOfMemoryError; see `Memory`, which frees them."""
 
     def free(self, address: int) -> None:
-        """Free device memory once the device is done with it."""
+        """Free device memory that nothing in flight uses."""
 
     def allocate_pinned(self, size: int) -> int:
         """Return the address of `size` bytes of host memory that copies need not stage; see `Pinned`."""
 
     def free_pinned(self, address: int) -> None:
-        """Free pinned memory."""
+        """Free pinned memory that nothing in flight uses."""
 
     def create_stream(self) -> int:
         """Return a stream that waits for no other by itself."""
@@ -96,7 +97,12 @@ class Memory:
         self.size = size
         with device.current():
             self.address = device.allocate(size)
-        weakref.finalize(self, _free, device, self.address).atexit = False
+        self._finalizer = weakref.finalize(self, _free, device, self.address)
+        self._finalizer.atexit = False
+
+    def free(self) -> None:
+        """Free it now; nothing may use it any more."""
+        self._finalizer()
 
 
 class Pinned:

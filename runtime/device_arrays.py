@@ -3,14 +3,48 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from saccade.errors import SaccadeError
 from saccade.runtime import dlpack
 from saccade.runtime.device import LEGACY_STREAM, Device, Memory
-from saccade.runtime.dlpack import Foreign
+from saccade.runtime.dlpack import GuestArray
+
+
+class HasArrayInterface(Protocol):
+    """An array of PyTorch, CuPy, pycuda, Numba, ..."""
+
+    @property
+    def __cuda_array_interface__(self) -> Any:
+        """Where it lies; see Numba's manual."""
+
+
+class HasDLPack(Protocol):
+    """An array of any library that knows DLPack."""
+
+    def __dlpack__(self, *, stream: Any = None) -> Any:
+        """Return a capsule."""
+
+    def __dlpack_device__(self) -> Any:
+        """Return (DLDeviceType, index)."""
+
+
+OnDevice = HasArrayInterface | HasDLPack  # what a call takes from the device
+
+
+class GuestStream:
+    """A stream of a guest's that was given frames. Where it is an object and no plain handle, it lives until `let_go`."""
+
+    def __init__(self, stream: object) -> None:
+        self.handle = stream_handle(stream) or LEGACY_STREAM
+        self.done = False  # once all that it was given has been waited for; the handle may be nobody's by now
+        self._owner: object = stream
+
+    def let_go(self) -> None:
+        """Forget the stream, which has been waited for."""
+        self.done, self._owner = True, None
 
 
 class DeviceArray:
@@ -18,16 +52,27 @@ class DeviceArray:
 
     It offers `__cuda_array_interface__` and DLPack, so that torch.as_tensor, cupy.asarray and pycuda take it without a
     copy. What lies in it is there once the stream of the call has come to it, and the next call of these shapes on the
-    same pipeline overwrites it. The memory stays as long as the array does.
+    same pipeline overwrites it, after what that stream was given until then; for a call without one it is the default
+    stream. The memory stays as long as the array does.
     """
 
     def __init__(
-        self, device: Device, memory: Memory, offset: int, shape: tuple[int, ...], dtype: str, stream: int | None = None
+        self,
+        device: Device,
+        memory: Memory,
+        offset: int,
+        shape: tuple[int, ...],
+        dtype: str,
+        writer: GuestStream | None = None,
     ) -> None:
         self.shape, self.dtype = shape, np.dtype(dtype)
         self.address = memory.address + offset
-        self.stream = stream  # where it is written; None once it is known to be there
-        self._device, self._memory = device, memory
+        self._device, self._memory, self._writer = device, memory, writer
+
+    @property
+    def stream(self) -> int | None:
+        """The handle of the stream that writes it; None once it is known to be there."""
+        return None if self._writer is None or self._writer.done else self._writer.handle
 
     @property
     def size(self) -> int:
@@ -120,7 +165,7 @@ def device_images(array: Any, name: str, device: Device, stream: int) -> list[De
 
     Rows may lie apart, as in a crop; the three bytes of a pixel and the pixels of a row must be packed.
     """
-    found = _foreign(array, name, device, stream)
+    found = _guest_array(array, name, device, stream)
     if found.dtype != "|u1" or len(found.shape) not in (3, 4) or found.shape[-1] != 3:
         raise SaccadeError(
             f"{name}: arrays on the device must be uint8 (height, width, 3) RGB, got {found.dtype[1:]} {list(found.shape)}"
@@ -137,15 +182,17 @@ def device_images(array: Any, name: str, device: Device, stream: int) -> list[De
     return [DeviceImage(start - 2 * bgr, found.strides[-3], height, width, bgr, found.owner) for start in starts]
 
 
-def _foreign(array: Any, name: str, device: Device, stream: int) -> Foreign:
+def _guest_array(array: Any, name: str, device: Device, stream: int) -> GuestArray:
     """Describe an array, by whichever of both protocols it has, and let `stream` wait for it."""
     try:
         interface = getattr(array, "__cuda_array_interface__", None)
         if interface is None:
             return dlpack.array_of(array.__dlpack__(stream=stream))
+        if interface.get("mask") is not None:
+            raise ValueError("it has a mask, which the kernels do not read")
         shape, kind = tuple(interface["shape"]), np.dtype(interface["typestr"])
         strides = interface.get("strides") or dlpack.dense_strides(shape, kind.itemsize)
-        found = Foreign(int(interface["data"][0]), shape, tuple(strides), kind.str, array)
+        found = GuestArray(int(interface["data"][0]), shape, tuple(strides), kind.str, array)
         # Who names no stream means the default one: PyTorch and pycuda, unless their user works on streams of his own.
         writer = int(interface.get("stream") or LEGACY_STREAM)
     except (BufferError, KeyError, RuntimeError, TypeError, ValueError) as error:  # a gradient, a capsule that is used up

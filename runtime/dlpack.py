@@ -84,7 +84,7 @@ def capsule_of(address: int, shape: tuple[int, ...], dtype: np.dtype[Any], devic
     return _new(where, _NAME, _destroy)
 
 
-class Foreign(NamedTuple):
+class GuestArray(NamedTuple):
     """An array of somebody else's: strides in bytes, and what has to live as long as the memory is used."""
 
     address: int
@@ -94,7 +94,7 @@ class Foreign(NamedTuple):
     owner: object
 
 
-def array_of(capsule: Any) -> Foreign:
+def array_of(capsule: Any) -> GuestArray:
     """Return what a capsule describes. It stays the capsule's, which deletes it when it is dropped."""
     tensor = _Managed.from_address(_pointer(capsule, _NAME)).tensor
     shape = tuple(tensor.shape[axis] for axis in range(tensor.ndim))
@@ -105,7 +105,7 @@ def array_of(capsule: Any) -> Foreign:
         strides = dense_strides(shape, size)
     letter = {code: letter for letter, code in _KINDS.items()}.get(tensor.dtype.code, "V")
     spelling = f"{'|' if size == 1 else '<'}{letter}{size}"
-    return Foreign((tensor.data or 0) + tensor.byte_offset, shape, strides, spelling, capsule)
+    return GuestArray((tensor.data or 0) + tensor.byte_offset, shape, strides, spelling, capsule)
 
 
 def dense_strides(shape: tuple[int, ...], size: int) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from saccade.engines.device_engine import Bound, DeviceEngine, shape_of
 from saccade.errors import SaccadeError
 from saccade.runtime import launch
 from saccade.runtime.device import Device, Memory
+from saccade.runtime.device_arrays import DeviceArray, GuestStream
 from saccade.runtime.launch import FillParams, GatherParams, ImageView, Params, PreprocessParams, SelectParams
 
 ALIGNMENT = 256  # of each buffer, as cuMemAlloc aligns
@@ -84,6 +85,11 @@ class Networks:
         """The type of the extractor's inputs."""
         return self.engines["extractor"].inputs["patches"].dtype
 
+    def free(self) -> None:
+        """Free the tables; no frame may be left."""
+        self.table.free()
+        self.gather_table.free()
+
 
 def check_types(engines: Mapping[str, DeviceEngine]) -> None:
     """Refuse tensors that the kernels cannot read or write as they are."""
@@ -116,6 +122,7 @@ class Frame:
         self.memory = Memory(self._device, results.size + inner.size)
         self.graph: int | None = None
         self.seen_views = b""  # what was last copied to the views, in the order of the stream
+        self.reader: GuestStream | None = None  # may still read the results, which it was given where they lie
         self._bound: list[Bound] = []
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
@@ -129,6 +136,11 @@ class Frame:
     def place(self, name: str) -> Place:
         """Return an array's place."""
         return self._places[name]
+
+    def array(self, name: str, writer: GuestStream | None = None) -> DeviceArray:
+        """Return an array where it lies; `writer` is the stream to wait for, if it is not there already."""
+        place = self._places[name]
+        return DeviceArray(self._device, self.memory, place.offset, place.shape, place.dtype, writer)
 
     def enqueue(self, stream: int) -> None:
         """Give every step to a stream, one by one."""
@@ -215,18 +227,20 @@ def _buffer(role: str, tensor: str) -> str:
 
 
 def _layouts(networks: Networks, shape: Shape) -> tuple[Layout, Layout]:
-    """Return what a call gives out, which one copy fetches, and the rest."""
+    """Return what a call gives out, which one copy fetches, and the rest; only what this kind of frame writes or reads."""
     kind, batch, k, grid, dense = shape
     results, inner = Layout(), Layout()
     selector, extractor = networks.engines["selector"], networks.engines["extractor"]
-    results.add("status", (batch,), "int32")
-    results.add("indices", (batch, k), "int32")
-    results.add("score_map", (batch, *grid), "float32")
-    for name, spec in selector.outputs.items():
-        results.add(_buffer("selector", name), shape_of(spec, batch, k), spec.dtype)
     inner.add("views", (batch, VIEW_BYTES), "uint8")
     if kind != "extract":
+        results.add("status", (batch,), "int32")  # first: it is fetched alone where the rest stays on the device
+        results.add("score_map", (batch, *grid), "float32")
+        for name, spec in selector.outputs.items():
+            results.add(_buffer("selector", name), shape_of(spec, batch, k), spec.dtype)
         inner.add("lowres", shape_of(selector.inputs["lowres"], batch, k), networks.lowres_type)
+    if kind == "extract":
+        inner.add("prefix", shape_of(extractor.inputs["prefix"], batch, k), extractor.inputs["prefix"].dtype)
+    (results if kind == "run" else inner).add("indices", (batch, k), "int32")
     if kind != "look":
         for name, spec in extractor.outputs.items():
             results.add(name, shape_of(spec, batch, k), spec.dtype)

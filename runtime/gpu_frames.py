@@ -15,7 +15,7 @@ MAX_POSITION_BYTES = 256 << 20  # of position tables on the device; one at 2072 
 
 
 class Frames:
-    """Makes frames, keeps the latest, and closes the others once nothing is under way any more."""
+    """Makes frames, keeps the latest, and closes the others once nothing is in flight any more."""
 
     def __init__(
         self,
@@ -31,16 +31,16 @@ class Frames:
     def of(self, shape: Shape) -> Frame:
         """Return the frame of a shape; where it is new, the one used longest ago makes room."""
         if shape not in self.frames:
-            while len(self.frames) >= MAX_FRAMES:
-                self._drain()
-                self.frames.popitem(last=False)[1].close()
             positions = None if shape.kind == "look" else self._positions(shape.grid)
             self.frames[shape] = Frame(self._networks, shape, positions)
+            while len(self.frames) > MAX_FRAMES:
+                self._drain()
+                self.frames.popitem(last=False)[1].close()
         self.frames.move_to_end(shape)
         return self.frames[shape]
 
     def forget(self, shape: Shape) -> None:
-        """Close a frame that could not be prepared; nothing of it may be under way."""
+        """Close a frame that could not be prepared; nothing of it may be in flight."""
         self.frames.pop(shape).close()
 
     def _positions(self, grid: tuple[int, int]) -> Memory:
@@ -61,7 +61,7 @@ class Frames:
         return had_any
 
     def close(self) -> None:
-        """Close all frames; nothing may be under way."""
+        """Close all frames; nothing may be in flight."""
         while self.frames:
             self.frames.popitem()[1].close()
         self.tables.clear()

@@ -1,6 +1,7 @@
-"""Where one frame under way meets the host: pinned memory for what goes in and comes out, and when it is done.
+"""Where one frame in flight meets the host: pinned memory for what goes in and comes out, and when it is done.
 
-A pipeline has two, so that the next frame's pixels are uploaded while this one runs.
+A pipeline has two, so that the next frame's pixels are uploaded while this one runs, and more only where a stream of frames
+holds those and its consumer makes a call.
 """
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ class Slot:
         self._pinned: dict[str, Pinned] = {}
         self._pixels: Memory | None = None
         self.images: Sequence[DeviceImage] = ()  # those of a guest stay as long as the frame may read them
-        self.unchecked: Frame | None = None  # the frame whose status nobody has looked at yet
+        self.unseen: Frame | None = None  # the frame whose status nobody has looked at yet
 
     def wait(self) -> None:
         """Wait until the frame is done."""
@@ -50,20 +51,20 @@ class Slot:
         start = self._pixels.address
         return [DeviceImage(start + i * size, 3 * width, height, width, False, self._pixels) for i in range(len(images))]
 
-    def show(self, frame: Frame, images: Sequence[DeviceImage], stream: int) -> None:
+    def write_views(self, frame: Frame, images: Sequence[DeviceImage], stream: int) -> None:
         """Tell the frame's kernels where the images lie, unless they lie where the last ones did."""
         views = b"".join(
             bytes(ImageView(each.pixels, each.row_stride, each.height, each.width, each.bgr)) for each in images
         )
         if views != frame.seen_views:
-            self._send(frame, "views", views, stream)
+            self._copy_in(frame, "views", views, stream)
             frame.seen_views = views
 
-    def give(self, frame: Frame, name: str, array: np.ndarray, stream: int) -> None:
+    def write(self, frame: Frame, name: str, array: np.ndarray, stream: int) -> None:
         """Copy a host array into the frame's array of that name."""
-        self._send(frame, name, array.tobytes(), stream)
+        self._copy_in(frame, name, array.tobytes(), stream)
 
-    def _send(self, frame: Frame, name: str, content: bytes, stream: int) -> None:
+    def _copy_in(self, frame: Frame, name: str, content: bytes, stream: int) -> None:
         staging = self.pinned(name, len(content))
         staging.bytes[: len(content)] = np.frombuffer(content, np.uint8)
         self._device.copy_in(frame.address(name), staging.address, len(content), stream)
@@ -79,6 +80,8 @@ class Slot:
         return raw.view(place.dtype).reshape(place.shape)
 
     def close(self) -> None:
-        """Destroy the events; what is under way must be done."""
+        """Free the memory and destroy the events; what is in flight must be done."""
+        self._pinned.clear()
+        self._pixels, self.images, self.unseen = None, (), None
         self._device.destroy_event(self.copied)
         self._device.destroy_event(self.done)

@@ -24,6 +24,7 @@ FUNCTIONS: dict[str, tuple[str, tuple[Any, ...], tuple[Any, ...]]] = {
     "cuCtxPushCurrent": ("cuCtxPushCurrent_v2", (), (HANDLE,)),
     "cuCtxPopCurrent": ("cuCtxPopCurrent_v2", (HANDLE,), ()),
     "cuModuleLoadData": ("cuModuleLoadData", (HANDLE,), (TEXT,)),
+    "cuModuleUnload": ("cuModuleUnload", (), (HANDLE,)),
     "cuModuleGetFunction": ("cuModuleGetFunction", (HANDLE,), (HANDLE, TEXT)),
     "cuMemAlloc": ("cuMemAlloc_v2", (ADDRESS,), (SIZE,)),
     "cuMemFree": ("cuMemFree_v2", (), (ADDRESS,)),

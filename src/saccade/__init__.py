@@ -16,11 +16,12 @@ from saccade.errors import SaccadeError
 from saccade.runtime.backbone import BackbonePipeline, Features
 from saccade.runtime.chain import Look, Output, Pipeline
 from saccade.runtime.gpu_chain import GpuPipeline
+from saccade.runtime.gpu_output import DeviceLook, DeviceOutput
 from saccade.runtime.loading import load
 
 __version__ = VERSION
 
 __all__ = [
-    "BackbonePipeline", "Bundle", "Features", "GpuPipeline", "Look", "Output", "Pipeline", "SaccadeError", "__version__",
-    "load", "read_bundle",
+    "BackbonePipeline", "Bundle", "DeviceLook", "DeviceOutput", "Features", "GpuPipeline", "Look", "Output", "Pipeline",
+    "SaccadeError", "__version__", "load", "read_bundle",
 ]  # fmt: skip

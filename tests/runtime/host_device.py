@@ -1,8 +1,10 @@
 """A GPU played by the host: its memory is ours, and its kernels are the CUDA sources compiled for the CPU.
 
 It is as lazy as a GPU may be. What a stream is given is done when somebody waits for it and not before, so pinned memory
-that is overwritten too early, or a wait that was forgotten, shows in the numbers. Every allocation is registered: kernels
-and copies may touch nothing else, neither when they are given nor when they run. What CUDA forbids in a capture raises.
+that is overwritten too early, or a wait that was forgotten, shows in the numbers. Streams may also be `eager`, each for
+itself: done as soon as they can be, while the others lag behind. Every allocation is registered: kernels and copies may
+touch nothing else, neither when they are given nor when they run, and freeing waits for nothing unless `free_waits`. What
+CUDA forbids in a capture raises, and what the kernels do not check themselves.
 """
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import ctypes
 import itertools
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,17 @@ from saccade.errors import OutOfMemoryError, SaccadeError
 from saccade.runtime import launch
 from saccade.runtime.device import LEGACY_STREAM
 from saccade.runtime.launch import ImageView, Launch
+from saccade.runtime.reference import NEIGHBOURS
 
 ROOT = Path(__file__).parents[2]
 INCLUDES = [f"-I{ROOT / folder}" for folder in ("runtime/cuda", "runtime/native/include", "runtime/native/src")]
 GARBAGE = 0xFF  # NaN as float32, and an index far outside
+MAX_BATCH, MAX_GRID_CELLS = 65535, 1 << 16  # as launch.hpp has them
+OUTPUTS = {
+    **dict.fromkeys(launch.PREPROCESS.values(), ("lowres",)),
+    **dict.fromkeys(launch.GATHER.values(), ("patches", "kept_positions")),
+    launch.RESIZE_SCORES: ("scores",), launch.RANK: ("indices", "status"), launch.FILL: ("out",),
+}  # fmt: skip
 
 
 class DeviceFault(AssertionError):
@@ -56,6 +65,7 @@ class Operation:
 class Stream:
     queue: list[Operation] = field(default_factory=list)
     done: int = 0  # how many operations were run
+    eager: bool = False
     capture: list[Operation] | None = None
 
 
@@ -86,11 +96,19 @@ class Block:
 class HostDevice:
     """See `saccade.runtime.device.Device`. `calls` lists the names of what was done, in the order it was asked for."""
 
-    def __init__(self, kernels: ctypes.CDLL, capacity: int = 1 << 33) -> None:
+    def __init__(
+        self,
+        kernels: ctypes.CDLL,
+        capacity: int = 1 << 33,
+        *,
+        eager: Collection[int] = (),  # streams by the number of their creation here
+        free_waits: bool = False,  # as the driver does it, which its manual does not promise
+    ) -> None:
         self.index, self.name, self.dlpack_device = 0, "GPU 0 (host)", (1, 0)
         self.calls: list[str] = []
         self.graphs: dict[int, list[Operation]] = {}
         self.capacity, self.foreign_contexts = capacity, set[int]()
+        self._eager, self._free_waits, self._created = eager, free_waits, 0
         self._kernels = kernels
         self._numbers = itertools.count(1000)
         self._streams = {LEGACY_STREAM: Stream()}
@@ -136,9 +154,7 @@ class HostDevice:
 
     def free(self, address: int) -> None:
         self._refuse_in_capture("free")
-        for stream in self._streams.values():  # cuMemFree waits for the device
-            self._drain(stream)
-        self.memory.pop(address).check_margins()
+        self._free(self.memory, address)
 
     def allocate_pinned(self, size: int) -> int:
         self._refuse_in_capture("allocate_pinned")
@@ -146,9 +162,12 @@ class HostDevice:
 
     def free_pinned(self, address: int) -> None:
         self._refuse_in_capture("free_pinned")
-        for stream in self._streams.values():
+        self._free(self.pinned, address)
+
+    def _free(self, kind: dict[int, Block], address: int) -> None:
+        for stream in self._streams.values() if self._free_waits else ():
             self._drain(stream)
-        self.pinned.pop(address).check_margins()
+        kind.pop(address).check_margins()
 
     def adopt(self, array: np.ndarray) -> None:
         """Register a guest's array as memory of this device."""
@@ -176,7 +195,8 @@ class HostDevice:
     def create_stream(self) -> int:
         self._refuse_in_capture("create_stream")
         handle = next(self._numbers)
-        self._streams[handle] = Stream()
+        self._streams[handle] = Stream(eager=self._created in self._eager)
+        self._created += 1
         return handle
 
     def destroy_stream(self, stream: int) -> None:
@@ -221,6 +241,8 @@ class HostDevice:
         self.calls.append(operation.name)
         where = self._streams[stream]
         (where.queue if where.capture is None else where.capture).append(operation)
+        if where.eager:
+            self._drain(where)
 
     def _drain(self, stream: Stream, count: int | None = None) -> None:
         """Do what a stream was given, up to its `count`-th operation."""
@@ -255,6 +277,7 @@ class HostDevice:
             raise DeviceFault(f"no kernel {kernel}")
         if tuple(self_shape) != tuple(shape):
             raise DeviceFault(f"{kernel}: launched as {tuple(shape)}, it needs {tuple(self_shape)}")
+        check_preconditions(kernel, frozen)
 
         def run() -> None:
             for name, address, size in touched(kernel, frozen):
@@ -323,6 +346,30 @@ def touched(kernel: str, params: Any) -> Iterator[tuple[str, int, int]]:
         sizes |= {"out": 4 * p.batch * p.channels * p.rows * p.columns}
     for name, size in sizes.items():
         yield name, getattr(p, name), size
+
+
+def check_preconditions(kernel: str, params: Any) -> None:
+    """Raise for parameters that `launch.hpp` rules out and the kernels do not look at."""
+    cells = getattr(params, "rows", 1) * getattr(params, "columns", 1)
+    extents = {name: value for name, kind in params._fields_ if kind is ctypes.c_int32 and name not in ("unused", "bgr")
+               for value in [getattr(params, name)]}
+    facts = {
+        "extents from 1": min(extents.values()) >= 1,
+        f"a batch to {MAX_BATCH}": params.batch <= MAX_BATCH,
+        f"cells to {MAX_GRID_CELLS}": cells <= MAX_GRID_CELLS,
+        "no more patches than cells": kernel not in (launch.RESIZE_SCORES, launch.RANK) or params.k <= cells,
+        f"k from {NEIGHBOURS}": kernel != launch.FILL or params.k >= NEIGHBOURS,
+    }
+    for what, holds in facts.items():
+        if not holds:
+            raise DeviceFault(f"{kernel}: it takes {what}, not {extents}")
+    spans = {name: (address, address + size) for name, address, size in touched(kernel, params)}
+    for name, (start, end) in spans.items():
+        if start % 4 if name not in ("patches", "kept_positions", "positions", "lowres") else start % 2:
+            raise DeviceFault(f"{kernel}: {name} is not aligned")
+        for other, (first, last) in spans.items():
+            if name in OUTPUTS[kernel] and other != name and start < last and first < end:
+                raise DeviceFault(f"{kernel}: its output {name} lies over {other}")
 
 
 class HostBound:

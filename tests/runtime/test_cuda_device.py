@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -59,10 +60,12 @@ def test_a_device_is_named_with_its_index_and_loads_every_kernel() -> None:
 
 
 def test_the_primary_context_is_given_back_with_the_device() -> None:
-    device, driver = opened()
+    device, driver = opened(cuDeviceGet=(0, 1), cuModuleLoadData=(0, 60))
     del device
     gc.collect()
-    assert driver.called()[-1] == "cuDevicePrimaryCtxRelease"
+    assert driver.calls[-4:] == [
+        ("cuCtxPushCurrent", 500), ("cuModuleUnload", 60), ("cuCtxPopCurrent",), ("cuDevicePrimaryCtxRelease", 1),
+    ]  # fmt: skip
 
 
 def no_driver(*arguments: Any) -> tuple[int]:
@@ -179,6 +182,46 @@ def test_memory_dropped_during_a_capture_is_freed_after_it(kind: type[Memory | P
     called = [name for name in driver.called() if not name.startswith("cuCtx")]
     assert called.index(function) > called.index("cuStreamEndCapture")
     assert called.count(function) == 1
+
+
+def test_memory_of_another_device_is_freed_in_the_context_of_its_own() -> None:
+    here, _ = opened()
+    there, driver = opened(cuDevicePrimaryCtxRetain=(0, 900))
+    dropped = [Memory(there, 64)]
+    driver.calls.clear()
+    with here.current():
+        here.capture(lambda stream: dropped.clear(), 5)
+    around = [(name, *arguments) for name, *arguments in driver.calls if name.startswith(("cuCtx", "cuMemFree"))]
+    freed = next(index for index, call in enumerate(around) if call[0] == "cuMemFree")
+    assert around[freed - 1] == ("cuCtxPushCurrent", 900)
+    assert [call[0] for call in around[freed:]] == ["cuMemFree", "cuCtxPopCurrent"]
+
+
+def test_no_garbage_is_collected_while_any_thread_captures() -> None:
+    device, _ = opened()
+    seen = []
+
+    def other(stream: int) -> None:
+        thread = threading.Thread(target=device.capture, args=(lambda stream: seen.append(gc.isenabled()), 6))
+        thread.start()
+        thread.join()
+        seen.append(gc.isenabled())
+
+    assert gc.isenabled()
+    device.capture(other, 5)
+    assert seen == [False, False]
+    assert gc.isenabled()
+
+
+def test_who_collects_no_garbage_collects_none_after_a_failed_capture_either() -> None:
+    device, _ = opened()
+    gc.disable()
+    try:
+        with pytest.raises(ZeroDivisionError):
+            device.capture(lambda stream: 1 // 0, 5)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 @pytest.mark.skipif(bool(find_gpus()[0]), reason="a GPU is here, which would be given handles that are none")

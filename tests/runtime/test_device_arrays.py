@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from saccade.errors import SaccadeError
 from saccade.runtime import dlpack
 from saccade.runtime.device import LEGACY_STREAM, Memory
-from saccade.runtime.device_arrays import DeviceArray, is_on_device, stream_handle
+from saccade.runtime.device_arrays import DeviceArray, GuestStream, is_on_device, stream_handle
 
 torch = pytest.importorskip("torch")
 shapes = st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple)
@@ -99,7 +99,7 @@ def test_a_taken_array_keeps_its_memory_on_the_device(new_device: Callable[..., 
 
 def test_a_taker_gets_a_stream_that_waits_for_what_is_being_written(new_device: Callable[..., Any]) -> None:
     device = new_device()
-    array = DeviceArray(device, Memory(device, 64), 0, (4,), "uint8", stream=LEGACY_STREAM)
+    array = DeviceArray(device, Memory(device, 64), 0, (4,), "uint8", GuestStream(LEGACY_STREAM))
     with device.current():
         taker = device.create_stream()
     for stream, waits in ((-1, 0), (LEGACY_STREAM, 0), (taker, 1)):

@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,9 +24,11 @@ from saccade.runtime import loading
 from saccade.runtime.chain import Output, Pipeline
 from saccade.runtime.device import LEGACY_STREAM
 from saccade.runtime.device_arrays import DeviceArray
-from saccade.runtime.gpu_chain import SLOTS, GpuPipeline
+from saccade.runtime.gpu_chain import GpuPipeline
 from saccade.runtime.gpu_frame import check_types
 from saccade.runtime.gpu_frames import MAX_FRAMES
+from saccade.runtime.gpu_in_flight import SLOTS
+from saccade.runtime.gpu_output import DeviceLook, DeviceOutput
 from saccade.validate.verify import verify
 
 SELECTOR = ["saccade_preprocess_fp32", "selector", "saccade_resize_scores", "saccade_rank"]
@@ -83,7 +87,7 @@ def crops(photographs: list[np.ndarray], count: int, size: tuple[int, int] = (12
     return [photographs[i % 2][20 * i : 20 * i + size[0], 30 * i : 30 * i + size[1]] for i in range(count)]
 
 
-def assert_equal(ours: Output, theirs: Output) -> None:
+def assert_equal(ours: Output | DeviceOutput, theirs: Output) -> None:
     """Compare every array bit for bit."""
     assert ours.arrays().keys() == theirs.arrays().keys()
     for name, expected in (theirs.arrays() | {"raw_score_map": theirs.raw_score_map}).items():
@@ -289,7 +293,7 @@ def test_the_graph_is_captured_after_one_warm_run_of_the_same_launches(
     assert calls[warm : warm + len(steps) + 1] == [*steps, "synchronize"]
     assert calls[warm + len(steps) + 1 :][: len(steps)] == steps
     (graph,) = pipeline.device.graphs.values()
-    stream = pipeline.device._streams[pipeline._stream]
+    stream = pipeline.device._streams[pipeline._flight.stream]
     warmed = [operation for operation in stream.queue if operation.name in steps]
     assert [(each.name, each.arguments) for each in graph] == [(each.name, each.arguments) for each in warmed]
 
@@ -334,6 +338,22 @@ def test_memory_is_given_back_with_the_last_array(open_gpu: Open, photographs: l
     device, held = pipeline.device, len(pipeline.device.memory)
     del tokens
     assert len(device.memory) == held - 1
+
+
+def test_closing_frees_all_memory_but_that_of_arrays_given_out(open_gpu: Open, photographs: list[np.ndarray]) -> None:
+    pipeline, image = open_gpu(), np.ascontiguousarray(crops(photographs, 1)[0])
+    device, guest = pipeline.device, pipeline.upload(image)
+    out = pipeline(guest, size=126, k=9, dense=True)
+    list(pipeline.stream(crops(photographs, 3), size=70, k=5))
+    pipeline.extract([image], np.arange(6)[None], np.zeros((1, 5, 128), np.float32))
+    gone = weakref.ref(guest)
+    del guest
+    pipeline.close()
+    assert gone() is None
+    assert (len(device.memory), device.pinned) == (1, {})
+    out.tokens.numpy()
+    del out
+    assert device.memory == {}
 
 
 def test_position_tables_are_read_by_graphs_that_outlive_their_place_in_the_cache(
@@ -430,6 +450,51 @@ def test_what_an_engine_does_not_take_is_refused_before_any_launch(open_gpu: Ope
     assert pipeline.engines["selector"].open_contexts == []
 
 
+@pytest.mark.parametrize(
+    ("images", "k", "message"),
+    [(1, 21, "k 21 is beyond the 20 that the engines were built for; build them with --max-k 21"),
+     (3, 9, "batch 3 is beyond the 2 that the engines were built for; build them with --max-batch 3")],
+)  # fmt: skip
+def test_a_shape_beyond_the_engines_limits_makes_no_frame_leave(
+    open_gpu: Open, photographs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, images: int, k: int, message: str
+) -> None:
+    monkeypatch.setattr("saccade.runtime.gpu_frames.MAX_FRAMES", 2)
+    pipeline = open_gpu(max_k=20)
+    pipeline.receipt.conditions.update(max_k="20", max_batch="2")
+    for kept in (3, 4):
+        pipeline(photographs[0], size=126, k=kept)
+    pipeline.device.capacity = 0  # where an allocation fails, others make room
+    with pytest.raises(SaccadeError, match=message):
+        pipeline(crops(photographs, images), size=126, k=k)
+    assert [shape.k for shape in pipeline.frames.frames] == [3, 4]
+
+
+def test_a_frame_that_cannot_be_made_lets_no_other_leave(
+    open_gpu: Open, photographs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saccade.runtime.gpu_frames.MAX_FRAMES", 2)
+    pipeline = open_gpu(max_k=20)
+    for k in (3, 4):
+        pipeline(photographs[0], size=126, k=k)
+    with pytest.raises(SaccadeError, match="k 21 is beyond the 20 that the engine was built for"):
+        pipeline(photographs[0], size=126, k=21)
+    assert [shape.k for shape in pipeline.frames.frames] == [3, 4]
+
+
+def test_a_frame_holds_and_fetches_only_what_its_kind_writes(open_gpu: Open, photographs: list[np.ndarray]) -> None:
+    pipeline, images = open_gpu(), crops(photographs, 1)
+    out = pipeline(images, size=126, k=9)
+    pipeline.extract(images, out.indices, out.prefix)
+    pipeline.look(images, size=126)
+    run, extract, look = pipeline.frames.frames.values()
+    of_the_selector = {"status", "score_map", "raw_score_map", "prefix"}
+    assert set(look.results) == of_the_selector
+    assert set(extract.results) == {"cls", "tokens"}
+    assert set(run.results) == {*of_the_selector, "indices", "cls", "tokens"}
+    assert extract.result_bytes == 4 * (9 + 1) * 128
+    assert {"score_map", "lowres"}.isdisjoint(extract._places)
+
+
 # ---- guests
 
 
@@ -449,6 +514,7 @@ def test_an_array_on_the_device_is_read_where_it_lies(
     image = np.ascontiguousarray(crops(photographs, 1)[0])
     pipeline.device.calls.clear()
     out = pipeline(on_device(pipeline, layouts(image)[layout]), size=126, k=9, dense=True)
+    assert isinstance(out, DeviceOutput)
     assert all(isinstance(array, DeviceArray) for array in out.arrays().values())
     assert_equal(out, cpu(image, size=126, k=9, dense=True))
 
@@ -459,7 +525,9 @@ def test_a_batch_on_the_device_is_one_array_or_several(open_gpu: Open, cpu: Pipe
     assert_equal(pipeline(on_device(pipeline, np.stack(images)), size=126, k=9), expected)
     assert_equal(pipeline([on_device(pipeline, image) for image in images], size=126, k=9), expected)
     assert_equal(pipeline(pipeline.upload(images), size=126, k=9), expected)
-    np.testing.assert_array_equal(pipeline.look(pipeline.upload(images), size=126).score_map.numpy(), expected.score_map)
+    look = pipeline.look(pipeline.upload(images), size=126)
+    assert isinstance(look, DeviceLook)
+    np.testing.assert_array_equal(look.score_map.numpy(), expected.score_map)
 
 
 def test_native_reads_whole_patches_of_an_array_on_the_device(
@@ -482,7 +550,7 @@ def test_an_array_comes_through_dlpack_too(open_gpu: Open, cpu: Pipeline, photog
             return uploaded.__dlpack__()
 
     assert_equal(pipeline(Guest(), size=126, k=9), cpu(image, size=126, k=9))
-    assert streams == [pipeline._stream]
+    assert streams == [pipeline._flight.stream]
 
 
 def test_outputs_are_taken_by_numpy_and_torch_without_a_copy(open_gpu: Open, photographs: list[np.ndarray]) -> None:
@@ -533,20 +601,126 @@ def test_a_guests_stream_runs_the_frame_and_nobody_waits_for_it(
     pipeline.device.destroy_stream(handle)
 
 
+@pytest.mark.parametrize("eager", [(), (0,), (2,), (3,)], ids=["lazy", "ours", "the first", "the second"])
 def test_frames_on_several_streams_follow_each_other_where_they_share_memory(
-    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray]
+    open_gpu: Open, new_device: Callable[..., Any], cpu: Pipeline, photographs: list[np.ndarray], eager: tuple[int, ...]
 ) -> None:
-    pipeline, images = open_gpu(), [np.ascontiguousarray(image) for image in crops(photographs, 4)]
+    pipeline = open_gpu(device=new_device(eager=eager))
+    images = [np.ascontiguousarray(image) for image in crops(photographs, 4)]
     with pipeline.device.current():
         streams = [pipeline.device.create_stream() for _ in range(2)]
     uploaded = [pipeline.upload(image) for image in images]
     for i, image in enumerate(uploaded):
         out = pipeline(image, size=126, k=9, stream=streams[i % 2])
+        pipeline(images[0], size=126, k=10)  # on the pipeline's own
     assert_equal(out, cpu(images[-1], size=126, k=9))
-    pipeline.device.destroy_stream(streams[0])  # its frames are done by now, and not only done here
+    pipeline.wait()
+    for stream in streams:
+        pipeline.device.destroy_stream(stream)
     assert_equal(out, cpu(images[-1], size=126, k=9))
-    pipeline.device.destroy_stream(streams[1])
     assert_equal(pipeline(images[0], size=126, k=9), cpu(images[0], size=126, k=9))
+
+
+def test_a_frame_runs_after_those_before_it_whatever_their_shapes_and_streams(
+    open_gpu: Open, photographs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = open_gpu()
+    image = pipeline.upload(np.ascontiguousarray(crops(photographs, 1)[0]))
+    with pipeline.device.current():
+        streams = [pipeline.device.create_stream() for _ in range(3)]
+    for k in (7, 8, 9):
+        pipeline(image, size=126, k=k)
+    network, order = pipeline.engines["extractor"].network, []
+    run = network.run
+    monkeypatch.setattr(network, "run", lambda feed: order.append(feed["patches"].shape[1]) or run(feed))
+    for k, stream in zip((7, 8, 9), streams, strict=True):  # contexts of one engine compute in the same memory
+        pipeline(image, size=126, k=k, stream=stream)
+    with pipeline.device.current():
+        pipeline.device.synchronize(streams[-1])
+    assert order == [7, 8, 9]
+    pipeline.wait()
+    for stream in streams:
+        pipeline.device.destroy_stream(stream)
+
+
+NEXT: dict[str, Callable[[GpuPipeline, Any, int], object]] = {
+    "on the host": lambda pipeline, image, stream: pipeline(image.keep, size=126, k=9),
+    "on the device": lambda pipeline, image, stream: pipeline(image, size=126, k=9),
+    "on another stream": lambda pipeline, image, stream: (pipeline(image, size=126, k=9, stream=stream), pipeline.wait()),
+}
+
+
+@pytest.mark.parametrize("then", NEXT)
+@pytest.mark.parametrize("named", [True, False], ids=["its stream", "the default stream"])
+def test_outputs_are_read_by_what_the_guest_gave_its_stream_before_the_next_call_overwrites_them(
+    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray], then: str, named: bool
+) -> None:
+    pipeline, images = open_gpu(), [np.ascontiguousarray(image) for image in crops(photographs, 2)]
+    device, read = pipeline.device, np.zeros((1, 9, 128), np.float32)
+    with device.current():
+        theirs, other = (device.create_stream() for _ in range(2))
+    first, second = (on_device(pipeline, image) for image in images)
+    stream = theirs if named else LEGACY_STREAM
+    out = pipeline(first, size=126, k=9, **({"stream": stream} if named else {}))
+    with device.current():
+        device.enqueue("read", (), lambda: ctypes.memmove(read.ctypes.data, out.tokens.address, read.nbytes), stream)
+    NEXT[then](pipeline, second, other)
+    with device.current():
+        device.synchronize(stream)
+    np.testing.assert_array_equal(read, cpu(images[0], size=126, k=9).tokens)
+    pipeline.wait()
+    for each in (theirs, other):
+        device.destroy_stream(each)
+
+
+def test_a_reader_whose_stream_cannot_be_waited_for_is_named_at_each_call_until_it_can(
+    open_gpu: Open, photographs: list[np.ndarray]
+) -> None:
+    pipeline = open_gpu()
+    image = pipeline.upload(np.ascontiguousarray(crops(photographs, 1)[0]))
+    with pipeline.device.current():
+        stream = pipeline.device.create_stream()
+    pipeline(image, size=126, k=9, stream=stream)
+    pipeline.device.foreign_contexts.add(stream)
+    for _ in range(2):
+        with pytest.raises(SaccadeError, match="is not of GPU 0"):
+            pipeline(image, size=126, k=9)
+    pipeline.device.foreign_contexts.clear()
+    pipeline(image, size=126, k=9)
+    pipeline.wait()
+    pipeline.device.destroy_stream(stream)
+
+
+class Stream:
+    """A stream of a guest's that is destroyed with its object, as pycuda does it."""
+
+    def __init__(self, device: Any) -> None:
+        with device.current():
+            self.handle = device.create_stream()
+        weakref.finalize(self, device.destroy_stream, self.handle)
+
+
+def test_a_guests_stream_lives_until_it_is_waited_for_and_is_not_asked_after_that(
+    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray]
+) -> None:
+    pipeline, image = open_gpu(), np.ascontiguousarray(crops(photographs, 1)[0])
+    uploaded, stream = pipeline.upload(image), Stream(pipeline.device)
+    handle = stream.handle
+    out = pipeline(uploaded, size=126, k=9, stream=stream)
+    done: list[str] = []
+    with pipeline.device.current():
+        pipeline.device.enqueue("more", (), lambda: done.append("more"), handle)
+    del stream
+    gc.collect()
+    assert handle in pipeline.device._streams
+    assert out.cls.stream == out.cls.__cuda_array_interface__["stream"] == handle
+    pipeline.wait()
+    assert done == ["more"]
+    assert handle not in pipeline.device._streams
+    assert out.cls.stream is out.cls.__cuda_array_interface__["stream"] is None
+    np.from_dlpack(out.cls)
+    assert_equal(out, cpu(image, size=126, k=9))
+    assert_equal(pipeline(uploaded, size=126, k=9), cpu(image, size=126, k=9))
 
 
 def test_an_array_is_read_after_the_stream_that_writes_it(
@@ -583,6 +757,57 @@ def test_scores_of_a_frame_nobody_waited_for_are_refused_later(
     pipeline(image, size=126, k=9)
 
 
+def spoil(pipeline: GpuPipeline, monkeypatch: pytest.MonkeyPatch, infinities: Iterable[int]) -> None:
+    """Let the score maps of the next frames hold so many infinities, one number for each frame after its graph is there."""
+    network, left = pipeline.engines["selector"].network, iter(infinities)
+    run = network.run
+
+    def some_infinite(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = {name: array.copy() for name, array in run(feed).items()}
+        found["score_map"][0, 0, : next(left, 0)] = np.inf
+        return found
+
+    monkeypatch.setattr(network, "run", some_infinite)
+
+
+def test_waiting_leaves_a_bad_frame_of_an_open_stream_to_whoever_takes_it(
+    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, frames = open_gpu(), crops(photographs, 4)
+    pipeline(frames[0], size=126, k=9)
+    spoil(pipeline, monkeypatch, [0, 3])
+    stream = pipeline.stream(frames, size=126, k=9)
+    assert_equal(next(stream), cpu(frames[0], size=126, k=9))
+    pipeline.wait()
+    with pytest.raises(SaccadeError, match="NaN or infinity in 3 of 1936 values"):
+        next(stream)
+    pipeline.wait()
+
+
+def test_waiting_says_once_that_any_of_the_frames_was_bad(
+    open_gpu: Open, photographs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = open_gpu()
+    image = pipeline.upload(np.ascontiguousarray(crops(photographs, 1)[0]))
+    pipeline(image, size=126, k=9)
+    spoil(pipeline, monkeypatch, [1, 1])
+    for _ in range(2):
+        pipeline(image, size=126, k=9, stream=LEGACY_STREAM)
+    with pytest.raises(SaccadeError, match="an earlier frame's score map holds NaN or infinity"):
+        pipeline.wait()
+    pipeline.wait()
+
+
+def test_the_error_of_a_bad_frame_counts_its_own_scores_and_not_the_next_frames(
+    open_gpu: Open, new_device: Callable[..., Any], photographs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, frames = open_gpu(device=new_device(eager=[0])), crops(photographs, 3)
+    pipeline(frames[0], size=126, k=9)
+    spoil(pipeline, monkeypatch, [2, 7])
+    with pytest.raises(SaccadeError, match="NaN or infinity in 2 of 1936 values"):
+        next(pipeline.stream(frames, size=126, k=9))
+
+
 # ---- what is refused, before any launch
 
 SQUARE = np.zeros((126, 126, 3), np.uint8)
@@ -596,6 +821,10 @@ REFUSED: dict[str, tuple[np.ndarray, dict[str, Any], str]] = {
     "another size": (SQUARE[:112].copy(), {}, r"image 0 is 126 x 112 px on the device, where .*; give 126 x 126"),
     "too small": (SQUARE[:9].copy(), {"size": None, "fit": "native"}, "smaller than one 14 px patch"),
     "k": (SQUARE, {"k": 82}, "this grid has 81 patches"),
+    "budget for a dense output": (
+        SQUARE[:14, :42].copy(), {"size": (14, 42), "budget_ms": 3, "dense": True},
+        r"dense output blends 5 patches, and k 3 is the most here \(the grid has 3, the engines were built for 3\)",
+    ),
     "stream": (SQUARE, {"stream": "fast"}, "stream 'fast' is no CUDA stream"),
     "negative stream": (SQUARE, {"stream": -1}, "stream -1 is no CUDA stream"),
     "budget and k": (SQUARE, {"k": 9, "budget_ms": 3}, "give k, k_ratio or budget_ms, not several"),
@@ -619,6 +848,16 @@ def test_an_array_that_only_claims_to_lie_on_the_device_is_refused(open_gpu: Ope
     interface = {"shape": SQUARE.shape, "typestr": "|u1", "data": (SQUARE.ctypes.data, False), "version": 3}
     with pytest.raises(SaccadeError, match=f"image 0: {SQUARE.ctypes.data:#x} is no device memory"):
         open_gpu()(SimpleNamespace(__cuda_array_interface__=interface), size=126)
+
+
+def test_an_array_with_a_mask_is_refused(open_gpu: Open) -> None:
+    pipeline = open_gpu()
+    image = on_device(pipeline, SQUARE.copy())
+    image.__cuda_array_interface__["mask"] = on_device(pipeline, np.zeros_like(SQUARE))
+    with pytest.raises(SaccadeError, match=r"image 0: .*\(it has a mask, which the kernels do not read\)"):
+        pipeline(image, size=126)
+    image.__cuda_array_interface__["mask"] = None
+    pipeline(image, size=126)
 
 
 class Unwilling:
@@ -753,11 +992,17 @@ def test_engines_are_closed_where_the_device_cannot_be_opened(open_gpu: Open, mo
 # ---- streams of frames
 
 
+# Which streams of a pipeline run as soon as they can while the others wait: 0 computes, 1 uploads.
+SCHEDULES = pytest.mark.parametrize("eager", [(), (0,), (1,), (0, 1)], ids=["lazy", "compute", "uploads", "both"])
+
+
+@SCHEDULES
 def test_a_stream_of_frames_gives_each_its_own_output_in_order(
-    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray]
+    open_gpu: Open, new_device: Callable[..., Any], cpu: Pipeline, photographs: list[np.ndarray], eager: tuple[int, ...]
 ) -> None:
     frames = crops(photographs, 5)
-    for ours, frame in zip(open_gpu().stream(frames, size=126, k=9), frames, strict=True):
+    pipeline = open_gpu(device=new_device(eager=eager))
+    for ours, frame in zip(pipeline.stream(frames, size=126, k=9), frames, strict=True):
         assert_equal(ours, cpu(frame, size=126, k=9))
 
 
@@ -781,10 +1026,11 @@ def test_a_stream_uploads_the_next_frame_before_the_last_is_waited_for(
     stream.close()
 
 
+@SCHEDULES
 def test_calls_between_the_frames_of_a_stream_disturb_nothing(
-    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray]
+    open_gpu: Open, new_device: Callable[..., Any], cpu: Pipeline, photographs: list[np.ndarray], eager: tuple[int, ...]
 ) -> None:
-    pipeline, frames = open_gpu(), crops(photographs, 4)
+    pipeline, frames = open_gpu(device=new_device(eager=eager)), crops(photographs, 4)
     for ours, frame in zip(pipeline.stream(frames, size=126, k=9), frames, strict=True):
         assert_equal(pipeline(photographs[1], size=126, k=9), cpu(photographs[1], size=126, k=9))
         assert_equal(ours, cpu(frame, size=126, k=9))
@@ -805,9 +1051,32 @@ def test_a_stream_left_in_the_middle_of_a_call_gives_its_slots_back(
     next(stream)
     with pipeline._entered():  # as when it is collected as garbage then
         stream.close()
-    assert len(pipeline._free_slots) == len(pipeline._slots) == SLOTS
+    assert len(pipeline._flight._free_slots) == len(pipeline._flight._slots) == SLOTS
     for photograph in photographs:
         assert_equal(pipeline(photograph, size=126, k=9), cpu(photograph, size=126, k=9))
+
+
+NO_FRAMES: dict[str, Any] = {"missing": Path("no-such.jpg"), "floats": SQUARE.astype(np.float32)}
+
+
+@pytest.mark.parametrize("bad", ["missing", "floats"])
+@pytest.mark.parametrize("good", range(4))
+def test_a_stream_gives_every_frame_before_a_bad_one_as_on_a_cpu(
+    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray], bad: str, good: int
+) -> None:
+    frames = [*crops(photographs, good), NO_FRAMES[bad], photographs[0]]
+    outputs: list[list[Output]] = []
+    errors = []
+    for pipeline in (open_gpu(), cpu):
+        found: list[Output] = []
+        with pytest.raises(SaccadeError) as caught:
+            found.extend(pipeline.stream(frames, size=126, k=9))
+        outputs.append(found)
+        errors.append(str(caught.value))
+    assert len(outputs[0]) == len(outputs[1]) == good
+    for ours, theirs in zip(*outputs, strict=True):
+        assert_equal(ours, theirs)
+    assert errors[0] == errors[1]
 
 
 @pytest.mark.parametrize("frame", [Path("no-such.jpg"), SQUARE.astype(np.float32)], ids=["missing", "floats"])
@@ -817,7 +1086,7 @@ def test_a_frame_that_is_none_ends_the_stream_and_nothing_else(
     pipeline = open_gpu()
     with pytest.raises(SaccadeError, match=r"no-such\.jpg|image 0"):
         list(pipeline.stream([photographs[0], frame], size=126, k=9))
-    assert len(pipeline._free_slots) == len(pipeline._slots)
+    assert len(pipeline._flight._free_slots) == len(pipeline._flight._slots)
     assert_equal(pipeline(photographs[0], size=126, k=9), cpu(photographs[0], size=126, k=9))
 
 
@@ -898,6 +1167,35 @@ def test_a_budget_buys_the_largest_k_that_fits(open_gpu: Open, cpu: Pipeline, ph
     assert pipeline.budget.choice.measured_ms == {k: k / 10 for k in (1, 4, 8, 12, 16, 24, 32, 40, 60, 81)}
     assert str(pipeline.budget.choice) == "k 16 takes 1.60 ms of 2; k 24 takes 2.40 ms"
     assert_equal(out, cpu(photographs[0], size=126, k=16))
+
+
+def test_a_budget_measures_images_that_are_still_being_written(
+    open_gpu: Open, cpu: Pipeline, photographs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, image = open_with_costs(open_gpu), np.ascontiguousarray(crops(photographs, 1)[0])
+    device, late, seen = pipeline.device, np.zeros_like(image), []
+    network = pipeline.engines["selector"].network
+    run = network.run
+    monkeypatch.setattr(network, "run", lambda feed: seen.append(bool(late.any())) or run(feed))
+    with device.current():
+        stream = device.create_stream()
+        device.enqueue("write", (), lambda: np.copyto(late, image), stream)
+    out = pipeline(on_device(pipeline, late, stream), size=126, budget_ms=2.0, stream=stream)
+    pipeline.wait()
+    assert len(seen) > 100
+    assert all(seen)
+    assert_equal(out, cpu(image, size=126, k=16))
+    device.destroy_stream(stream)
+
+
+def test_a_budget_for_a_dense_output_needs_what_the_fill_blends(open_gpu: Open, photographs: list[np.ndarray]) -> None:
+    pipeline = open_with_costs(open_gpu, max_k=4)
+    pipeline.receipt.conditions["max_k"] = "4"
+    message = r"dense output blends 5 patches, and k 4 is the most here \(the grid has 81, the engines were built for 4\)"
+    with pytest.raises(SaccadeError, match=message):
+        pipeline(photographs[0], size=126, budget_ms=100, dense=True)
+    pipeline(photographs[0], size=126, budget_ms=100)
+    assert pipeline.budget.choice.k == 4
 
 
 def test_buckets_are_measured_once_for_a_batch_and_a_grid(open_gpu: Open, photographs: list[np.ndarray]) -> None:

@@ -70,6 +70,32 @@ def test_a_wrong_launch_is_a_fault(device: Any, fault: Any) -> None:
     del arrays
 
 
+KERNEL = {"rank": launch.RANK, "fill": launch.FILL}
+BROKEN: dict[str, tuple[str, dict[str, int], str]] = {
+    "k beyond the cells": ("rank", {"k": 17}, "it takes no more patches than cells, not {.*'k': 17"),
+    "no patches": ("rank", {"k": 0}, "it takes extents from 1"),
+    "a batch too large": ("rank", {"batch": 65536}, "it takes a batch to 65535"),
+    "a grid too large": ("rank", {"rows": 257, "columns": 256}, "it takes cells to 65536"),
+    "too few to blend": ("fill", {"k": 4}, "saccade_fill: it takes k from 5"),
+    "an output over an input": ("rank", {"indices": 0}, "saccade_rank: its output indices lies over scores"),
+    "an address in the middle": ("rank", {"maps": 2}, "saccade_rank: maps is not aligned"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_a_kernel_rules_out_and_does_not_check_is_a_fault(device: Any, fault: Any, case: str) -> None:
+    kernel, changed, message = BROKEN[case]
+    params, arrays = ranking(device)
+    tokens, out = Memory(device, 4 * 16 * 8), Memory(device, 4 * 16 * 8)
+    if kernel == "fill":
+        params = launch.FillParams(tokens.address, arrays[2].address, out.address, 1, 5, 8, 4, 4)
+    for field, value in changed.items():
+        pointer = {"indices": arrays[1].address + 4, "maps": arrays[0].address + value}.get(field)
+        setattr(params, field, value if pointer is None else pointer)
+    with fault(message):
+        device.launch(KERNEL[kernel], params, params.rank_launch if kernel == "rank" else params.launch, LEGACY_STREAM)
+
+
 FORBIDDEN: dict[str, Callable[[Any, int], object]] = {
     "allocate": lambda device, stream: Memory(device, 8),
     "allocate_pinned": lambda device, stream: Pinned(device, 8),
@@ -89,6 +115,28 @@ def test_what_a_capture_forbids_is_a_fault(device: Any, fault: Any, name: str) -
 def test_a_default_stream_cannot_be_captured(device: Any, fault: Any) -> None:
     with fault("a default stream cannot be captured"):
         device.capture(lambda stream: None, LEGACY_STREAM)
+
+
+def test_an_eager_stream_runs_at_once_and_first_what_it_waits_for(new_device: Callable[..., Any]) -> None:
+    device, done = new_device(eager=[1]), []
+    with device.current():
+        lazy, eager, event = device.create_stream(), device.create_stream(), device.create_event()
+        device.enqueue("lazy", (), lambda: done.append("lazy"), lazy)
+        device.record(event, lazy)
+        device.enqueue("late", (), lambda: done.append("late"), lazy)
+        device.enqueue("first", (), lambda: done.append("first"), eager)
+        assert done == ["first"]
+        device.wait(eager, event)
+        assert done == ["first", "lazy"]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_freeing_waits_only_where_it_is_told_to(new_device: Callable[..., Any], waits: bool) -> None:
+    device, done = new_device(free_waits=waits), []
+    with device.current():
+        device.enqueue("work", (), lambda: done.append("work"), LEGACY_STREAM)
+        Memory(device, 8).free()
+    assert done == ["work"] * waits
 
 
 def test_calls_outside_of_the_context_are_faults(new_device: Callable[..., Any], fault: Any) -> None:
