@@ -31,6 +31,10 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--selector-depth", type=int, help="blocks of LookWhere's selector")
     parser.add_argument("--grid", type=int, help="side of the position table")
     parser.add_argument("--classes", type=int, help="write LookWhere's fine-tuned layout with this many classes")
+    parser.add_argument(
+        "--outliers", type=float, metavar="X",
+        help="make a few channels of each norm X times as large, as trained models have them, in the same function",
+    )  # fmt: skip
     parser.set_defaults(execute=make_checkpoint)
 
 
@@ -40,6 +44,7 @@ def make_checkpoint(options: argparse.Namespace) -> Report:
     import torch
 
     from saccade.export import seeded
+    from saccade.export.outliers import with_outliers
 
     sizes = {name: _positive(options, name) for name in SIZES if getattr(options, name) is not None}
     if not 0 <= options.seed <= MAX_SEED:
@@ -48,6 +53,8 @@ def make_checkpoint(options: argparse.Namespace) -> Report:
     shapes, is_nested = _shapes(options, sizes)
     with progress_bar(len(shapes), "weights", "tensor") as bar:
         weights = seeded.seeded_weights(shapes, options.seed, lambda name: bar.update(1))
+    if options.outliers is not None:
+        weights = with_outliers(weights, options.outliers, options.seed)
     crc = seeded.weights_crc32(weights)
 
     def tensors(tree: dict[str, Any]) -> dict[str, Any]:
