@@ -13,6 +13,7 @@ from PIL import Image
 
 from saccade.errors import SaccadeError
 from saccade.runtime.images import read_rgb
+from saccade.runtime.kept import MAX_CELLS
 from saccade.validate.datasets.davis import Davis, Video, read_davis
 from saccade.validate.datasets.mask_file import left_out_note, read_mask, read_palette
 from saccade.validate.evaluations.task import Outcome, Score, Settings, Task
@@ -50,6 +51,9 @@ class FrameSides:
         """Read and resize."""
         image = read_rgb(path)
         size = self.size(image.shape[0], image.shape[1])
+        cells = size[0] // self.patch * (size[1] // self.patch)
+        if cells > MAX_CELLS:
+            raise SaccadeError(f"{path} makes {cells} patches at this size; at most {MAX_CELLS} are supported")
         if image.shape[:2] == size:
             return image
         planes = resize_bilinear(image.transpose(2, 0, 1), size)
