@@ -35,6 +35,10 @@ Stream: TypeAlias = Callable[[Iterable[list[np.ndarray]]], Iterable[Mapping[str,
 Count: TypeAlias = Annotated[int, Meta(ge=0)]
 
 
+class NothingReadableError(SaccadeError):
+    """Not one image of a list can be read: where the list is a part of a data set, the rest may do without it."""
+
+
 class RowSpec(Struct, frozen=True):
     """One row of an output."""
 
@@ -86,8 +90,8 @@ def extract(
 
     What an earlier run has left there is not done again. `recipe` is everything the features depend on beside the images
     (graphs, engine, size, k, ...): another one gets another folder, and so do images that have changed since. `progress`
-    hears how many images are done. An unreadable image has no row and is named in `failed`. Raises SaccadeError where none
-    is readable.
+    hears how many images are done. An unreadable image has no row and is named in `failed`. Raises NothingReadableError
+    where none is readable.
     """
     names = [str(path) for path in images]
     full = {**recipe, "outputs": " ".join(outputs or ()), "images": _digest(map(_identity, names))}
@@ -108,7 +112,7 @@ def extract(
                     progress(state.seen)
     if not state.rows:
         why = next(iter(state.failed.values()), "the list is empty")
-        raise SaccadeError(f"none of {len(names)} images can be read ({why})")
+        raise NothingReadableError(f"none of {len(names)} images can be read ({why})")
     readable = [name for index, name in enumerate(names) if index not in state.failed]
     return Features(readable, _mapped(folder, state), {names[index]: why for index, why in state.failed.items()})
 

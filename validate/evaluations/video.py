@@ -18,6 +18,7 @@ from saccade.validate.datasets.davis import Davis, Video, read_davis
 from saccade.validate.datasets.mask_file import left_out_note, read_mask, read_palette
 from saccade.validate.evaluations.task import Outcome, Score, Settings, Task
 from saccade.validate.extraction import Extractor
+from saccade.validate.features import NothingReadableError
 from saccade.validate.preparation import whole_patches
 from saccade.validate.sources import TOKENS
 from saccade.validate.tasks.contours import VOID, VideoScore, score_video
@@ -106,7 +107,11 @@ def evaluate(data: Davis, extract: Extractor, settings: VideoSettings) -> Outcom
         except SaccadeError as error:
             problems.append(str(error))
             continue
-        features = extract(video.frames, prepare, [TOKENS], label=f"{video.name}, {number} of {len(data.videos)}")
+        try:
+            features = extract(video.frames, prepare, [TOKENS], label=f"{video.name}, {number} of {len(data.videos)}")
+        except NothingReadableError as error:
+            problems.append(str(error))
+            continue
         if features.failed:
             problems.append(next(iter(features.failed.values())))
             continue

@@ -173,7 +173,7 @@ def test_a_video_of_frames_like_a_thread_is_left_out(own_davis: Path, tmp_path: 
     extract = Extractor(Still(), tmp_path, progress_bar)
     outcome = TASK.evaluate(TASK.read(own_davis, settings), extract, settings)
     problem = f"{frames[0]} makes 384000 patches at this size; at most 21904 are supported"
-    assert outcome.notes[0] == f"1 of 3 videos are left out, first: {problem}"
+    assert outcome.notes[0] == f"1 of 3 videos are left out, first: none of {len(frames)} images can be read ({problem})"
 
 
 class Still:
