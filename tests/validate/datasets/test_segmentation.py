@@ -239,6 +239,10 @@ def test_nothing_two_and_another_data_set_are_refused(tmp_path: Path) -> None:
         ('{"categories": []}', "its categories have no numbers between 0 and 255"),
         ('{"categories": [{"id": 700, "supercategory": "x"}]}', "its categories have no numbers between 0 and 255"),
         ('{"categories": [{"id": -1, "supercategory": "x"}]}', "its categories have no numbers between 0 and 255"),
+        (
+            '{"categories": [{"id": 1, "supercategory": "x"}, {"id": 1, "supercategory": "y"}]}',
+            "a number is given to several categories",
+        ),
         ('{"info": ' + "[" * 5000, "recursion"),
     ],
 )
