@@ -75,9 +75,14 @@ def load(
     return lookwhere_pipeline(opened, engines, receipt, requests[0], *of_static)
 
 
-def open_built(bundle: Bundle, request: EngineRequest, folder: Path, receipt: store.Receipt) -> Pipeline:
-    """Return a LookWhere bundle's pipeline on one built set of engines."""
-    return lookwhere_pipeline(bundle, store.load(bundle, request, folder, receipt), receipt, request)
+def open_built(
+    bundle: Bundle, request: EngineRequest, folder: Path, receipt: store.Receipt
+) -> Pipeline | BackbonePipeline:
+    """Return a bundle's pipeline on one built set of engines."""
+    engines, model = store.load(bundle, request, folder, receipt), bundle.manifest.model
+    if isinstance(model, BackboneModel):
+        return BackbonePipeline(bundle, model, engines, receipt, request.streams)
+    return lookwhere_pipeline(bundle, engines, receipt, request)
 
 
 def lookwhere_pipeline(

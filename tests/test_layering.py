@@ -218,3 +218,10 @@ def test_no_file_holds_a_path_of_one_machine() -> None:
         if path.is_file() and (places := homes.findall(path.read_bytes())):
             found[path.name] = places[:3]
     assert not found
+
+
+def test_every_golden_file_of_a_plain_backbone_is_named_by_a_test() -> None:
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    files = [path.stem for kind in ("neco", "pwself") for path in (ROOT / "tests/golden").glob(f"{kind}_*.npz")]
+    assert files
+    assert [name for name in files if name not in tests] == []

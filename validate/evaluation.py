@@ -23,6 +23,7 @@ class Evaluated:
     outcome: Outcome
     latency_ms: float | None
     k: int | None = None
+    failed: frozenset[str] = frozenset()  # images that could not be read
 
     def data(self) -> dict[str, Any]:
         """Return what JSON holds of it."""
@@ -38,7 +39,10 @@ def evaluate_sources(task: Task, data: Any, settings: Any, extractors: Sequence[
     latencies = _latencies([extract.timed_call for extract in extractors if extract.timed_call])
     timed = iter(latencies)
     return [
-        Evaluated(extract.source.label, outcome, next(timed) if extract.timed_call else None, extract.source.k)
+        Evaluated(
+            extract.source.label, outcome, next(timed) if extract.timed_call else None, extract.source.k,
+            frozenset(extract.failed),
+        )
         for extract, outcome in zip(extractors, outcomes, strict=True)
     ]
 
@@ -52,6 +56,9 @@ def compare(first: Evaluated, second: Evaluated) -> Difference:
     if len(ours.samples) != len(theirs.samples):
         counts = f"{len(ours.samples)} and {len(theirs.samples)}"
         raise SaccadeError(f"{first.label} and {second.label} were scored on {counts} samples; both must see the same")
+    if first.failed != second.failed:
+        image = min(first.failed ^ second.failed)
+        raise SaccadeError(f"{image} could be read for one of {first.label} and {second.label} alone; repeat the command")
     return paired_bootstrap(ours.samples, theirs.samples, ours.statistic)
 
 

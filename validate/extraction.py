@@ -5,7 +5,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ Bar = Callable[..., AbstractContextManager[Any]]  # a progress bar of a total, a
 class Extractor:
     """Extracts features of files from one source and keeps them below `root`: what is there is not done again.
 
-    `timed_call` runs the source on one image as the last extraction did; None before the first.
+    `timed_call` runs the source on one image as the last extraction did; None before the first. `failed` are the images that
+    no extraction could read, and why.
     """
 
     source: Source
@@ -34,6 +35,7 @@ class Extractor:
     batch: int = 8
     workers: int = 2
     timed_call: Callable[[], object] | None = None
+    failed: dict[str, str] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -61,10 +63,12 @@ class Extractor:
 
         self._remember(images, prepare, outputs)
         with self.bar(len(images), f"{source.label}: {label}") as bar:
-            return features.extract(
+            found = features.extract(
                 images, self.root, recipe, decode=prepare, stream=stream, outputs=None if reduce else outputs,
                 batch=self.batch, workers=self.workers, progress=lambda done: bar.update(done - bar.n),
             )  # fmt: skip
+        self.failed |= found.failed
+        return found
 
     def _remember(self, images: Sequence[Path], prepare: Preparation, outputs: Sequence[str]) -> None:
         """Keep how to run one image, the first that can be read."""

@@ -5,7 +5,9 @@ appended and never mapped while they are written, so memory does not grow with t
 """
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,11 +15,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import Annotated, BinaryIO, TypeAlias
 
 import msgspec
 import numpy as np
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from saccade import atomic, locks
 from saccade.errors import SaccadeError
@@ -30,27 +32,32 @@ AHEAD = 2  # batches that are decoded before their turn
 Decode: TypeAlias = Callable[[Path], np.ndarray]  # a file as uint8 (H, W, 3), already of the size it runs at
 # Batches of images of one size -> the outputs of each, batch axis first, in order; several may be under way at once.
 Stream: TypeAlias = Callable[[Iterable[list[np.ndarray]]], Iterable[Mapping[str, np.ndarray]]]
+Count: TypeAlias = Annotated[int, Meta(ge=0)]
+
+
+class NothingReadableError(SaccadeError):
+    """Not one image of a list can be read: where the list is a part of a data set, the rest may do without it."""
 
 
 class RowSpec(Struct, frozen=True):
     """One row of an output."""
 
-    dtype: str
-    shape: tuple[int, ...]
+    dtype: Annotated[str, Meta(pattern="^[<>|][fiu][1248]$")]
+    shape: tuple[Count, ...]
 
     @property
     def bytes(self) -> int:
         """Return the size of a row."""
-        return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
 
 
 class State(Struct, kw_only=True):
     """How far an extraction has come."""
 
     recipe: dict[str, str]
-    seen: int = 0  # images taken from the list, unreadable ones included
-    outputs: dict[str, RowSpec] = {}
-    failed: dict[int, str] = {}  # number of an unreadable image in the list -> why
+    seen: Count = 0  # images taken from the list, unreadable ones included
+    outputs: dict[Annotated[str, Meta(pattern="^\\w+$")], RowSpec] = {}
+    failed: dict[Count, str] = {}  # number of an unreadable image in the list -> why
 
     @property
     def rows(self) -> int:
@@ -83,16 +90,19 @@ def extract(
 
     What an earlier run has left there is not done again. `recipe` is everything the features depend on beside the images
     (graphs, engine, size, k, ...): another one gets another folder, and so do images that have changed since. `progress`
-    hears how many images are done. An unreadable image has no row and is named in `failed`. Raises SaccadeError where none
-    is readable.
+    hears how many images are done. An unreadable image has no row and is named in `failed`. Raises NothingReadableError
+    where none is readable.
     """
     names = [str(path) for path in images]
     full = {**recipe, "outputs": " ".join(outputs or ()), "images": _digest(map(_identity, names))}
     folder = root / _digest([f"{name}={value}" for name, value in sorted(full.items())])[:16]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise atomic.write_error(folder, error) from error
     busy = f"{folder} is being filled by another process; wait for it"
     with locks.reserved(folder, busy):
-        state = _read_state(folder, full)
+        state = _read_state(folder, full, len(names))
         if state.seen < len(names):
             with ExitStack() as stack:
                 writer = stack.enter_context(_Writer(folder, state))
@@ -102,7 +112,7 @@ def extract(
                     progress(state.seen)
     if not state.rows:
         why = next(iter(state.failed.values()), "the list is empty")
-        raise SaccadeError(f"none of {len(names)} images can be read ({why})")
+        raise NothingReadableError(f"none of {len(names)} images can be read ({why})")
     readable = [name for index, name in enumerate(names) if index not in state.failed]
     return Features(readable, _mapped(folder, state), {names[index]: why for index, why in state.failed.items()})
 
@@ -115,34 +125,34 @@ def _digest(texts: Iterable[str]) -> str:
 
 
 def _identity(name: str) -> str:
-    """Return a file's name with what changes when its content does."""
+    """Return a file's name with what changes when its content does; the name alone where it cannot be read now."""
     try:
         status = Path(name).stat()
     except OSError:
         return name  # it will fail to decode, and be counted
-    return f"{name}\0{status.st_size}\0{status.st_mtime_ns}"
+    return f"{name}\0{status.st_size}\0{status.st_mtime_ns}" if os.access(name, os.R_OK) else name
 
 
-def _read_state(folder: Path, recipe: dict[str, str]) -> State:
+def _read_state(folder: Path, recipe: dict[str, str], images: int) -> State:
     """Return what an earlier run left, or a beginning."""
     path = folder / STATE
-    if not path.exists():
+    if not os.path.lexists(path):
         return State(recipe=recipe)
     remedy = f"delete {folder}"
-    if path.stat().st_size > MAX_STATE_BYTES:
+    if not path.is_file() or path.stat().st_size > MAX_STATE_BYTES:
         raise SaccadeError(f"{path}: not a state of an extraction; {remedy}")
     try:
         state = msgspec.json.decode(path.read_bytes(), type=State)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise SaccadeError(f"{path}: {error}; {remedy}") from error
     short = [name for name, spec in state.outputs.items() if _size(folder / f"{name}.rows") < state.rows * spec.bytes]
-    if state.recipe != recipe or short or state.rows < 0:
+    if state.recipe != recipe or short or not max(state.failed, default=-1) < state.seen <= images:
         raise SaccadeError(f"{path}: it does not belong to the rows beside it; {remedy}")
     return state
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else -1
+    return path.stat().st_size if path.is_file() else -1
 
 
 def _mapped(folder: Path, state: State) -> dict[str, np.ndarray]:
@@ -238,6 +248,16 @@ def _decoded(
                 future.cancel()
 
 
+def _check_rows(name: str, array: np.ndarray, images: Sequence[str]) -> None:
+    """Refuse rows that are not one for each image, or that hold what no score may be made of, before they are kept."""
+    if len(array) != len(images):
+        raise SaccadeError(f"{images[0]}: {len(array)} rows of {name} came of a batch of {len(images)} images")
+    sums = array.reshape(len(array), -1).sum(axis=1, dtype=np.float64)  # as wide as the rows, unlike isfinite of all values
+    for image, total in zip(images, sums, strict=True):
+        if not math.isfinite(total):
+            raise SaccadeError(f"{image}: its {name} holds NaN or infinity; look at the engine with saccade parity")
+
+
 class _Writer:
     """Appends rows, and now and then says in state.json that they count."""
 
@@ -257,7 +277,8 @@ class _Writer:
             self._save()  # also after an interrupt: what is done is done
         finally:
             for file in self._files.values():
-                file.close()
+                with contextlib.suppress(OSError):  # a full disk, which the save has named
+                    file.close()
 
     def _opened(self, name: str) -> BinaryIO:
         path = self._folder / f"{name}.rows"
@@ -269,6 +290,7 @@ class _Writer:
     def add(self, done: _Done) -> None:
         """Write the rows of a batch; they count from the next save on."""
         for name, array in done.outputs.items():
+            _check_rows(name, array, done.names)
             spec = RowSpec(array.dtype.str, array.shape[1:])
             if self._state.outputs.setdefault(name, spec) != spec:
                 have, want = list(spec.shape), list(self._state.outputs[name].shape)

@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from saccade.errors import SaccadeError
-from saccade.runtime.images import read_rgb
+from saccade.runtime.images import MAX_PIXELS, read_rgb
+from saccade.runtime.kept import MAX_CELLS
 
 Filter = Literal["bilinear", "bicubic", "lanczos"]
 _FILTERS = {
@@ -45,6 +46,8 @@ class ShortSideCrop:
         # torchvision's Resize truncates the longer side; its CenterCrop rounds the start to even at halves.
         short = min(height, width)
         size = (int(self.side * height / short), int(self.side * width / short))
+        if size[0] * size[1] > MAX_PIXELS:
+            raise SaccadeError(f"{path}: {width} x {height} px is too narrow to be resized to a shorter side of {self.side}")
         resized = resize(image, size, self.filter)
         top, left = (round((extent - self.crop) / 2) for extent in size)
         return np.ascontiguousarray(resized[top : top + self.crop, left : left + self.crop])
@@ -129,6 +132,8 @@ def checked_side(pixels: int, patch: int, protocol: int) -> int:
     """Return a side in pixels: the one asked for, which `patch` must divide, or for 0 the protocol's in whole patches."""
     if pixels == 0:
         return whole_patches(protocol, patch)
+    if (pixels // patch) ** 2 > MAX_CELLS:
+        raise SaccadeError(f"--size {pixels} makes {(pixels // patch) ** 2} patches; at most {MAX_CELLS} are supported")
     if pixels % patch:
         raise SaccadeError(f"--size {pixels} is not a multiple of the {patch} px patch; use {whole_patches(pixels, patch)}")
     return pixels

@@ -2,40 +2,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from saccade.bundle import BackboneModel, Bundle
+from saccade.bundle import Bundle
 from saccade.contract import extras_of
-from saccade.errors import SaccadeError
-from saccade.export.backbone_checkpoint import read_backbone
+from saccade.export.backbone_checkpoint import BackboneCheckpoint
 from saccade.export.backbone_reference import BackboneReference
-from saccade.export.checkpoint import read_checkpoint
+from saccade.export.checkpoint import Checkpoint
 from saccade.export.reference import Reference, fill
 from saccade.validate.sources import CLS, TOKENS, Source, outputs_of
 
 
-def reference_sources(bundle: Bundle, path: Path, ks: Sequence[int | None]) -> list[Source]:
-    """Return the checkpoint's source for every k (None alone for a plain backbone), all of one model in memory.
-
-    Raises SaccadeError for a file that the bundle was not made of.
-    """
-    model, outputs = bundle.manifest.model, outputs_of(bundle)
-    if isinstance(model, BackboneModel):
-        plain = read_backbone(path, model.family, bundle.manifest.provenance.get("checkpoint_key"))
-        _check_origin(bundle, path, plain.sha256)
-        return [BackboneReferenceSource(BackboneReference(plain, extras_of(model)), outputs, plain.sha256)]
-    checkpoint = read_checkpoint(path)
-    _check_origin(bundle, path, checkpoint.sha256)
+def reference_sources(
+    bundle: Bundle, checkpoint: Checkpoint | BackboneCheckpoint, ks: Sequence[int | None]
+) -> list[Source]:
+    """Return the source for every k (None alone for a plain backbone) of what a bundle was made of; one model in memory."""
+    outputs = outputs_of(bundle)
+    if isinstance(checkpoint, BackboneCheckpoint):
+        plain = BackboneReference(checkpoint, extras_of(checkpoint.model))
+        return [BackboneReferenceSource(plain, outputs, checkpoint.sha256)]
     reference = Reference(checkpoint, bundle.manifest.task)
     return [LookWhereReferenceSource(reference, k, outputs, checkpoint.sha256) for k in ks if k is not None]
-
-
-def _check_origin(bundle: Bundle, path: Path, sha256: str) -> None:
-    if sha256 != bundle.manifest.provenance.get("checkpoint_sha256"):
-        raise SaccadeError(f"{path} is not the checkpoint that {bundle.path} was made of; give that file")
 
 
 class BackboneReferenceSource:

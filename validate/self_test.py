@@ -14,22 +14,25 @@ import msgspec
 from msgspec import Struct
 
 from saccade import atomic
-from saccade.bundle import Bundle, read_bundle
+from saccade.backbone_golden import BackboneCase, backbone_cases_of
+from saccade.bundle import Bundle, Model, read_bundle
 from saccade.engines import quarantine, store
 from saccade.engines.child import Death, run_child, take_job
 from saccade.engines.engine import EngineRequest
 from saccade.engines.store import Receipt
 from saccade.errors import EngineError, SaccadeError
 from saccade.golden import Case, cases_of
+from saccade.runtime.backbone import BackbonePipeline
 from saccade.runtime.chain import Pipeline
 from saccade.runtime.launch import read_fatbin
 from saccade.runtime.loading import open_built
-from saccade.validate.parity import measure_parity
+from saccade.validate.backbone_parity import measure_backbone
+from saccade.validate.parity import Verdict, measure_parity
 
 VERDICT = "self-test.json"  # in the folder of an engine that has passed
 FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP")  # signals that no crash sends
 
-Opened = Callable[[Bundle, EngineRequest, Path, Receipt], Pipeline]
+Opened = Callable[[Bundle, EngineRequest, Path, Receipt], Pipeline | BackbonePipeline]
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -65,10 +68,16 @@ Outcome = Passed | Wrong | Untested
 
 def check_testable(bundle: Bundle, request: EngineRequest) -> None:
     """Refuse what could not be tested, before a build that takes minutes."""
-    read_fatbin()
-    if not any(_fits(case, request) for case in cases_of(bundle)):
-        most = f"batch {request.max_batch}, k {request.max_k}"
-        raise SaccadeError(f"{bundle.path}: no golden case fits an engine for {most}; give a larger --max-k or --max-batch")
+    if isinstance(bundle.manifest.model, Model):
+        read_fatbin()
+        fits = any(_fits(case, request) for case in cases_of(bundle))
+        most, larger = f"k {request.max_k}", "--max-k"
+    else:
+        fits = any(_backbone_fits(case, request) for case in backbone_cases_of(bundle))
+        most, larger = "{}x{} px".format(*request.max_size or ("any", "any")), "--max-size"
+    if not fits:
+        problem = f"no golden case fits an engine for batch {request.max_batch}, {most}"
+        raise SaccadeError(f"{bundle.path}: {problem}; give a larger {larger} or --max-batch")
 
 
 def verdict_in(folder: Path) -> dict[str, Any] | None:
@@ -118,7 +127,7 @@ def judge(job: Job, opened: Opened = open_built) -> Outcome:
     bundle = read_bundle(Path(job.bundle))
     try:
         with opened(bundle, job.request, Path(job.folder), job.receipt) as pipeline:
-            result = measure_parity(pipeline, [case for case in cases_of(bundle) if _fits(case, job.request)])
+            result = _measured(pipeline, job.request)
     except EngineError as error:
         return Wrong(f"it does not run: {error}")
     except SaccadeError as error:
@@ -126,6 +135,21 @@ def judge(job: Job, opened: Opened = open_built) -> Outcome:
     if not result.passed:
         return Wrong(f"it differs from PyTorch in {', '.join(each.name for each in result.measures if not each.passed)}")
     return Passed(result.summary())
+
+
+def _measured(pipeline: Pipeline | BackbonePipeline, request: EngineRequest) -> Verdict[Any]:
+    """Compare with the golden cases that the engine takes, by the numbers of the kind of model."""
+    if isinstance(pipeline, BackbonePipeline):
+        plain = [case for case in backbone_cases_of(pipeline.bundle) if _backbone_fits(case, request)]
+        return measure_backbone(pipeline, plain)
+    return measure_parity(pipeline, [case for case in cases_of(pipeline.bundle) if _fits(case, request)])
+
+
+def _backbone_fits(case: BackboneCase, request: EngineRequest) -> bool:
+    """Tell whether an engine of these limits takes a case of a plain backbone."""
+    batch, height, width, _ = case.images.shape
+    most = request.max_size
+    return batch <= request.max_batch and (most is None or (height <= most[0] and width <= most[1]))
 
 
 def _fits(case: Case, request: EngineRequest) -> bool:

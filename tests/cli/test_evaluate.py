@@ -1,7 +1,9 @@
 """The command evaluate: its options, what it writes, the gate, and a sweep of k from a bundle to a plot."""
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -46,7 +48,8 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
 
     def command(task: str, *arguments: object, code: int = 0) -> str:
         capsys.readouterr()
-        line = ["evaluate", task, *map(str, arguments), "--features", str(tmp_path / "features")]
+        line = ["evaluate", task, *map(str, arguments)]
+        line += [] if task == "patch-match" else ["--features", str(tmp_path / "features")]
         assert main(line) == code
         said = capsys.readouterr()
         return said.out if code == 0 else said.out + said.err
@@ -166,12 +169,14 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
         (["--compare", "openvino:fp32", "--max-drop", -1], "give --compare too, and 0 or more"),
         (["--compare", "openvino:fp32", "--max-drop", "nan"], "give --compare too, and 0 or more"),
         (["--compare", "reference"], "--compare reference and --checkpoint belong together; give both or neither"),
+        (["--compare", "openvino:fp32", "--max-drop", "inf"], "give --compare too, and 0 or more"),
         (["--checkpoint", "x.pt"], "--compare reference and --checkpoint belong together"),
         (["--compare", "nothing"], "nothing"),
         (["--compare", "openvino:fp3"], "fp3"),
         (["--plot", "x.png"], "--plot draws a sweep; give --k two or more"),
         (["--k", 4], "--k means nothing to a plain backbone, and "),
         (["--size", 30], "--size 30 is not a multiple of the 14 px patch; use 28"),
+        (["--size", 2086], "--size 2086 makes 22201 patches; at most 21904 are supported"),
         (["--size", -1], "--size -1: expected `int` >= 0"),
         (["--temperature", 0], "--temperature 0: expected `float` > 0.0"),
         (["-o", "x.txt"], "-o x.txt: it is written as .json; end the name so"),
@@ -193,6 +198,44 @@ def test_wrong_options_are_refused_in_one_line(
 def test_outputs_inside_the_bundle_are_refused(run: Run, backbone: Path, few_digits: Path) -> None:
     said = run("knn", backbone, few_digits, *KNN, "--pictures", backbone / "pictures", code=1)
     assert "that is inside a bundle; choose a place outside" in said
+
+
+def test_names_that_are_no_utf8_are_written_readably(run: Run, backbone: Path, few_digits: Path, tmp_path: Path) -> None:
+    data = few_digits.rename(tmp_path / os.fsdecode(b"data\xff"))
+    for part in ("train", "val"):
+        (data / part / "4").rename(data / part / os.fsdecode(b"4\xfe"))
+    written = ["-o", tmp_path / "k.json", "--markdown", tmp_path / "k.md"]
+    run("knn", backbone, data, *KNN, *written)
+    found = json.loads((tmp_path / "k.json").read_text())
+    assert found["data"].endswith("data\\udcff")
+    assert list(found["sides"][0]["details"]["top1_by_class"]) == ["1", "4\\udcfe", "7"]
+    assert "data\\udcff" in (tmp_path / "k.md").read_text()
+    picture = data / "picture.png"
+    Image.new("RGB", (60, 60)).save(picture)
+    said = run("patch-match", picture, "--first", "0,0,9,9,1", "--second", "0,0,9,9,1", "--picture", data / "p.png")
+    assert said.endswith("data\\udcff/p.png\n")
+
+
+def test_a_folder_that_may_not_be_listed_is_one_line(
+    run: Run, backbone: Path, few_digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: Path) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    said = run("knn", backbone, few_digits, code=1)
+    assert f"error: cannot use {few_digits}/train: Permission denied; mend that, or give another place, and repeat" in said
+
+
+def test_another_checkpoint_is_refused_before_an_engine_is_opened(
+    run: Run, backbone: Path, lookwhere: Path, small_checkpoint: Callable[[str], Path], few_digits: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("saccade.cli.sources.load", None)
+    theirs, plain = small_checkpoint("franca"), backbone.with_suffix(".pt")
+    for bundle, other in ((backbone, theirs), (lookwhere, theirs), (lookwhere, plain)):
+        said = run("knn", bundle, few_digits, "--compare", "reference", "--checkpoint", other, code=1)
+        assert f"error: {other} is not the checkpoint that {bundle} was made of; give that file, or export again" in said
 
 
 @pytest.mark.parametrize(

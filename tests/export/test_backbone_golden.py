@@ -2,27 +2,27 @@
 
 tests/golden/neco_*.npz and pwself_*.npz were made by vpariza/NeCo at 3932160 and by
 alijavidani/Local_Global_Representation_Learning at 7eeff8c on the same seeded weights. Bounds are those suggested with the
-files, about five times float32's own noise. Both engines read the exported graph as it is written.
+files, about five times float32's own noise. Engines run as `saccade.load` opens them, from uint8 pixels to features.
 """
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
-import openvino
 import pytest
 import torch
 
+import saccade
 from saccade.export.backbone_checkpoint import BackboneCheckpoint, read_backbone
-from saccade.export.backbone_export import export_backbone
+from saccade.export.backbone_export import write_backbone_bundle
 from saccade.export.backbone_reference import BackboneReference
-from saccade.export.reference import normalised
 from saccade.export.seeded import seeded_tensor, seeded_weights, weights_crc32
 from saccade.export.seeded_backbones import BACKBONES, backbone_shapes
-from saccade.runtime.positions import positions_on
+from saccade.runtime.backbone import BackbonePipeline
 
 pytestmark = pytest.mark.slow
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -50,12 +50,13 @@ RECIPES = {
     "pwself": Recipe("dino-vits16", 8, None, ("pwself_vits16_224", "pwself_vits16_320x480")),
 }
 FILES = [(name, file) for name, recipe in RECIPES.items() for file in recipe.files]
-RUNNERS = ("pytorch", "onnxruntime", "openvino")
+ENGINES = ("onnxruntime", "openvino")
+RUNNERS = ("pytorch", *ENGINES)
 
 
 @dataclass
 class Model:
-    """A full-size checkpoint with the one graph made from it; each output is computed once."""
+    """A full-size checkpoint with the bundle made from it on both engines; each output is computed once."""
 
     recipe: Recipe
     crc: int
@@ -78,46 +79,38 @@ def images_of(golden: Outputs) -> np.ndarray:
     return golden["images"] if "images" in golden else golden["image"][None]
 
 
-def feed_of(checkpoint: BackboneCheckpoint, images: np.ndarray) -> Outputs:
-    """Return the graph's inputs, with the positions as the runtime resizes them."""
-    model = checkpoint.model
-    grid = (images.shape[1] // model.patch, images.shape[2] // model.patch)
-    positions = positions_on(checkpoint.positions.numpy(), model.base_grid, grid, model.position_rule)
-    return {"image": normalised(list(images)).numpy(), "positions": positions}
-
-
 @pytest.fixture(scope="module")
 def model_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Model]]:
     """Return a function from a recipe's name to its model; each is made once."""
     made: dict[str, Model] = {}
+    with contextlib.ExitStack() as stack:
 
-    def make(name: str) -> Model:
-        if name not in made:
-            made[name] = model_from(RECIPES[name], tmp_path_factory.mktemp(name))
-        return made[name]
+        def make(name: str) -> Model:
+            if name not in made:
+                made[name] = model_from(RECIPES[name], tmp_path_factory.mktemp(name), stack)
+            return made[name]
 
-    yield make
-    made.clear()
+        yield make
+        made.clear()
 
 
-def model_from(recipe: Recipe, folder: Path) -> Model:
+def model_from(recipe: Recipe, folder: Path, stack: contextlib.ExitStack) -> Model:
     weights = seeded_weights(backbone_shapes(BACKBONES[recipe.layout]), recipe.seed)
     torch.save({name: torch.from_numpy(array) for name, array in weights.items()}, folder / "weights.pt")
     checkpoint = read_backbone(folder / "weights.pt", recipe.family)
-    names = [spec.name for spec in export_backbone(checkpoint, folder / "graph.onnx", EXTRAS).outputs]
-    session = onnxruntime.InferenceSession(str(folder / "graph.onnx"), providers=["CPUExecutionProvider"])
-    compiled = openvino.Core().compile_model(folder / "graph.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    (folder / "bundle").mkdir()
+    write_backbone_bundle(checkpoint, None, folder / "bundle", lambda phase: None)
     reference = BackboneReference(checkpoint, EXTRAS)
-
-    def in_onnxruntime(images: np.ndarray) -> Outputs:
-        return dict(zip(names, session.run(names, feed_of(checkpoint, images)), strict=True))
-
-    def in_openvino(images: np.ndarray) -> Outputs:
-        found = compiled(feed_of(checkpoint, images))
-        return {name: found[name] for name in names}
-
-    run = {"pytorch": lambda images: reference(list(images)), "onnxruntime": in_onnxruntime, "openvino": in_openvino}
+    run: dict[str, Callable[[np.ndarray], Outputs]] = {"pytorch": lambda images: reference(list(images))}
+    for engine in ENGINES:
+        pipeline = stack.enter_context(saccade.load(folder / "bundle", engine=engine, note=lambda line: None))
+        assert isinstance(pipeline, BackbonePipeline)
+        run[engine] = functools.partial(on_engine, pipeline)
     return Model(recipe, weights_crc32(weights), checkpoint, run)
+
+
+def on_engine(pipeline: BackbonePipeline, images: np.ndarray) -> Outputs:
+    return pipeline(list(images), size=(images.shape[1], images.shape[2])).arrays()
 
 
 def compared(model: Model, golden: Outputs, ours: Outputs) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:

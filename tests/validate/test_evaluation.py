@@ -84,6 +84,15 @@ def test_other_samples_cannot_be_compared() -> None:
         compare(*sides)
 
 
+def test_sides_that_lost_other_images_cannot_be_compared() -> None:
+    def side(label: str, *failed: str) -> Evaluated:
+        return Evaluated(label, outcome([1, 0]), None, failed=frozenset(failed))
+
+    assert compare(side("a", "x.png"), side("b", "x.png")).difference == 0
+    with pytest.raises(SaccadeError, match=r"y.png could be read for one of a and b alone; repeat the command"):
+        compare(side("a", "x.png"), side("b", "x.png", "y.png"))
+
+
 def test_the_mean_of_hits_is_a_percentage_and_no_picture_is_the_default() -> None:
     assert mean_percent(np.array([0.25])) == 25
     assert list(no_pictures()) == []

@@ -133,3 +133,12 @@ def test_unreadable_images_have_no_row_and_none_at_all_is_an_error(files: list[P
     assert len(found.names) == len(found.arrays["cls"]) == 19
     with pytest.raises(SaccadeError, match=r"none of 1 images can be read \(.*04.png: no such image file\)"):
         extractor(Means(), tmp_path)([files[4]], SQUASH, ["cls"])
+
+
+def test_what_no_extraction_could_read_is_remembered(files: list[Path], tmp_path: Path) -> None:
+    for path in (files[3], files[12]):
+        path.write_bytes(b"no picture")
+    extract = extractor(Means(), tmp_path)
+    extract(files[:10], SQUASH, ["cls"])
+    extract(files[10:], SQUASH, ["cls"])
+    assert list(extract.failed) == [str(files[3]), str(files[12])]

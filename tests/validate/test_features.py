@@ -2,10 +2,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 from saccade.errors import SaccadeError
 from saccade.runtime.stream import in_order
-from saccade.validate.features import STATE, Features, Stream, extract
+from saccade.validate.features import STATE, Features, Stream, _Writer, extract
 
 RECIPE = {"engine": "none", "size": "4"}
 
@@ -153,6 +154,99 @@ def test_a_damaged_state_is_named_with_the_remedy(tmp_path: Path, text: str) -> 
     state.write_text(text)
     with pytest.raises(SaccadeError, match=f"{STATE}: .*; delete {state.parent}"):
         run(["1.png"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"<f4"', '"zz"'), ('"<f4"', '"|O"'), ('"shape":[1]', '"shape":[-1]'), ('"shape":[1]', '"shape":[0,-3]'),
+        ('"seen":3', '"seen":-3'), ('"seen":3', '"seen":4'), ('"cls"', '"../cls"'),
+        ('"failed":{}', '"failed":{"3":"x"}'), ('"failed":{}', '"failed":{"-1":"x"}'),
+    ],
+)  # fmt: skip
+def test_a_state_that_no_extraction_writes_is_refused(tmp_path: Path, old: str, new: str) -> None:
+    names = ["1.png", "2.png", "3.png"]
+    run(names, tmp_path)
+    (state,) = tmp_path.glob(f"*/{STATE}")
+    assert old in state.read_text()
+    state.write_text(state.read_text().replace(old, new))
+    with pytest.raises(SaccadeError, match=f"{STATE}: .*; delete {state.parent}"):
+        run(names, tmp_path)
+
+
+def test_a_state_or_rows_that_are_no_files_are_refused(tmp_path: Path) -> None:
+    run(["1.png"], tmp_path)
+    (rows,), (state,) = tmp_path.glob("*/cls.rows"), tmp_path.glob(f"*/{STATE}")
+    rows.unlink()
+    rows.mkdir()
+    with pytest.raises(SaccadeError, match="does not belong to the rows beside it"):
+        run(["1.png"], tmp_path)
+    state.unlink()
+    state.symlink_to(state.name)
+    with pytest.raises(SaccadeError, match=f"{STATE}: not a state of an extraction; delete"):
+        run(["1.png"], tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SaccadeError, match=r"cannot write .*file/.*: a file stands where a folder is needed"):
+        run(["1.png"], tmp_path / "file")
+
+
+def test_a_full_disk_is_one_line_and_what_was_kept_before_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{number}.png" for number in range(20)]
+    with pytest.raises(KeyboardInterrupt):
+        run(names, tmp_path, Network(fails_at=8), batch=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(_Writer, "_opened", lambda writer, name: open("/dev/full", "ab"))  # noqa: PTH123, SIM115
+        with pytest.raises(SaccadeError, match=r"cannot write .*: the disk is full; free some space and repeat"):
+            run(names, tmp_path, batch=4)
+    second = Network()
+    np.testing.assert_array_equal(run(names, tmp_path, second, batch=4).arrays["cls"][:, 0], np.arange(20))
+    assert sum(second.batches) == 12
+
+
+def test_rows_that_are_not_one_for_each_image_are_refused(tmp_path: Path) -> None:
+    def stream(batches: Iterable[list[np.ndarray]]) -> Iterator[Mapping[str, np.ndarray]]:
+        return ({"cls": np.zeros((len(batch) - 1, 2), np.float32)} for batch in batches)
+
+    with pytest.raises(SaccadeError, match=r"1\.png: 1 rows of cls came of a batch of 2 images"):
+        extract([Path("1.png"), Path("2.png")], tmp_path, {}, decode=decode, stream=stream, outputs=("cls",))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_engine_s_nan_is_never_kept(tmp_path: Path, bad: float) -> None:
+    def stream(batches: Iterable[list[np.ndarray]]) -> Iterator[Mapping[str, np.ndarray]]:
+        for batch in batches:
+            values = np.ones((len(batch), 5, 2), np.float32)
+            values[1, 3, 0] = bad
+            yield {"tokens": values}
+
+    with pytest.raises(SaccadeError, match=r"2\.png: its tokens holds NaN or infinity; look at the engine with"):
+        extract([Path("1.png"), Path("2.png")], tmp_path, {}, decode=decode, stream=stream, outputs=("tokens",))
+    assert not any(path.stat().st_size for path in tmp_path.glob("*/*.rows"))
+
+
+def test_an_image_that_becomes_readable_is_not_left_out_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("1.png", "2.png"):
+        (tmp_path / name).touch()
+    names, denied = [str(tmp_path / "1.png"), str(tmp_path / "2.png")], {str(tmp_path / "2.png")}
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) not in denied)
+
+    def open_to_me(path: Path) -> np.ndarray:
+        if str(path) in denied:
+            raise SaccadeError(f"{path}: permission denied")
+        return decode(path)
+
+    def found() -> Features:
+        paths = [Path(name) for name in names]
+        return extract(paths, tmp_path / "f", {}, decode=open_to_me, stream=stream_of(Network()), outputs=("cls",))
+
+    assert list(found().failed) == names[1:]
+    denied.clear()
+    assert found().names == names
 
 
 def test_memory_stays_flat_over_thousands_of_images(tmp_path: Path) -> None:

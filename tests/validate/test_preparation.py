@@ -104,3 +104,16 @@ def test_a_side_is_the_protocol_s_in_whole_patches_or_a_multiple_that_is_asked_f
     assert checked_side(112, 14, 320) == 112
     with pytest.raises(SaccadeError, match=r"--size 100 is not a multiple of the 14 px patch; use 98"):
         checked_side(100, 14, 320)
+
+
+def test_an_image_that_is_too_narrow_for_its_short_side_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "thread.png"
+    Image.new("L", (20_000, 2)).save(path)
+    with pytest.raises(SaccadeError, match=r"thread.png: 20000 x 2 px is too narrow to be resized to a shorter side of 256"):
+        ShortSideCrop(256, 224)(path)
+
+
+def test_a_side_of_more_patches_than_are_supported_is_refused() -> None:
+    assert checked_side(148 * 14, 14, 224) == 2072
+    with pytest.raises(SaccadeError, match="--size 2086 makes 22201 patches; at most 21904 are supported"):
+        checked_side(2086, 14, 224)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import saccade
+from saccade.backbone_golden import backbone_cases_of
 from saccade.cli.main import main
 from saccade.engines import quarantine, store
 from saccade.engines.child import Death
@@ -52,13 +53,20 @@ def built(small_bundle: Callable[[str], Path], tmp_path: Path) -> Built:
 
 
 @pytest.fixture
+def plain(small_backbone: Callable[[str], Path], tmp_path: Path) -> Built:
+    """Return a plain backbone's engine."""
+    shutil.copytree(small_backbone("neco"), tmp_path / "bundle", ignore=shutil.ignore_patterns("engines"))
+    return Built(tmp_path / "bundle")
+
+
+@pytest.fixture
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[Spoil], None]:
     """Return a function that lets engines be tested in this process, and says what they answer."""
 
     def spoil(change: Spoil) -> None:
-        def opened(*arguments: Any) -> saccade.Pipeline:
+        def opened(*arguments: Any) -> Any:
             pipeline = open_built(*arguments)
-            extractor = pipeline.engines["extractor"]
+            (*_, extractor) = pipeline.engines.values()
             run = extractor._run
 
             def spoilt(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -107,6 +115,34 @@ def test_an_engine_that_differs_is_quarantined_with_the_numbers_it_differs_in(
         built.test()
     assert not built.folder.exists()
     assert built.reason == "it differs from PyTorch in cls, free_running"
+
+
+def test_a_plain_backbone_is_tested_by_its_own_numbers(plain: Built, spoil: Callable[[Spoil], None]) -> None:
+    verdict = plain.test()  # in a process of its own
+    assert verdict is not None
+    assert verdict["passed"]
+    assert {"cls", "patches", "attention"} <= set(verdict["measures"])
+    spoil(lambda cls: cls + np.float32(0.1))
+    with pytest.raises(SaccadeError, match=r"built, and it differs from PyTorch in cls, .*; it is kept in"):
+        plain.test()
+    assert not plain.folder.exists()
+
+
+def test_a_plain_backbone_s_cases_are_those_of_the_sizes_that_its_engine_takes(plain: Built) -> None:
+    check_testable(plain.bundle, plain.request)
+    sizes = [case.images.shape[1:3] for case in backbone_cases_of(plain.bundle)]
+    largest = max(sizes)
+    assert len(set(sizes)) > 1
+    job = module.Job(
+        bundle=str(plain.bundle.path), request=msgspec.structs.replace(plain.request, max_size=min(sizes)),
+        folder=str(plain.folder), receipt=plain.receipt, parent=os.getpid(),
+    )  # fmt: skip
+    outcome = judge(job)
+    assert isinstance(outcome, Passed)
+    assert 0 < outcome.verdict["images"] < sum(len(case.images) for case in backbone_cases_of(plain.bundle))
+    too_small = msgspec.structs.replace(plain.request, max_size=(14, largest[1]))
+    with pytest.raises(SaccadeError, match=rf"fits an engine for batch \d+, 14x{largest[1]} px; give a larger --max-size"):
+        check_testable(plain.bundle, too_small)
 
 
 def test_an_engine_that_does_not_run_is_quarantined_with_the_reason(built: Built, spoil: Callable[[Spoil], None]) -> None:
@@ -224,6 +260,18 @@ def test_an_engine_whose_test_died_is_not_in_use_and_is_tested_by_the_next_build
     examiner.outcome = None
     assert examiner.build() == 0
     assert len(examiner.seen) == 2
+
+
+def test_a_plain_backbone_is_tested_by_build_too(
+    plain: Built, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = Examiner(plain)
+    monkeypatch.setattr(store, "SELF_TESTED", ("openvino",))
+    monkeypatch.setattr(module, "self_test", found)
+    shutil.rmtree(plain.folder)
+    assert found.build() == 0
+    assert "equal to PyTorch on 4 images" in capsys.readouterr().out
+    assert [lies.startswith(".pending-") for lies, _ in found.seen] == [True]
 
 
 def test_an_engine_that_a_run_built_is_said_to_be_untested_and_tested_by_the_next_build(

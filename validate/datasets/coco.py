@@ -81,6 +81,8 @@ def _categories(path: Path) -> list[_Category]:
         raise SaccadeError(f"{path}: {error}; give COCO's own file of the validation split") from error
     if not categories or any(not 0 < category.id < IGNORE for category in categories):
         raise SaccadeError(f"{path}: its categories have no numbers between 0 and {IGNORE}; give COCO's own file")
+    if len({category.id for category in categories}) < len(categories):
+        raise SaccadeError(f"{path}: a number is given to several categories; give COCO's own file")
     return categories
 
 

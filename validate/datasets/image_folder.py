@@ -95,8 +95,12 @@ def few(names: Sequence[str]) -> str:
 
 
 def _walked(folder: Path) -> Iterator[Path]:
-    for parent, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder, onerror=_unlisted):
         yield from (Path(parent, name) for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _unlisted(error: OSError) -> None:
+    raise SaccadeError(f"{error.filename}: {error.strerror}, so its images are not known; make it readable") from error
 
 
 def _classes(split: Path) -> dict[str, list[Path]]:

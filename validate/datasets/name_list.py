@@ -10,6 +10,8 @@ MAX_BYTES = 1 << 26  # of a list; one of ImageNet's size is a third of it
 
 def read_names(path: Path) -> list[str]:
     """Return the names of a list, each once, in its order. Raises SaccadeError for a name that leaves its folder."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for, and a device has no end
+        raise SaccadeError(f"{path} is no file; the data set's list of names is expected there")
     try:
         if path.stat().st_size > MAX_BYTES:
             raise SaccadeError(f"{path}: more than {MAX_BYTES >> 20} MiB are no list of names; give one name a line")

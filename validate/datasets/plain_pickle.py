@@ -32,6 +32,8 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 def read_plain_pickle(path: Path) -> Any:
     """Return what a pickle holds; raises SaccadeError for one that holds anything but plain data."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for, and a device has no end
+        raise SaccadeError(f"{path} is no file; give the official one")
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:

@@ -12,7 +12,8 @@ from PIL import Image
 from saccade.errors import SaccadeError
 from saccade.validate.datasets.image_folder import failed_note
 from saccade.validate.datasets.mask_file import left_out_note, read_mask
-from saccade.validate.datasets.masked_images import MaskedImages, read_masked_images
+from saccade.validate.datasets.masked_images import read_masked_images
+from saccade.validate.datasets.masked_split import MaskedSplit
 from saccade.validate.evaluations.task import Outcome, Pictures, Score, Settings, Task
 from saccade.validate.extraction import Extractor
 from saccade.validate.features import Features
@@ -33,12 +34,12 @@ class AttentionSettings(Settings, frozen=True):
     mass: Annotated[float, Meta(gt=0, le=1, description="share of a head's attention that its mask holds")] = MASS
 
 
-def read(root: Path, settings: AttentionSettings) -> MaskedImages:
+def read(root: Path, settings: AttentionSettings) -> MaskedSplit:
     """List the images that have a mask."""
     return read_masked_images(root)
 
 
-def evaluate(data: MaskedImages, extract: Extractor, settings: AttentionSettings) -> Outcome:
+def evaluate(data: MaskedSplit, extract: Extractor, settings: AttentionSettings) -> Outcome:
     """Compare every head's mask with the foreground of every image; one without a foreground is left out, and counted."""
     patch = extract.source.patch
     side = checked_side(settings.size, patch, SIZE)
@@ -57,7 +58,7 @@ def evaluate(data: MaskedImages, extract: Extractor, settings: AttentionSettings
         raise SaccadeError(f"none of {len(found.names)} masks can be used ({problems[0]})")
     return _outcome(
         np.stack(jaccards),
-        (*data.notes, *failed_note(found, "the folder"), *left_out_note("masks", problems, len(found.names))),
+        (*data.notes, *failed_note(found, data.name), *left_out_note("masks", problems, len(found.names))),
         lambda: _pictures(found, prepare, grid, settings.mass),
     )
 

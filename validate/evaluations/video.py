@@ -13,10 +13,12 @@ from PIL import Image
 
 from saccade.errors import SaccadeError
 from saccade.runtime.images import read_rgb
+from saccade.runtime.kept import MAX_CELLS
 from saccade.validate.datasets.davis import Davis, Video, read_davis
 from saccade.validate.datasets.mask_file import left_out_note, read_mask, read_palette
 from saccade.validate.evaluations.task import Outcome, Score, Settings, Task
 from saccade.validate.extraction import Extractor
+from saccade.validate.features import NothingReadableError
 from saccade.validate.preparation import whole_patches
 from saccade.validate.sources import TOKENS
 from saccade.validate.tasks.contours import VOID, VideoScore, score_video
@@ -50,6 +52,9 @@ class FrameSides:
         """Read and resize."""
         image = read_rgb(path)
         size = self.size(image.shape[0], image.shape[1])
+        cells = size[0] // self.patch * (size[1] // self.patch)
+        if cells > MAX_CELLS:
+            raise SaccadeError(f"{path} makes {cells} patches at this size; at most {MAX_CELLS} are supported")
         if image.shape[:2] == size:
             return image
         planes = resize_bilinear(image.transpose(2, 0, 1), size)
@@ -102,7 +107,11 @@ def evaluate(data: Davis, extract: Extractor, settings: VideoSettings) -> Outcom
         except SaccadeError as error:
             problems.append(str(error))
             continue
-        features = extract(video.frames, prepare, [TOKENS], label=f"{video.name}, {number} of {len(data.videos)}")
+        try:
+            features = extract(video.frames, prepare, [TOKENS], label=f"{video.name}, {number} of {len(data.videos)}")
+        except NothingReadableError as error:
+            problems.append(str(error))
+            continue
         if features.failed:
             problems.append(next(iter(features.failed.values())))
             continue

@@ -12,6 +12,7 @@ import numpy as np
 
 from saccade.errors import SaccadeError
 from saccade.validate.tasks.average_precision import average_precision
+from saccade.validate.tasks.checks import check_finite
 from saccade.validate.tasks.neighbours import normalize_rows
 
 KAPPAS = (1, 5, 10)  # eval_image_retrieval.py
@@ -62,6 +63,8 @@ def rank_database(database: np.ndarray, queries: np.ndarray) -> np.ndarray:
 
     database (N, D) and queries (Q, D) are float32, not yet normalised.
     """
+    check_finite("database", database)
+    check_finite("queries", queries)
     similarities = normalize_rows(database) @ normalize_rows(queries).T
     return np.argsort(-similarities, axis=0, kind="stable")
 

@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from saccade import atomic
 from saccade.bundle import Bundle, read_bundle
 from saccade.cli import options as shared
-from saccade.cli.console import Phases, Report, progress_bar, table
+from saccade.cli.console import Phases, Report, json_text, progress_bar, table
 from saccade.engines.engine import ENGINE_NAMES
 from saccade.runtime.images import read_rgb
 from saccade.validate import bench_plan, bench_table
@@ -148,7 +146,7 @@ def _write(data: dict[str, Any], options: argparse.Namespace) -> list[Path]:
     """Write what was asked for and return the paths."""
     written = []
     if options.output:
-        atomic.write_bytes(options.output, msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n")
+        atomic.write_bytes(options.output, json_text(data, indent=2).encode() + b"\n")
         written.append(options.output)
     if options.markdown:
         atomic.write_bytes(options.markdown, bench_table.markdown(data).encode())

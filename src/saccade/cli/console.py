@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import sys
 import threading
 import time
@@ -18,6 +20,29 @@ class Report:
     data: dict[str, Any]
     lines: list[str] = field(default_factory=list)
     passed: bool = True
+
+
+def json_text(data: Any, indent: int | None = None) -> str:
+    """Return data as JSON, which has no NaN and no infinity (the PSNR of equal tensors): those become null.
+
+    Bytes of a path that are no UTF-8 become escapes, since a reader of JSON may refuse the lone surrogates they stand as.
+    """
+    return json.dumps(_jsonable(data), allow_nan=False, indent=indent)
+
+
+def printable(text: str) -> str:
+    """Return text that can be written as UTF-8: lone surrogates, which stand for a path's other bytes, become escapes."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {printable(key) if isinstance(key, str) else key: _jsonable(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(each) for each in value]
+    if isinstance(value, str):
+        return printable(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Phases:

@@ -3,11 +3,12 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -15,7 +16,8 @@ from saccade import atomic
 from saccade.bundle import Bundle, Model, read_bundle
 from saccade.cli import extraction_speed, patch_match
 from saccade.cli import options as shared
-from saccade.cli.console import Report, progress_bar, table
+from saccade.cli.console import Report, json_text, printable, progress_bar, table
+from saccade.cli.references import matching_checkpoint
 from saccade.cli.settings import add_options, settings_from
 from saccade.cli.sources import ks_of, open_sources
 from saccade.errors import SaccadeError
@@ -27,6 +29,10 @@ from saccade.validate.evaluations.task import Task
 from saccade.validate.extraction import Extractor
 from saccade.validate.sources import Source, outputs_of
 from saccade.validate.tasks.compare import Difference
+
+if TYPE_CHECKING:
+    from saccade.export.backbone_checkpoint import BackboneCheckpoint
+    from saccade.export.checkpoint import Checkpoint
 
 REFERENCE = "reference"
 Sides = list[list[Source]]  # the engine's and perhaps the other's, each with a source for every k
@@ -86,8 +92,9 @@ def evaluate(task: Task, options: argparse.Namespace) -> Report:
     ks = _ks(task, bundle, options)
     data = task.read(options.data, settings)
     root = options.features or bundle.path.with_name(f"{bundle.path.name}.features")
+    checkpoint = matching_checkpoint(bundle, options.checkpoint) if options.checkpoint else None
     with ExitStack() as stack:
-        sides = _open_sides(bundle, options, ks, stack)
+        sides = _open_sides(bundle, options, ks, checkpoint, stack)
         extractors = [
             [Extractor(source, root, progress_bar, options.batch, options.workers) for source in side] for side in sides
         ]
@@ -103,7 +110,7 @@ def _check_options(options: argparse.Namespace) -> None:
     for flag in ("batch", "workers"):
         if not 1 <= getattr(options, flag) <= 1024:
             raise SaccadeError(f"--{flag} {getattr(options, flag)} is out of range; give 1 to 1024")
-    if options.max_drop is not None and not (options.compare and options.max_drop >= 0):
+    if options.max_drop is not None and not (options.compare and 0 <= options.max_drop < math.inf):
         raise SaccadeError("--max-drop is how far the side of --compare may fall behind; give --compare too, and 0 or more")
     if (options.compare == REFERENCE) != (options.checkpoint is not None):
         raise SaccadeError(f"--compare {REFERENCE} and --checkpoint belong together; give both or neither")
@@ -126,14 +133,19 @@ def _ks(task: Task, bundle: Bundle, options: argparse.Namespace) -> list[int | N
     return ks_of(bundle, getattr(options, "k", None))
 
 
-def _open_sides(bundle: Bundle, options: argparse.Namespace, ks: list[int | None], stack: ExitStack) -> Sides:
+def _open_sides(
+    bundle: Bundle,
+    options: argparse.Namespace,
+    ks: list[int | None],
+    checkpoint: Checkpoint | BackboneCheckpoint | None,
+    stack: ExitStack,
+) -> Sides:
     """Open what the options name: one engine, and perhaps another or the reference."""
     sides = [stack.enter_context(open_sources(bundle, options, options.engine, options.precision, ks))]
-    if options.compare == REFERENCE:
-        shared.require_modules(["torch"], "export")
+    if checkpoint is not None:
         from saccade.validate.reference_source import reference_sources
 
-        sides.append(reference_sources(bundle, options.checkpoint, ks))
+        sides.append(reference_sources(bundle, checkpoint, ks))
     elif options.compare:
         ((engine, precision),) = pairs_of(None, None, [options.compare])
         sides.append(stack.enter_context(open_sources(bundle, options, engine, precision, ks)))
@@ -175,10 +187,10 @@ def _write(report: dict[str, Any], options: argparse.Namespace, found: Sequence[
     """Write what was asked for and return a line for each."""
     written: list[Path] = []
     if options.output:
-        atomic.write_bytes(options.output, msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+        atomic.write_bytes(options.output, json_text(report, indent=2).encode() + b"\n")
         written.append(options.output)
     if options.markdown:
-        atomic.write_bytes(options.markdown, evaluation_table.markdown(report).encode())
+        atomic.write_bytes(options.markdown, printable(evaluation_table.markdown(report)).encode())
         written.append(options.markdown)
     if options.plot:
         from saccade.validate.evaluation_plot import write_plot

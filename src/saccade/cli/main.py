@@ -5,15 +5,14 @@ import argparse
 import contextlib
 import errno
 import json
-import math
 import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from saccade._version import VERSION
 from saccade.cli import bench, check, convert, create, evaluate, make_checkpoint, run, show
+from saccade.cli.console import json_text, printable
 from saccade.errors import SaccadeError
 
 
@@ -76,36 +75,35 @@ def _execute(options: argparse.Namespace) -> int:
         report = options.execute(options)
     except SaccadeError as error:
         return _fail(str(error), as_json=options.json)
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:  # met wherever a path is first looked at
+    except OSError as error:  # met wherever a path is first looked at
+        if error.errno is None or error.filename is None:  # no answer of the system about a path
             raise
-        return _fail(f"the path {str(error.filename)[:40]}… is too long; give a shorter one", as_json=options.json)
+        return _fail(_refusal(error), as_json=options.json)
     try:
-        _say(json.dumps(_jsonable(report.data), allow_nan=False) if options.json else "\n".join(report.lines))
+        _say(json_text(report.data) if options.json else "\n".join(report.lines))
     except OSError as error:
         reason = f"cannot write the result to stdout: {error.strerror}; send it to another place and repeat"
         return _fail(reason, as_json=False)
     return 0 if report.passed else 1
 
 
+def _refusal(error: OSError) -> str:
+    """Say in one line what the system has refused."""
+    name = os.fsdecode(error.filename)
+    if error.errno == errno.ENAMETOOLONG:
+        return f"the path {name[:40]}… is too long; give a shorter one"
+    return f"cannot use {name}: {error.strerror}; mend that, or give another place, and repeat"
+
+
 def _say(text: str) -> None:
     """Print the result now; a reader that has seen enough (`| head`) is no error."""
     try:
-        print(text, flush=True)
+        print(printable(text), flush=True)
     except OSError as error:
         # Python flushes stdout once more at its end; there is nothing left that it could write to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             raise
-
-
-def _jsonable(value: Any) -> Any:
-    """Return what JSON can hold: it has no NaN and no infinity (the PSNR of equal tensors), so those become null."""
-    if isinstance(value, dict):
-        return {key: _jsonable(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _fail(message: str, *, as_json: bool) -> int:

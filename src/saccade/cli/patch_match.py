@@ -6,11 +6,9 @@ import io
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from saccade import atomic
 from saccade.cli import options as shared
-from saccade.cli.console import Report
+from saccade.cli.console import Report, json_text
 from saccade.errors import SaccadeError
 from saccade.runtime.images import read_rgb
 from saccade.validate.patch_match_picture import check_inside, match_picture
@@ -63,7 +61,7 @@ def patch_match(options: argparse.Namespace) -> Report:
     data = {"image": str(options.image), "first": first.tolist(), "second": second.tolist()}
     written = []
     if options.output:
-        atomic.write_bytes(options.output, msgspec.json.encode(data) + b"\n")
+        atomic.write_bytes(options.output, json_text(data).encode() + b"\n")
         written.append(options.output)
     if options.picture:
         buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What parity compares an engine with: the checkpoint that the bundle was made of, in PyTorch, on images."""
+"""What an engine is compared with: the checkpoint that the bundle was made of, in PyTorch, on images."""
 from __future__ import annotations
 
 import argparse
@@ -37,18 +37,16 @@ def matching_checkpoint(bundle: Bundle, path: Path) -> Checkpoint | BackboneChec
     try:
         import torch  # noqa: F401
     except ImportError as error:
-        raise SaccadeError("parity runs the checkpoint in torch; pip install '.[export]' in the clone") from error
+        raise SaccadeError("the checkpoint is run in torch; pip install '.[export]' in the clone") from error
     manifest = bundle.manifest
+    if path.is_file():  # another file may be of another kind, which would be read with a remedy that is none here
+        _check_same(bundle, path, sha256_of_file(path))
     if isinstance(manifest.model, Model):
         from saccade.export.checkpoint import read_checkpoint
 
-        checkpoint: Checkpoint | BackboneCheckpoint = read_checkpoint(path)
-        _check_same(bundle, path, checkpoint.sha256)
-        return checkpoint
+        return read_checkpoint(path)
     from saccade.export.backbone_checkpoint import read_backbone
 
-    if path.is_file():  # another file may be of another family, which would be read with a remedy that is none here
-        _check_same(bundle, path, sha256_of_file(path))
     return read_backbone(path, family_of(manifest.model), manifest.provenance.get("checkpoint_key"))
 
 

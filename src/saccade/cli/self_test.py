@@ -4,7 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from saccade.bundle import Bundle, Model
+from saccade.bundle import Bundle
 from saccade.cli.console import Phases
 from saccade.engines import store
 from saccade.engines.engine import EngineRequest
@@ -12,7 +12,7 @@ from saccade.engines.engine import EngineRequest
 
 def check_of(bundle: Bundle, request: EngineRequest, phases: Phases) -> store.Check | None:
     """Return the test of what is built here, None where there is none; refuses what it could not test."""
-    if not _is_tested(bundle, request):
+    if not _is_tested(request):
         return None
     from saccade.validate.self_test import check_testable, self_test
 
@@ -34,7 +34,6 @@ def verdict_on(folder: Path, receipt: store.Receipt, check: store.Check) -> dict
     return verdict_in(folder)
 
 
-def _is_tested(bundle: Bundle, request: EngineRequest) -> bool:
-    """Tell whether what is built here can be run here: the five numbers are of LookWhere's selection and features."""
-    is_lookwhere = isinstance(bundle.manifest.model, Model)
-    return request.engine in store.SELF_TESTED and is_lookwhere and store.backend(request.engine).capabilities().can_build
+def _is_tested(request: EngineRequest) -> bool:
+    """Tell whether what is built here can be run here."""
+    return request.engine in store.SELF_TESTED and store.backend(request.engine).capabilities().can_build

@@ -1,7 +1,10 @@
 """Labelled images in folders: labels by sorted class names, and what is wrong with a folder."""
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,6 +90,21 @@ def test_a_class_of_which_nothing_can_be_read_is_an_error(tmp_path: Path) -> Non
     with pytest.raises(SaccadeError) as caught:
         training_labels(data, extracted(data.train.paths, ant))
     assert str(caught.value) == f"no training image of 1 (ant) classes can be read, first {ant} (damaged)"
+
+
+def test_a_folder_that_cannot_be_listed_is_named_and_not_taken_for_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, listed = write(tmp_path, "train/a/1.png", "train/b/deep/2.png", "val/a/3.png"), os.scandir
+
+    def scandir(path: Any) -> Any:
+        if Path(path).name == "deep":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(SaccadeError, match="train/b/deep: Permission denied, so its images are not known; make it readable"):
+        read_image_folder(root)
 
 
 def test_shares_are_those_of_the_classes_that_were_tested(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -238,6 +239,10 @@ def test_nothing_two_and_another_data_set_are_refused(tmp_path: Path) -> None:
         ('{"categories": []}', "its categories have no numbers between 0 and 255"),
         ('{"categories": [{"id": 700, "supercategory": "x"}]}', "its categories have no numbers between 0 and 255"),
         ('{"categories": [{"id": -1, "supercategory": "x"}]}', "its categories have no numbers between 0 and 255"),
+        (
+            '{"categories": [{"id": 1, "supercategory": "x"}, {"id": 1, "supercategory": "y"}]}',
+            "a number is given to several categories",
+        ),
         ('{"info": ' + "[" * 5000, "recursion"),
     ],
 )
@@ -247,6 +252,15 @@ def test_annotations_that_are_not_cocos_are_refused(tmp_path: Path, content: str
     file.write_text(content)
     with pytest.raises(SaccadeError, match=f"panoptic_val2017.json: .*{message}.*; give COCO's own file"):
         read_segmentation(tmp_path, "auto")
+
+
+def test_a_list_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    make_voc(tmp_path)
+    (names,) = tmp_path.rglob("sets/val.txt")
+    names.unlink()
+    os.mkfifo(names)
+    with pytest.raises(SaccadeError, match=r"val.txt is no file; the data set's list of names is expected there"):
+        read_segmentation(tmp_path, "voc")
 
 
 def test_annotations_without_end_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

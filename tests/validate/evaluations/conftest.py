@@ -34,7 +34,8 @@ def evaluated(capsys: pytest.CaptureFixture[str]) -> Evaluated:
 def damaged(tmp_path: Path) -> Callable[[Path], Path]:
     """Return a function that copies a backbone's bundle and adds an int8 graph: the fp32 one, blind.
 
-    Its patch embedding is lost, so that every image gives the same features.
+    Its patch embedding is lost, so that every image gives the same features. It is int8 in name alone: OpenVINO's audit
+    refuses it, since nothing in it runs in int8, so it is for ONNX Runtime.
     """
 
     def make(bundle: Path) -> Path:

@@ -164,6 +164,28 @@ def test_videos_that_cannot_be_used_are_counted_and_named(
     assert list(found["sides"][0]["details"]["videos"]) == ["right"]
 
 
+def test_a_video_of_frames_like_a_thread_is_left_out(own_davis: Path, tmp_path: Path) -> None:
+    frames = sorted((own_davis / "JPEGImages/480p/left").iterdir())
+    for path in frames:
+        Image.new("RGB", (9000, 6)).save(path)
+        Image.fromarray(np.ones((6, 9000), np.uint8)).save(own_davis / f"Annotations/480p/left/{path.stem}.png")
+    settings = VideoSettings(size=128)
+    extract = Extractor(Still(), tmp_path, progress_bar)
+    outcome = TASK.evaluate(TASK.read(own_davis, settings), extract, settings)
+    problem = f"{frames[0]} makes 384000 patches at this size; at most 21904 are supported"
+    assert outcome.notes[0] == f"1 of 3 videos are left out, first: none of {len(frames)} images can be read ({problem})"
+
+
+class Still:
+    """A source whose tokens are all alike."""
+
+    label, k, patch, outputs, recipe = "still", None, 8, ("tokens",), {"source": "still"}
+
+    def run(self, images: list[np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        cells = images[0].shape[0] // self.patch * (images[0].shape[1] // self.patch)
+        return {"tokens": np.ones((len(images), cells, 4), np.float32)}
+
+
 def empty_first_masks(root: Path) -> None:
     for video in STARTS:
         Image.new("L", (192, 128)).save(root / f"Annotations/480p/{video}/00000.png")

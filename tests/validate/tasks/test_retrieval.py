@@ -90,3 +90,11 @@ def test_a_positive_that_the_database_lacks_is_an_error() -> None:
 def test_as_many_rankings_as_queries_are_needed() -> None:
     with pytest.raises(SaccadeError, match=r"retrieval: rankings have shape \(2, 1\), ground truth has 2 queries"):
         evaluate_retrieval(ranking(0, 1), [relevance(easy=(0,))] * 2, "easy")
+
+
+@pytest.mark.parametrize("name", ["database", "queries"])
+def test_features_that_are_no_numbers_are_not_ranked(name: str) -> None:
+    sides = {"database": np.ones((3, 4), np.float32), "queries": np.ones((2, 4), np.float32)}
+    sides[name][1, 2] = np.nan
+    with pytest.raises(SaccadeError, match=f"{name}: 1 of [23] rows hold NaN or infinity"):
+        rank_database(**sides)
