@@ -67,16 +67,16 @@ class BackboneTolerance(Struct, frozen=True, kw_only=True):
     difference: float  # relative difference |a - b| / |b| of each output
 
 
-# Worst seen. fp32 on both CPU engines: seeded ViT-S/16, ViT-S/14 with registers and ViT-B/14 at up to three sizes, on
-# photographs and golden images. Below fp32, as the graphs are written: ViT-S/14 and ViT-B/14 with registers at 224, 448 and
-# 518 px on twelve other photographs and the golden images; int8 calibrated on 28 and fp8 on 56 crops.
+# Worst seen on seeded ViT-S/16, ViT-S/14 and ViT-B/14, the last two with registers, at 224 to 518 px, on photographs and
+# golden images: fp32 on both CPU engines, the rest as the graphs are written. int8 and fp8 are worst on ViT-S/16, with 18
+# to 96 crops alike; on the others they are a third of that (int8: cls 5.9e-4, patches 3.5e-4).
 #
 #       cls      patches  1st perc.  cls_last4  attention  difference
 # fp32  1.1e-12  4.9e-13  7.1e-13    1.1e-12    1.1e-6     1.6e-6
 # fp16  3.9e-7   2.5e-7   4.0e-7     4.1e-7     7.7e-4     9.1e-4
 # bf16  1.1e-4   6.1e-5   8.8e-5     1.1e-4     0.011      0.016
-# int8  5.9e-4   3.5e-4   6.8e-4     6.1e-4     0.028      0.037   (ViT-S/16 with ranges from 18 crops only: 2.1e-3 of cls)
-# fp8   2.6e-3   1.5e-3   2.9e-3     2.8e-3     0.051      0.079
+# int8  2.1e-3   1.9e-3   3.0e-3     2.2e-3     0.028      0.064
+# fp8   4.0e-3   3.6e-3   4.6e-3     4.1e-3     0.051      0.090
 #
 # Mistakes that must not pass in fp32: tanh GELU (cosines from 7e-9, difference 2e-4), LayerNorm with eps 1e-5 (4e-10 of cls,
 # 1.2e-5 of the attention, difference 3e-5; in the last norm alone 6e-7 to 4e-6, too near to the noise for any bound),
@@ -88,6 +88,6 @@ BACKBONE_TOLERANCES = {
     ),
     "fp16": BackboneTolerance(cls=1e-6, patches=1e-6, patches_p1=2e-6, cls_last4=1e-6, attention=3e-3, difference=3e-3),
     "bf16": BackboneTolerance(cls=3e-4, patches=2e-4, patches_p1=3e-4, cls_last4=3e-4, attention=4e-2, difference=4e-2),
-    "int8": BackboneTolerance(cls=2e-3, patches=1e-3, patches_p1=2e-3, cls_last4=2e-3, attention=1e-1, difference=1e-1),
-    "fp8": BackboneTolerance(cls=8e-3, patches=4e-3, patches_p1=8e-3, cls_last4=8e-3, attention=2e-1, difference=2e-1),
+    "int8": BackboneTolerance(cls=5e-3, patches=5e-3, patches_p1=8e-3, cls_last4=5e-3, attention=1e-1, difference=2e-1),
+    "fp8": BackboneTolerance(cls=1e-2, patches=1e-2, patches_p1=1.5e-2, cls_last4=1e-2, attention=2e-1, difference=3e-1),
 }

@@ -10,6 +10,8 @@ from saccade import atomic
 from saccade.cli import options as shared
 from saccade.cli.console import Report, progress_bar
 from saccade.errors import SaccadeError
+from saccade.export.seeded import FAMILIES
+from saccade.export.seeded_backbones import BACKBONES
 
 MAX_SEED = 2**32 - 1  # beyond it the same weights come again
 MAX_EXTENT = 1 << 14
@@ -22,8 +24,9 @@ def add_commands(commands: Any) -> None:
         "make-checkpoint",
         help="write seeded weights in a real checkpoint layout, to try everything without a download",
         description="Write seeded weights in a real checkpoint layout. Sizes that are not given are the published file's.",
+        epilog=f"families: {', '.join((*FAMILIES, *BACKBONES))}",
     )
-    parser.add_argument("family", metavar="FAMILY", help="lookwhere-dinov2, lookwhere-franca, neco-vits14, dino-vits16, …")
+    parser.add_argument("family", metavar="FAMILY", help="whose layout, see below")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="default: %(default)s")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
     parser.add_argument("--dim", type=int, help="width, a multiple of 64")
@@ -74,7 +77,7 @@ def make_checkpoint(options: argparse.Namespace) -> Report:
 def _shapes(options: argparse.Namespace, sizes: dict[str, int]) -> tuple[dict[str, tuple[int, ...]], bool]:
     """Return the names and shapes of a family's file, and whether LookWhere's nesting is put on them."""
     from saccade.export import seeded
-    from saccade.export.seeded_backbones import BACKBONES, backbone_shapes
+    from saccade.export.seeded_backbones import backbone_shapes
 
     if options.family in BACKBONES:
         for name in ("selector_depth", "classes"):
@@ -83,8 +86,8 @@ def _shapes(options: argparse.Namespace, sizes: dict[str, int]) -> tuple[dict[st
                 raise SaccadeError(f"{flag} means nothing to a plain backbone: it has no selector and no head; leave it out")
         published: Any = BACKBONES[options.family]
         return backbone_shapes(dataclasses.replace(published, **sizes)), False
-    if options.family not in seeded.FAMILIES:
-        known = ", ".join((*seeded.FAMILIES, *BACKBONES))
+    if options.family not in FAMILIES:
+        known = ", ".join((*FAMILIES, *BACKBONES))
         raise SaccadeError(f"unknown family {options.family!r}; choose from: {known}")
     found = seeded.checkpoint_shapes(options.family, seeded.Sizes(**sizes, classes=options.classes or 0))
     return found, not options.classes
