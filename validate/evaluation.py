@@ -52,7 +52,7 @@ def compare(first: Evaluated, second: Evaluated) -> Difference:
     if len(ours.samples) != len(theirs.samples):
         counts = f"{len(ours.samples)} and {len(theirs.samples)}"
         raise SaccadeError(f"{first.label} and {second.label} were scored on {counts} samples; both must see the same")
-    return paired_bootstrap(ours.samples, theirs.samples, ours.statistic)
+    return paired_bootstrap(ours.samples, theirs.samples, ours.statistic, runs=ours.runs)
 
 
 def _latencies(calls: Sequence[Callable[[], object]]) -> list[float]:
