@@ -59,7 +59,7 @@ def compare(first: Evaluated, second: Evaluated) -> Difference:
     if first.failed != second.failed:
         image = min(first.failed ^ second.failed)
         raise SaccadeError(f"{image} could be read for one of {first.label} and {second.label} alone; repeat the command")
-    return paired_bootstrap(ours.samples, theirs.samples, ours.statistic)
+    return paired_bootstrap(ours.samples, theirs.samples, ours.statistic, runs=ours.runs)
 
 
 def _latencies(calls: Sequence[Callable[[], object]]) -> list[float]:

@@ -75,13 +75,15 @@ def _truth(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _outcome(jaccards: np.ndarray, notes: tuple[str, ...], pictures: Pictures) -> Outcome:
     """Return the scores of Jaccards (images, heads)."""
-    best, means = 100 * jaccards.max(axis=1), 100 * jaccards.mean(axis=0)
+    means = 100 * jaccards.mean(axis=0)
+    # The published figure takes the masks to choose a head for each image: it rises with noise, so no gate stands on it.
     scores = (
-        Score("Jaccard, best head of each image", float(best.mean())),
-        Score("Jaccard, the best head of all", float(means.max())),
         Score("Jaccard, mean of the heads", float(means.mean())),
+        Score("Jaccard, the best head of all", float(means.max())),
+        Score("Jaccard, best head of each image (as published)", float(100 * jaccards.max(axis=1).mean())),
     )
-    return Outcome(scores, best / 100, notes=notes, details={"heads": means.round(2).tolist()}, pictures=pictures)
+    samples = jaccards.mean(axis=1)
+    return Outcome(scores, samples, notes=notes, details={"heads": means.round(2).tolist()}, pictures=pictures)
 
 
 def _pictures(

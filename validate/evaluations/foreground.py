@@ -16,7 +16,7 @@ from msgspec import Meta
 from saccade.errors import SaccadeError
 from saccade.validate.datasets import voc
 from saccade.validate.datasets.masked_split import MaskedSplit, checked_split
-from saccade.validate.evaluations.miou import run_details, run_samples, run_scores
+from saccade.validate.evaluations.miou import run_details, run_note, run_samples, run_scores
 from saccade.validate.evaluations.overcluster import SIZE
 from saccade.validate.evaluations.task import Outcome, Score, Settings, Task
 from saccade.validate.extraction import Extractor
@@ -41,6 +41,7 @@ from saccade.validate.tasks.foreground import (
 from saccade.validate.tasks.libraries import library
 from saccade.validate.tasks.overcluster import SEEDS, ClusterResult, score_clusters
 from saccade.validate.tasks.resize import resize_nearest
+from saccade.validate.tasks.segmentation import mean_iou_of_counts
 
 LABELS = voc.LABELS
 CLASSES = len(LABELS.classes)
@@ -118,8 +119,10 @@ def evaluate(data: VocSplits, extract: Extractor, settings: ForegroundSettings) 
     ]
     return Outcome(
         (*(score for name, runs in results.items() for score in run_scores(f"mIoU, {name}", runs)), foreground),
-        *run_samples(results[first]),
-        notes=tuple(dict.fromkeys(splits[0].notes + splits[1].notes)),
+        run_samples(results[first]),
+        mean_iou_of_counts,
+        runs=len(results[first]),
+        notes=(*dict.fromkeys(splits[0].notes + splits[1].notes), *run_note(results[first])),
         details={"threshold": threshold, **{name: run_details(LABELS.classes, runs) for name, runs in results.items()}},
         pictures=sheet_pictures(shown, prepare, LABELS.ignore),
     )

@@ -1,15 +1,13 @@
 """What evaluations by mIoU report: scores of several runs, samples for comparisons, IoU of each class."""
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
 
 from saccade.validate.evaluations.task import Score
-from saccade.validate.tasks.compare import Statistic
 from saccade.validate.tasks.overcluster import ClusterResult
-from saccade.validate.tasks.segmentation import class_counts, image_counts, mean_iou_of_counts
+from saccade.validate.tasks.segmentation import class_counts, image_counts
 
 Results = Sequence[ClusterResult]  # of one seed each, on the same images
 
@@ -20,10 +18,14 @@ def run_scores(name: str, results: Results) -> tuple[Score, Score]:
     return Score(name, float(np.mean(values))), Score(f"{name}: deviation over seeds", float(np.std(values)))
 
 
-def run_samples(results: Results) -> tuple[np.ndarray, Statistic]:
-    """Return the counts of each image in every run, int64 (images, runs, 3, C), and what makes the mean mIoU of them."""
-    counts = np.stack([image_counts(result.confusions) for result in results], axis=1)
-    return counts, functools.partial(mean_iou_of_counts, runs=len(results))
+def run_samples(results: Results) -> np.ndarray:
+    """Return the counts of each image in every run, int64 (images, runs, 3, C)."""
+    return np.stack([image_counts(result.confusions) for result in results], axis=1)
+
+
+def run_note(results: Results) -> tuple[str, ...]:
+    """Say what an interval of one clustering cannot hold."""
+    return ("one clustering: an interval leaves out what another seed would change",) if len(results) == 1 else ()
 
 
 def run_details(classes: Sequence[str], results: Results) -> dict[str, object]:

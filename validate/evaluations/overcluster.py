@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from saccade.validate.datasets import segmentation
 from saccade.validate.datasets.segmentation import Segmentation, read_segmentation
-from saccade.validate.evaluations.miou import run_details, run_samples, run_scores
+from saccade.validate.evaluations.miou import run_details, run_note, run_samples, run_scores
 from saccade.validate.evaluations.task import Outcome, Settings, Task
 from saccade.validate.extraction import Extractor
 from saccade.validate.masked_features import extract_masked, token_blocks
@@ -22,6 +22,7 @@ from saccade.validate.sources import TOKENS
 from saccade.validate.tasks.clusters import kmeans, reduce_blocks
 from saccade.validate.tasks.overcluster import MASK_SIZE, SEEDS, ClusterResult, score_patches
 from saccade.validate.tasks.resize import resize_nearest
+from saccade.validate.tasks.segmentation import mean_iou_of_counts
 
 SIZE = 448
 
@@ -63,8 +64,10 @@ def evaluate(data: Segmentation, extract: Extractor, settings: OverclusterSettin
                     shown = _shown(val.features.names, rows, masks, results[clusters][0].mapping[patches])
     return Outcome(
         tuple(score for each, found in results.items() for score in run_scores(f"mIoU, {each} clusters", found)),
-        *run_samples(results[numbers[0]]),
-        notes=val.notes,
+        run_samples(results[numbers[0]]),
+        mean_iou_of_counts,
+        runs=settings.seeds,
+        notes=(*val.notes, *run_note(results[numbers[0]])),
         details={str(each): run_details(data.labels.classes, found) for each, found in results.items()},
         pictures=sheet_pictures(shown, prepare, ignore),
     )

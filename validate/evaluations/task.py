@@ -44,13 +44,15 @@ class Outcome:
     """What an evaluation found.
 
     `samples` (N,) or (N, ...) are what the headline, the first score, is made of: `statistic` of their mean over N,
-    flattened. `--compare` resamples them. `notes` count and name what is missing or left out of the data set. `details` is
-    what JSON holds beside. `pictures` yields file names, relative, with the pictures to write there.
+    flattened. `--compare` resamples them. Where chance begins several `runs`, samples are (N, runs, ...), the headline is
+    the mean of each run's, and runs are drawn too. `notes` count and name what is missing or left out of the data set.
+    `details` is what JSON holds beside. `pictures` yields file names, relative, with the pictures to write there.
     """
 
     scores: tuple[Score, ...]
     samples: np.ndarray
     statistic: Statistic = mean_percent
+    runs: int = 1
     notes: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     pictures: Pictures = no_pictures

@@ -15,10 +15,11 @@ from saccade.validate.tasks.checks import check_enough, check_finite, check_labe
 from saccade.validate.tasks.neighbours import nearest, normalize_rows
 from saccade.validate.tasks.resize import resize_bilinear
 
-# hbird_eval.py: n_neighbours, beta of _cross_attention, and the README's bounded memory.
+# hbird_eval.py: n_neighbours, beta of _cross_attention, and the smaller of the README's two memories.
 NEIGHBOURS = 30
 TEMPERATURE = 0.02
-MEMORY_SIZE = 1024 * 100
+MEMORY_SIZE = 1024 * 10**2
+LARGE_MEMORY = 1024 * 10**4  # of the README's best figures
 UNLABELLED = 255  # in the memory such pixels count as class 0, as upstream
 
 Batch = tuple[np.ndarray, np.ndarray]  # tokens (B, gh*gw, D) float32 and masks (B, H, W) integers

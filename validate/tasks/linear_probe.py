@@ -112,8 +112,9 @@ def _train_epoch(
 ) -> float:
     order, losses = random.permutation(len(labels)), []
     for start in range(0, len(order), batch):
-        rows = order[start : start + batch]
-        loss, gradient = cross_entropy(optimizer.head.logits(features[rows]), labels[rows])
-        optimizer.step(gradient.T @ features[rows], gradient.sum(axis=0), rate)
+        rows = np.sort(order[start : start + batch])  # a memory-mapped file is read forwards, and once
+        chosen = features[rows]
+        loss, gradient = cross_entropy(optimizer.head.logits(chosen), labels[rows])
+        optimizer.step(gradient.T @ chosen, gradient.sum(axis=0), rate)
         losses.append(loss)
     return float(np.mean(losses))

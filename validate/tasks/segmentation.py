@@ -81,9 +81,9 @@ def image_counts(matrices: np.ndarray) -> np.ndarray:
     return np.stack(counts, axis=1).astype(np.int64)
 
 
-def mean_iou_of_counts(mean_counts: np.ndarray, runs: int = 1) -> float:
-    """Return the mIoU in percent, averaged over runs, of flattened mean counts (runs * 3 * classes,) as `image_counts`'s."""
-    hits, extra, missed = np.moveaxis(mean_counts.reshape(runs, 3, -1), 1, 0)
+def mean_iou_of_counts(mean_counts: np.ndarray) -> float:
+    """Return the mIoU in percent of flattened mean counts (3 * classes,) as `image_counts`'s."""
+    hits, extra, missed = mean_counts.reshape(3, -1)
     return float(100 * np.mean(hits / np.maximum(hits + extra + missed, SMALLEST_UNION)))
 
 
@@ -93,9 +93,3 @@ def merge_clusters(matrix: np.ndarray, mapping: np.ndarray, classes: int) -> np.
     for cluster, label in enumerate(mapping):
         merged[..., label] += matrix[..., cluster]
     return merged
-
-
-def mean_iou(mean_confusion: np.ndarray) -> float:
-    """Return the mIoU of a flattened mean confusion matrix (classes * classes,): the statistic for `paired_bootstrap`."""
-    classes = round(mean_confusion.size**0.5)
-    return class_counts(mean_confusion.reshape(classes, classes)).miou

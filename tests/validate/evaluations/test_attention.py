@@ -64,7 +64,7 @@ def evaluate(root: Path, features: Path, *sources: Bright) -> Any:
 
 def test_a_head_that_looks_at_the_foreground_is_found_and_a_broken_one_caught(voc: Path, tmp_path: Path) -> None:
     good, broken = evaluate(voc, tmp_path, Bright(), Bright(blur=1000))
-    best, best_of_all, mean = (score.value for score in good.outcome.scores)
+    mean, best_of_all, best = (score.value for score in good.outcome.scores)
     assert best >= best_of_all > mean
     assert best > 60  # of a square on a grid of 8 x 8 patches
     assert good.outcome.details["heads"][0] == pytest.approx(best_of_all, abs=0.01)

@@ -90,6 +90,21 @@ def test_noise_on_the_features_is_caught(voc_mosaics: Path, patch_colours: Any, 
     assert compare(clean, noisy).high < -1
 
 
+def test_a_jitter_of_the_features_is_no_difference(voc_mosaics: Path, patch_colours: Any, tmp_path: Path) -> None:
+    jittered = [patch_colours(noise=0.003 + 0.0005 * place) for place in range(8)]  # of values that spread by 0.2
+    clean, *others = evaluate(voc_mosaics, tmp_path, patch_colours(), *jittered, seeds=5, clusters=(21,))
+    found = [compare(clean, other) for other in others]
+    assert all(each.difference for each in found)
+    assert sum(each.is_significant for each in found) <= 1
+
+
+def test_one_clustering_is_said_to_leave_out_the_noise_of_seeds(
+    voc_mosaics: Path, patch_colours: Any, tmp_path: Path
+) -> None:
+    (found,) = evaluate(voc_mosaics, tmp_path, patch_colours(), seeds=1)
+    assert found.outcome.notes[-1] == "one clustering: an interval leaves out what another seed would change"
+
+
 def test_as_many_clusters_as_classes_are_matched_one_to_one(voc_mosaics: Path, patch_colours: Any, tmp_path: Path) -> None:
     (found,) = evaluate(voc_mosaics, tmp_path, patch_colours(), clusters=(0, 30), seeds=1)
     names = [score.name for score in found.outcome.scores]
@@ -122,7 +137,7 @@ def test_what_is_left_out_is_counted_and_named(own_mosaics: Path, patch_colours:
     damage(own_mosaics, 11, mask=labels[:100])
     image = (own_mosaics / "VOCSegmentation/images/0012.jpg").read_bytes()
     damage(own_mosaics, 12, image=image[:2000])
-    first, second, third, fourth = notes_of(own_mosaics, tmp_path, patch_colours())
+    first, second, third, fourth, _ = notes_of(own_mosaics, tmp_path, patch_colours())
     assert first.startswith("1 of 6 images of Pascal VOC val are left out, first: ")
     assert first.endswith("0011.png is 112 x 100 px and its image 112 x 112")
     assert second.startswith("1 of 5 images of Pascal VOC val cannot be read and are left out, first ")

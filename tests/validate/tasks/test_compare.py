@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from saccade.errors import SaccadeError
 from saccade.validate.tasks.compare import paired_bootstrap
-from saccade.validate.tasks.segmentation import class_counts, mean_iou
+from saccade.validate.tasks.segmentation import class_counts, image_counts, mean_iou_of_counts
 
 
 @given(st.integers(2, 40), st.integers(0, 99))
@@ -59,11 +59,38 @@ def test_an_miou_is_compared_from_the_counts_of_its_images() -> None:
     random = np.random.default_rng(3)
     good = random.integers(0, 5, (30, 3, 3)) + 40 * np.eye(3, dtype=int)
     bad = random.integers(0, 9, (30, 3, 3)) + 30 * np.eye(3, dtype=int)
-    found = paired_bootstrap(good, bad, mean_iou)
-    assert found.first == pytest.approx(class_counts(good).miou)
-    assert found.second == pytest.approx(class_counts(bad).miou)
+    found = paired_bootstrap(image_counts(good), image_counts(bad), mean_iou_of_counts)
+    assert found.first == pytest.approx(100 * class_counts(good).miou)
+    assert found.second == pytest.approx(100 * class_counts(bad).miou)
     assert found.high < 0
     assert found.low < found.difference < found.high
+
+
+def runs_of(random: np.random.Generator, images: np.ndarray) -> np.ndarray:
+    """Return scores (images, 5 runs) whose runs differ far more than images do."""
+    return np.asarray(images[:, None] + random.normal(0, 0.1, 5))
+
+
+def test_runs_that_chance_begins_are_drawn_too() -> None:
+    random, sure, covered = np.random.default_rng(8), 0, 0
+    for _ in range(200):
+        images = random.random(40)
+        first, second = runs_of(random, images), runs_of(random, images)
+        covered += not paired_bootstrap(first, second, resamples=200, runs=5).is_significant
+        sure += paired_bootstrap(first.mean(axis=1), second.mean(axis=1), resamples=200).is_significant
+    assert sure == 200  # by the images alone every pair differs
+    assert 0.87 <= covered / 200 <= 0.98  # five runs are too few for all of 0.95
+
+
+def test_the_metric_of_runs_is_the_mean_of_theirs() -> None:
+    random = np.random.default_rng(9)
+    first, second = (random.integers(0, 50, (3, 7, 4, 4)) for _ in range(2))
+    samples = [np.stack([image_counts(matrices) for matrices in runs], axis=1) for runs in (first, second)]
+    found = paired_bootstrap(*samples, mean_iou_of_counts, resamples=9, runs=3)
+    assert found.first == pytest.approx(np.mean([100 * class_counts(matrices).miou for matrices in first]))
+    assert found.second == pytest.approx(np.mean([100 * class_counts(matrices).miou for matrices in second]))
+    equal = paired_bootstrap(samples[0], samples[0].copy(), mean_iou_of_counts, resamples=9, runs=3)
+    assert (equal.difference, equal.low, equal.high) == (0, 0, 0)
 
 
 def test_one_seed_gives_one_interval_and_exchanged_runs_the_mirrored_one() -> None:
