@@ -10,6 +10,7 @@ from typing import Any
 from saccade.errors import SaccadeError
 from saccade.validate.evaluations.task import Outcome, Task
 from saccade.validate.extraction import Extractor
+from saccade.validate.sources import Kept
 from saccade.validate.tasks.compare import Difference, paired_bootstrap
 
 WARM_UP, TIMED = 2, 9  # images of a latency
@@ -22,14 +23,16 @@ class Evaluated:
     label: str
     outcome: Outcome
     latency_ms: float | None
-    k: int | None = None
+    k: Kept | None = None
 
     def data(self) -> dict[str, Any]:
         """Return what JSON holds of it."""
         scores = [asdict(score) for score in self.outcome.scores]
         latency = None if self.latency_ms is None else round(self.latency_ms, 2)
         found = {"label": self.label, "scores": scores, "latency_ms": latency, "details": dict(self.outcome.details)}
-        return found if self.k is None else {**found, "k": self.k}
+        if self.k is None:
+            return found
+        return {**found, **({"k": self.k.number} if self.k.ratio is None else {"k_ratio": self.k.ratio})}
 
 
 def evaluate_sources(task: Task, data: Any, settings: Any, extractors: Sequence[Extractor]) -> list[Evaluated]:

@@ -127,11 +127,22 @@ def test_a_sweep_of_k_on_two_engines_ends_in_a_plot(run: Run, lookwhere: Path, f
         assert min(picture.size) > 400
 
 
-def test_lookwhere_keeps_as_many_patches_as_its_bundle_says(run: Run, lookwhere: Path, few_digits: Path) -> None:
-    found = json.loads(run("knn", lookwhere, few_digits, "--size", 126, "--neighbours", 5, "--json"))
-    defaults = json.loads((lookwhere / "bundle.json").read_text())["defaults"]
-    cells = defaults["size"][0] * defaults["size"][1] // 14**2
-    assert [side["k"] for side in found["sides"]] == [defaults.get("k") or int(defaults["k_ratio"] * cells)]
+def test_lookwhere_keeps_the_share_of_every_grid_that_its_bundle_says(
+    run: Run, lookwhere: Path, few_digits: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "kept"
+    shutil.copytree(lookwhere, copy)
+    manifest = json.loads((copy / "bundle.json").read_text())
+    manifest["defaults"] |= {"k": None, "k_ratio": 0.5}
+    (copy / "bundle.json").write_text(json.dumps(manifest))
+    for size, kept in ((56, 8), (84, 18)):  # half of 4 x 4 and of 6 x 6 cells, whatever grid the bundle's size has
+        options = ("--size", size, "--neighbours", 5, "--json")
+        (default,) = json.loads(run("knn", copy, few_digits, *options))["sides"]
+        (explicit,) = json.loads(run("knn", lookwhere, few_digits, *options, "--k", kept))["sides"]
+        assert (default["label"], default["k_ratio"]) == ("openvino fp32 k-ratio=0.5", 0.5)
+        assert (explicit["label"], explicit["k"]) == (f"openvino fp32 k={kept}", kept)
+        assert default["scores"] == explicit["scores"]
+        assert default["details"] == explicit["details"]
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(
@@ -169,8 +180,9 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
         (["--checkpoint", "x.pt"], "--compare reference and --checkpoint belong together"),
         (["--compare", "nothing"], "nothing"),
         (["--compare", "openvino:fp3"], "fp3"),
-        (["--plot", "x.png"], "--plot draws a sweep; give --k two or more"),
+        (["--plot", "x.png"], "--plot draws a sweep; give two or more with --k or --k-ratio"),
         (["--k", 4], "--k means nothing to a plain backbone, and "),
+        (["--k-ratio", 0.4], "--k-ratio means nothing to a plain backbone, and "),
         (["--size", 30], "--size 30 is not a multiple of the 14 px patch; use 28"),
         (["--size", -1], "--size -1: expected `int` >= 0"),
         (["--temperature", 0], "--temperature 0: expected `float` > 0.0"),
@@ -196,10 +208,28 @@ def test_outputs_inside_the_bundle_are_refused(run: Run, backbone: Path, few_dig
 
 
 @pytest.mark.parametrize(
-    ("ks", "message"), [((4, 4), "--k 4 4: give numbers from 1, each once"), ((0,), "--k 0: give numbers from 1")]
+    ("options", "message"),
+    [
+        (("--k", 4, 4), "--k 4 4: give numbers from 1, each once"),
+        (("--k", 0), "--k 0: give numbers from 1"),
+        (("--k-ratio", 0.5, 1.5), "--k-ratio 0.5 1.5: give shares above 0 up to 1, each once"),
+        (("--k-ratio", "nan"), "--k-ratio nan: give shares above 0 up to 1, each once"),
+        (("--k-ratio", 0.5, 0.5), "--k-ratio 0.5 0.5: give shares above 0 up to 1, each once"),
+    ],
 )
-def test_a_wrong_k_is_refused(ks: tuple[int, ...], message: str, run: Run, lookwhere: Path, few_digits: Path) -> None:
-    assert message in run("knn", lookwhere, few_digits, "--k", *ks, code=1)
+def test_a_wrong_k_is_refused(
+    options: tuple[object, ...], message: str, run: Run, lookwhere: Path, few_digits: Path
+) -> None:
+    assert message in run("knn", lookwhere, few_digits, *options, code=1)
+
+
+def test_shares_of_the_patches_make_a_sweep_too(run: Run, lookwhere: Path, few_digits: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the plot needs matplotlib")
+    options = ["--size", 56, "--neighbours", 5, "--k-ratio", 0.25, 1, "--plot", tmp_path / "s.png", "--json"]
+    result = json.loads(run("knn", lookwhere, few_digits, *options))
+    assert [side["k_ratio"] for side in result["sides"]] == [0.25, 1]
+    with Image.open(tmp_path / "s.png") as picture:
+        assert min(picture.size) > 400
 
 
 def test_more_patches_than_there_are_is_an_error_of_the_first_image(run: Run, lookwhere: Path, few_digits: Path) -> None:

@@ -21,7 +21,7 @@ from saccade.validate.extraction import Extractor
 from saccade.validate.extraction_speed import measure
 from saccade.validate.preparation import Squash
 from saccade.validate.scaled_source import ScaledSource
-from saccade.validate.sources import LANES, BackboneSource, LookWhereSource, lanes_of
+from saccade.validate.sources import LANES, BackboneSource, Kept, LookWhereSource, lanes_of
 
 
 def test_speeds_are_reported_with_their_conditions(
@@ -102,7 +102,7 @@ def test_scales_are_run_side_by_side_as_one_by_one(
 def source_of(pipeline: Pipeline | BackbonePipeline, lanes: object) -> BackboneSource | LookWhereSource:
     if isinstance(pipeline, BackbonePipeline):
         return BackboneSource(pipeline, lanes)  # type: ignore[arg-type]
-    return LookWhereSource(pipeline, 8, lanes)  # type: ignore[arg-type]
+    return LookWhereSource(pipeline, Kept(8), lanes)  # type: ignore[arg-type]
 
 
 def test_lanes_are_a_cpu_s_with_several_cores() -> None:

@@ -15,6 +15,7 @@ from saccade.validate import evaluation, evaluation_plot, evaluation_table
 from saccade.validate.evaluation import Evaluated, compare, evaluate_sources
 from saccade.validate.evaluations.task import Outcome, Score, Settings, Task, mean_percent, no_pictures
 from saccade.validate.extraction import Extractor
+from saccade.validate.sources import Kept
 
 
 class Slow:
@@ -23,7 +24,7 @@ class Slow:
     patch = 8
     outputs = ("cls",)
 
-    def __init__(self, label: str, milliseconds: float, k: int | None = None) -> None:
+    def __init__(self, label: str, milliseconds: float, k: Kept | None = None) -> None:
         self.label, self.k, self._seconds = label, k, milliseconds / 1000
         self.recipe = {"label": label}
 
@@ -52,10 +53,10 @@ def extractors(*sources: Slow) -> list[Extractor]:
 
 def test_every_source_has_its_outcome_label_k_and_latency() -> None:
     reached = {"slow": outcome([0, 1]), "fast": outcome([1, 1])}
-    sources = extractors(Slow("slow", 20), Slow("fast", 2, k=7))
+    sources = extractors(Slow("slow", 20), Slow("fast", 2, Kept(7)))
     slow, fast = evaluate_sources(task(reached, network=True), None, None, sources)
     assert (slow.label, slow.k, slow.outcome) == ("slow", None, reached["slow"])
-    assert (fast.label, fast.k, fast.outcome) == ("fast", 7, reached["fast"])
+    assert (fast.label, fast.k, fast.outcome) == ("fast", Kept(7), reached["fast"])
     assert slow.latency_ms is not None
     assert fast.latency_ms is not None
     assert 20 <= slow.latency_ms < 200

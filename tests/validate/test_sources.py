@@ -14,7 +14,7 @@ from saccade.runtime.backbone import BackbonePipeline
 from saccade.runtime.chain import Pipeline
 from saccade.runtime.loading import load
 from saccade.validate.reference_source import reference_sources
-from saccade.validate.sources import BackboneSource, LookWhereSource, outputs_of
+from saccade.validate.sources import BackboneSource, Kept, LookWhereSource, outputs_of
 
 
 @pytest.fixture
@@ -65,8 +65,8 @@ def test_pytorch_gives_what_the_engine_gives(plain: BackboneSource, backbone: Pa
 def test_lookwhere_gives_the_dense_fill_as_tokens_for_every_k(lookwhere: Path, images: list[np.ndarray]) -> None:
     with load(str(lookwhere)) as pipeline:
         assert isinstance(pipeline, Pipeline)
-        few, many = LookWhereSource(pipeline, 6), LookWhereSource(pipeline, 20)
-        assert (few.label, few.k, tuple(few.outputs)) == ("openvino fp32 k=6", 6, ("cls", "tokens"))
+        few, many = LookWhereSource(pipeline, Kept(6)), LookWhereSource(pipeline, Kept(20))
+        assert (few.label, few.k, tuple(few.outputs)) == ("openvino fp32 k=6", Kept(6), ("cls", "tokens"))
         assert few.recipe != many.recipe
         expected = pipeline(images, k=20, size=(70, 98), dense=True)
         found = many.run(images, ["cls", "tokens"])
@@ -79,16 +79,31 @@ def test_lookwhere_gives_the_dense_fill_as_tokens_for_every_k(lookwhere: Path, i
 def test_pytorch_s_lookwhere_gives_what_the_engine_gives(
     lookwhere: Path, small_checkpoint: Callable[[str], Path], images: list[np.ndarray]
 ) -> None:
-    references = reference_sources(read_bundle(lookwhere), small_checkpoint("dinov2"), [6, 20])
-    assert [(each.label, each.k) for each in references] == [("PyTorch fp32 k=6", 6), ("PyTorch fp32 k=20", 20)]
+    ks = [Kept(6), Kept(20), Kept(ratio=0.6), Kept(21)]
+    references = reference_sources(read_bundle(lookwhere), small_checkpoint("dinov2"), ks)
+    labels = [each.label for each in references]
+    assert labels == ["PyTorch fp32 k=6", "PyTorch fp32 k=20", "PyTorch fp32 k-ratio=0.6", "PyTorch fp32 k=21"]
     with load(str(lookwhere)) as pipeline:
         assert isinstance(pipeline, Pipeline)
-        ours = LookWhereSource(pipeline, 20).run(images, ["cls", "tokens"])
+        ours = LookWhereSource(pipeline, Kept(20)).run(images, ["cls", "tokens"])
     theirs = references[1].run(images, ["cls", "tokens"])
     for name in ours:
         cosines = np.sum(ours[name] * theirs[name], -1) / np.linalg.norm(ours[name], axis=-1)
         np.testing.assert_allclose(cosines / np.linalg.norm(theirs[name], axis=-1), 1, atol=1e-4)
     assert list(references[0].run(images, ["cls"])) == ["cls"]
+    np.testing.assert_array_equal(references[2].run(images, ["cls"])["cls"], references[3].run(images, ["cls"])["cls"])
+
+
+def test_a_share_is_kept_of_every_grid(lookwhere: Path, images: list[np.ndarray]) -> None:
+    with load(str(lookwhere)) as pipeline:
+        assert isinstance(pipeline, Pipeline)
+        share = LookWhereSource(pipeline, Kept(ratio=0.3))
+        assert share.label == "openvino fp32 k-ratio=0.3"
+        assert share.recipe != LookWhereSource(pipeline, Kept(3)).recipe
+        for height, width, kept in ((70, 98, 10), (28, 56, 2)):  # 35 and 8 cells
+            cut = [np.ascontiguousarray(image[:height, :width]) for image in images]
+            expected = LookWhereSource(pipeline, Kept(kept)).run(cut, ["cls"])["cls"]
+            np.testing.assert_array_equal(share.run(cut, ["cls"])["cls"], expected)
 
 
 def test_another_checkpoint_is_refused(
@@ -96,7 +111,7 @@ def test_another_checkpoint_is_refused(
 ) -> None:
     franca = small_checkpoint("franca")
     with pytest.raises(SaccadeError, match=r"franca.pt is not the checkpoint that .*dinov2 was made of; give that file"):
-        reference_sources(read_bundle(lookwhere), franca, [6])
+        reference_sources(read_bundle(lookwhere), franca, [Kept(6)])
     weights = torch.load(backbone.with_suffix(".pt"), weights_only=True)
     torch.save({**weights, "norm.bias": weights["norm.bias"] + 1}, tmp_path / "tuned.pt")
     with pytest.raises(SaccadeError, match=r"tuned.pt is not the checkpoint that .*neco was made of; give that file"):

@@ -17,7 +17,7 @@ from saccade.cli import extraction_speed, patch_match
 from saccade.cli import options as shared
 from saccade.cli.console import Report, progress_bar, table
 from saccade.cli.settings import add_options, settings_from
-from saccade.cli.sources import ks_of, open_sources
+from saccade.cli.sources import add_kept, ks_of, open_sources
 from saccade.errors import SaccadeError
 from saccade.validate import evaluation_table
 from saccade.validate.bench_plan import pairs_of
@@ -25,7 +25,7 @@ from saccade.validate.evaluation import Evaluated, compare, evaluate_sources
 from saccade.validate.evaluations import TASKS
 from saccade.validate.evaluations.task import Task
 from saccade.validate.extraction import Extractor
-from saccade.validate.sources import Source, outputs_of
+from saccade.validate.sources import Kept, Source, outputs_of
 from saccade.validate.tasks.compare import Difference
 
 REFERENCE = "reference"
@@ -58,7 +58,7 @@ def _add_task(tasks: Any, task: Task) -> None:
     parser.add_argument("data", type=Path, metavar="DATA", help="the data set's folder, see below")
     shared.add_running(parser)
     if task.on_lookwhere:
-        parser.add_argument("--k", type=int, nargs="+", metavar="K", help="patches that LookWhere keeps; several: a sweep")
+        add_kept(parser, several=True)
     parser.add_argument("--compare", metavar="E:P", help=f"also run this engine and precision, or '{REFERENCE}' (PyTorch)")
     parser.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT", help="what the bundle was made of")
     parser.add_argument(
@@ -109,8 +109,8 @@ def _check_options(options: argparse.Namespace) -> None:
         raise SaccadeError(f"--compare {REFERENCE} and --checkpoint belong together; give both or neither")
     if options.compare not in (None, REFERENCE):
         pairs_of(None, None, [options.compare])
-    if options.plot and len(getattr(options, "k", None) or []) < 2:
-        raise SaccadeError("--plot draws a sweep; give --k two or more")
+    if options.plot and len(getattr(options, "k", None) or getattr(options, "k_ratio", None) or []) < 2:
+        raise SaccadeError("--plot draws a sweep; give two or more with --k or --k-ratio")
     shared.check_output("-o", options.output, ".json")
     shared.check_output("--markdown", options.markdown, ".md")
     shared.check_output("--plot", options.plot, ".png")
@@ -119,14 +119,14 @@ def _check_options(options: argparse.Namespace) -> None:
             shared.refuse_inside_bundle(f"--{flag}", path)
 
 
-def _ks(task: Task, bundle: Bundle, options: argparse.Namespace) -> list[int | None]:
-    """Return the k of every run; refuse a LookWhere model where its outputs do not suffice."""
+def _ks(task: Task, bundle: Bundle, options: argparse.Namespace) -> list[Kept | None]:
+    """Return what every run keeps; refuse a LookWhere model where its outputs do not suffice."""
     if not task.on_lookwhere and isinstance(bundle.manifest.model, Model):
         raise SaccadeError(f"{task.name} needs what only a plain backbone gives, and {bundle.path} is a LookWhere model")
-    return ks_of(bundle, getattr(options, "k", None))
+    return ks_of(bundle, getattr(options, "k", None), getattr(options, "k_ratio", None))
 
 
-def _open_sides(bundle: Bundle, options: argparse.Namespace, ks: list[int | None], stack: ExitStack) -> Sides:
+def _open_sides(bundle: Bundle, options: argparse.Namespace, ks: list[Kept | None], stack: ExitStack) -> Sides:
     """Open what the options name: one engine, and perhaps another or the reference."""
     sides = [stack.enter_context(open_sources(bundle, options, options.engine, options.precision, ks))]
     if options.compare == REFERENCE:

@@ -11,7 +11,7 @@ from typing import Any
 from saccade.bundle import read_bundle
 from saccade.cli import options as shared
 from saccade.cli.console import Report, progress_bar, table
-from saccade.cli.sources import ks_of, open_sources
+from saccade.cli.sources import add_kept, ks_of, open_sources
 from saccade.errors import SaccadeError
 from saccade.runtime.images import check_size
 from saccade.validate.extraction_speed import Speed, cores, measure
@@ -31,7 +31,7 @@ def add_command(tasks: Any) -> None:
     shared.add_bundle(parser)
     parser.add_argument("images", type=Path, metavar="IMAGES", help="a folder of images")
     shared.add_running(parser)
-    parser.add_argument("--k", type=int, metavar="K", help="patches that LookWhere keeps")
+    add_kept(parser, several=False)
     parser.add_argument("--size", type=shared.size, metavar="S|HxW", help="pixels; default: the bundle's")
     parser.add_argument("--outputs", nargs="+", default=["cls"], metavar="O", help="cls (default), tokens, attention")
     parser.add_argument("--batch", type=int, nargs="+", default=BATCHES, metavar="B", help="default: 1 4 8 16")
@@ -51,7 +51,7 @@ def speed(options: argparse.Namespace) -> Report:
     unknown = [name for name in options.outputs if name not in outputs_of(bundle)]
     if unknown:
         raise SaccadeError(f"--outputs {unknown[0]}: {bundle.path} gives {', '.join(outputs_of(bundle))}")
-    ks = ks_of(bundle, options.k and [options.k])
+    ks = ks_of(bundle, options.k, options.k_ratio)
     images = shared.image_paths(options.images, "IMAGES")
     with ExitStack() as stack:
         (source,) = stack.enter_context(open_sources(bundle, options, options.engine, options.precision, ks))
