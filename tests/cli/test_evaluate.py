@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from saccade import atomic
 from saccade.cli.main import main
+from saccade.errors import SaccadeError
 from saccade.validate.evaluations import TASKS
 from saccade.validate.sources import BackboneSource
 
@@ -188,7 +191,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
         (["--temperature", 0], "--temperature 0: expected `float` > 0.0"),
         (["-o", "x.txt"], "-o x.txt: it is written as .json; end the name so"),
         (["--markdown", "none/x.md"], "none/x.md"),
-        (["--pictures", "pictures"], "--pictures: this task has none; leave it out"),
+        (["--pictures", "pictures"], "--pictures: knn has none; leave it out"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(
@@ -202,8 +205,61 @@ def test_wrong_options_are_refused_in_one_line(
     assert message in errors[0]
 
 
+@pytest.fixture
+def never_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where a command gets as far as a bundle."""
+
+    def read(path: Path) -> None:
+        raise AssertionError(f"{path} was read")
+
+    monkeypatch.setattr("saccade.cli.evaluate.read_bundle", read)
+
+
+@pytest.mark.usefixtures("never_read")
+@pytest.mark.parametrize(
+    ("task", "module", "options", "message"),
+    [
+        ("overcluster", "sklearn", [], "sklearn cannot be imported; pip install '.[evaluate]' in the clone"),
+        ("dense-nn", "scipy", [], "scipy cannot be imported; pip install '.[evaluate]' in the clone"),
+        ("foreground", "sklearn", [], "sklearn cannot be imported"),
+        ("video", "scipy", [], "scipy cannot be imported"),
+        ("knn", "matplotlib", ["--k", 4, 8, "--plot", "x.png"], "plots need matplotlib"),
+        ("retrieval", "none", ["--pictures", "x"], "--pictures: retrieval has none; leave it out"),
+        ("video", "none", ["--pictures", __file__], f"cannot write {__file__}: a file stands where a folder is needed"),
+    ],
+)
+def test_what_is_missing_is_said_before_anything_is_read(
+    task: str, module: str, options: list[object], message: str, run: Run, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for name in [module, *(name for name in sys.modules if name.startswith(f"{module}."))]:
+        monkeypatch.setitem(sys.modules, name, None)  # makes every import of it fail
+    assert message in run(task, "bundle", "data", *options, code=1)
+
+
+def test_a_result_is_shown_even_where_its_file_cannot_be_written(
+    run: Run, backbone: Path, few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = atomic.write_bytes
+
+    def full(path: Path, data: bytes) -> None:
+        if path.name == "x.json":
+            raise SaccadeError(f"cannot write {path}: No space left on device")
+        real(path, data)
+
+    monkeypatch.setattr("saccade.cli.evaluate.atomic.write_bytes", full)
+    options = (*KNN, "-o", tmp_path / "x.json")
+    said = run("knn", backbone, few_digits, *options, code=1)
+    assert re.search(r"^top-1, 5 neighbours +[\d.]+ %$", said, re.MULTILINE)
+    assert f"not written: cannot write {tmp_path / 'x.json'}: No space left on device\n" in said
+    found = json.loads(run("knn", backbone, few_digits, *options, "--json", code=1).splitlines()[0])
+    assert found["sides"][0]["scores"]
+    assert found["not_written"] == [f"cannot write {tmp_path / 'x.json'}: No space left on device"]
+
+
 def test_outputs_inside_the_bundle_are_refused(run: Run, backbone: Path, few_digits: Path) -> None:
-    said = run("knn", backbone, few_digits, *KNN, "--pictures", backbone / "pictures", code=1)
+    said = run("video", backbone, few_digits, "--pictures", backbone / "pictures", code=1)
     assert "that is inside a bundle; choose a place outside" in said
 
 

@@ -173,5 +173,5 @@ def _pictures(found: list[Followed]) -> Iterator[tuple[str, Image.Image]]:
 TASK = Task(
     "video", "video object segmentation by passing on the first mask (DAVIS 2017)",
     "JPEGImages/480p/VIDEO/*.jpg\n  Annotations/480p/VIDEO/*.png\n  ImageSets/2017/val.txt",
-    VideoSettings, read, evaluate, on_lookwhere=True,
+    VideoSettings, read, evaluate, on_lookwhere=True, requires=("scipy.ndimage",), has_pictures=True,
 )  # fmt: skip

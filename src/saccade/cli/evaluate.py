@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import functools
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -21,12 +24,15 @@ from saccade.cli.sources import add_kept, ks_of, open_sources
 from saccade.errors import SaccadeError
 from saccade.validate import evaluation_table
 from saccade.validate.bench_plan import pairs_of
+from saccade.validate.bench_plots import require_matplotlib
 from saccade.validate.evaluation import Evaluated, compare, evaluate_sources
+from saccade.validate.evaluation_plot import write_plot
 from saccade.validate.evaluations import TASKS
 from saccade.validate.evaluations.task import Task
 from saccade.validate.extraction import Extractor
 from saccade.validate.sources import Kept, Source, outputs_of
 from saccade.validate.tasks.compare import Difference
+from saccade.validate.tasks.libraries import library
 
 REFERENCE = "reference"
 Sides = list[list[Source]]  # the engine's and perhaps the other's, each with a source for every k
@@ -80,7 +86,9 @@ def _add_task(tasks: Any, task: Task) -> None:
 def evaluate(task: Task, options: argparse.Namespace) -> Report:
     """Run one task on every source and report scores, latencies and differences."""
     settings = settings_from(options, task.settings)
-    _check_options(options)
+    _check_options(task, options)
+    for module in task.requires:
+        library(module)
     bundle = read_bundle(options.bundle)
     outputs_of(bundle)  # refuses a bundle without features
     ks = _ks(task, bundle, options)
@@ -95,10 +103,13 @@ def evaluate(task: Task, options: argparse.Namespace) -> Report:
     first, second = found[: len(ks)], found[len(ks) :]
     differences = [compare(*pair) for pair in zip(first, second, strict=True)] if second else []
     report = _result(task, options, settings, found, differences)
-    return Report(report, _lines(report, found, differences) + _write(report, options, found), report["passed"])
+    written, failed = _write(report, options, found)
+    data = {**report, "not_written": failed} if failed else report
+    lines = [*_lines(report, found, differences), *written, *(f"not written: {why}" for why in failed)]
+    return Report(data, lines, report["passed"] and not failed)
 
 
-def _check_options(options: argparse.Namespace) -> None:
+def _check_options(task: Task, options: argparse.Namespace) -> None:
     """Refuse what can be known before anything slow."""
     for flag in ("batch", "workers"):
         if not 1 <= getattr(options, flag) <= 1024:
@@ -114,9 +125,15 @@ def _check_options(options: argparse.Namespace) -> None:
     shared.check_output("-o", options.output, ".json")
     shared.check_output("--markdown", options.markdown, ".md")
     shared.check_output("--plot", options.plot, ".png")
+    if options.plot:
+        require_matplotlib()
+    if options.pictures and not task.has_pictures:
+        raise SaccadeError(f"--pictures: {task.name} has none; leave it out")
     for flag in ("features", "pictures"):
         if (path := getattr(options, flag)) is not None:
             shared.refuse_inside_bundle(f"--{flag}", path)
+            if path.is_file():
+                raise atomic.write_error(path, OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
 
 
 def _ks(task: Task, bundle: Bundle, options: argparse.Namespace) -> list[Kept | None]:
@@ -171,30 +188,37 @@ def _lines(report: dict[str, Any], found: Sequence[Evaluated], differences: Sequ
     return lines + [f"note: {note}" for note in report["notes"]]
 
 
-def _write(report: dict[str, Any], options: argparse.Namespace, found: Sequence[Evaluated]) -> list[str]:
-    """Write what was asked for and return a line for each."""
-    written: list[Path] = []
-    if options.output:
-        atomic.write_bytes(options.output, msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
-        written.append(options.output)
-    if options.markdown:
-        atomic.write_bytes(options.markdown, evaluation_table.markdown(report).encode())
-        written.append(options.markdown)
-    if options.plot:
-        from saccade.validate.evaluation_plot import write_plot
+def _write(report: dict[str, Any], options: argparse.Namespace, found: Sequence[Evaluated]) -> tuple[list[str], list[str]]:
+    """Write what was asked for: a line for each, and what failed, since the numbers have taken long and are shown anyway."""
 
-        write_plot(report, options.plot)
-        written.append(options.plot)
-    return [f"wrote {path}" for path in written] + _write_pictures(options, found)
+    def write_json(path: Path) -> None:
+        atomic.write_bytes(path, msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+
+    def write_markdown(path: Path) -> None:
+        atomic.write_bytes(path, evaluation_table.markdown(report).encode())
+
+    writers: list[tuple[Path | None, Callable[[Path], None]]] = [
+        (options.output, write_json),
+        (options.markdown, write_markdown),
+        (options.plot, functools.partial(write_plot, report)),
+        (options.pictures, functools.partial(_write_pictures, found[0])),
+    ]
+    written, failed = [], []
+    for path, write in writers:
+        if path is None:
+            continue
+        try:
+            write(path)
+            written.append(f"wrote {path}")
+        except SaccadeError as error:
+            failed.append(str(error))
+    return written, failed
 
 
-def _write_pictures(options: argparse.Namespace, found: Sequence[Evaluated]) -> list[str]:
-    """Write the first source's pictures below the folder asked for."""
-    if options.pictures is None:
-        return []
-    count = 0
-    for name, picture in found[0].outcome.pictures():
-        path = options.pictures / name
+def _write_pictures(found: Evaluated, folder: Path) -> None:
+    """Write a side's pictures below a folder."""
+    for name, picture in found.outcome.pictures():
+        path = folder / name
         buffer = io.BytesIO()
         picture.save(buffer, format="PNG")
         try:
@@ -202,7 +226,3 @@ def _write_pictures(options: argparse.Namespace, found: Sequence[Evaluated]) -> 
         except OSError as error:
             raise atomic.write_error(path.parent, error) from error
         atomic.write_bytes(path, buffer.getvalue())
-        count += 1
-    if not count:
-        raise SaccadeError("--pictures: this task has none; leave it out")
-    return [f"wrote {count} pictures into {options.pictures}"]
