@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from saccade.errors import SaccadeError
@@ -24,12 +24,16 @@ class Evaluated:
     outcome: Outcome
     latency_ms: float | None
     k: Kept | None = None
+    conditions: Mapping[str, str] = field(default_factory=dict)  # the source's recipe: engine, versions, hashes
 
     def data(self) -> dict[str, Any]:
         """Return what JSON holds of it."""
         scores = [asdict(score) for score in self.outcome.scores]
         latency = None if self.latency_ms is None else round(self.latency_ms, 2)
-        found = {"label": self.label, "scores": scores, "latency_ms": latency, "details": dict(self.outcome.details)}
+        found = {
+            "label": self.label, "scores": scores, "latency_ms": latency, "conditions": dict(self.conditions),
+            "details": dict(self.outcome.details),
+        }  # fmt: skip
         if self.k is None:
             return found
         return {**found, **({"k": self.k.number} if self.k.ratio is None else {"k_ratio": self.k.ratio})}
@@ -41,7 +45,10 @@ def evaluate_sources(task: Task, data: Any, settings: Any, extractors: Sequence[
     latencies = _latencies([extract.timed_call for extract in extractors if extract.timed_call])
     timed = iter(latencies)
     return [
-        Evaluated(extract.source.label, outcome, next(timed) if extract.timed_call else None, extract.source.k)
+        Evaluated(
+            extract.source.label, outcome, next(timed) if extract.timed_call else None, extract.source.k,
+            extract.source.recipe,
+        )
         for extract, outcome in zip(extractors, outcomes, strict=True)
     ]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 
 from saccade.errors import SaccadeError
 from saccade.validate import features
@@ -53,7 +54,8 @@ class Extractor:
         missing = [name for name in outputs if name not in source.outputs]
         if missing:
             raise SaccadeError(f"{source.label} gives no {missing[0]}; it gives {', '.join(source.outputs)}")
-        recipe = {**source.recipe, "preparation": repr(prepare), "reduce": reduce.__qualname__ if reduce else ""}
+        decoding = {"preparation": repr(prepare), "pillow": PIL.__version__}
+        recipe = {**source.recipe, **decoding, "reduce": reduce.__qualname__ if reduce else ""}
 
         def stream(batches: Iterable[list[np.ndarray]]) -> Iterator[Mapping[str, np.ndarray]]:
             for found in streamed(source, batches, outputs):

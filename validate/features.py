@@ -23,6 +23,7 @@ from saccade import atomic, locks
 from saccade.errors import SaccadeError
 
 STATE = "state.json"
+FEATURES_VERSION = 1  # raise it where saccade itself comes to give other features for the same recipe
 SAVE_EVERY = 64  # images: what an interrupted run does again at most
 MAX_STATE_BYTES = 1 << 28
 AHEAD = 2  # batches that are decoded before their turn
@@ -87,7 +88,8 @@ def extract(
     is readable.
     """
     names = [str(path) for path in images]
-    full = {**recipe, "outputs": " ".join(outputs or ()), "images": _digest(map(_identity, names))}
+    what = {"features": str(FEATURES_VERSION), "outputs": " ".join(outputs or ())}
+    full = {**recipe, **what, "images": _digest(map(_identity, names))}
     folder = root / _digest([f"{name}={value}" for name, value in sorted(full.items())])[:16]
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"{folder} is being filled by another process; wait for it"
@@ -272,7 +274,7 @@ class _Writer:
             spec = RowSpec(array.dtype.str, array.shape[1:])
             if self._state.outputs.setdefault(name, spec) != spec:
                 have, want = list(spec.shape), list(self._state.outputs[name].shape)
-                raise SaccadeError(f"{done.names[0]}: its {name} has shape {have}, the others {want}; use fit squash")
+                raise SaccadeError(f"{done.names[0]}: its {name} has shape {have}, the others {want}; all must share one")
             if name not in self._files:
                 (self._folder / f"{name}.rows").unlink(missing_ok=True)
                 self._files[name] = self._opened(name)

@@ -49,7 +49,7 @@ class BackboneReferenceSource:
     def __init__(self, reference: BackboneReference, outputs: Sequence[str], sha256: str) -> None:
         self._reference = reference
         self.patch, self.outputs = reference.model.patch, outputs
-        self.recipe = {"reference": sha256, "torch": str(torch.__version__)}
+        self.recipe = {"reference": sha256, "torch": str(torch.__version__), "model": repr(reference.model)}
 
     def run(self, images: list[np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """Run the module once."""

@@ -101,6 +101,17 @@ def outputs_of(bundle: Bundle) -> tuple[str, ...]:
     return CLS, TOKENS
 
 
+def _recipe_of(pipeline: Pipeline | BackbonePipeline) -> dict[str, str]:
+    """Return what the outputs of a bundle on an engine depend on: the engine, and what the runtime does around it."""
+    manifest, receipt = pipeline.bundle.manifest, pipeline.receipt
+    around = {
+        "model": repr(manifest.model),  # with the rule by which positions are resized
+        "image": repr(manifest.image),  # mean and deviation
+        "positions_sha256": manifest.positions.sha256,
+    }
+    return {"receipt": receipt.key, **receipt.conditions, **around}
+
+
 class BackboneSource:
     """A plain backbone on an engine. `lanes` opens it again with several streams, for a while."""
 
@@ -110,7 +121,7 @@ class BackboneSource:
         self.k = None
         self.patch = pipeline.model.patch
         self.outputs = outputs_of(pipeline.bundle)
-        self.recipe = {"engine": pipeline.receipt.key}
+        self.recipe = _recipe_of(pipeline)
 
     def run(self, images: list[np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """Run the network once and return what is asked for."""
@@ -137,7 +148,7 @@ class LookWhereSource:
         self.label = f"{pipeline.receipt.engine} {pipeline.receipt.precision} {k}"
         self.patch = pipeline.bundle.model.patch
         self.outputs = outputs_of(pipeline.bundle)
-        self.recipe = {"engine": pipeline.receipt.key, "k": str(k)}
+        self.recipe = {**_recipe_of(pipeline), "k": str(k)}
 
     def run(self, images: list[np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """Run the chain once; tokens are the dense fill, row-major."""

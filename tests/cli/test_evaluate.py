@@ -1,6 +1,7 @@
 """The command evaluate: its options, what it writes, the gate, and a sweep of k from a bundle to a plot."""
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -9,9 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import openvino
 import pytest
+import torch
 from PIL import Image
 
+import saccade
 from saccade import atomic
 from saccade.cli.main import main
 from saccade.errors import SaccadeError
@@ -108,6 +112,31 @@ def test_an_engine_is_compared_with_pytorch(run: Run, backbone: Path, few_digits
     found = json.loads(run("knn", backbone, few_digits, *KNN, *options))
     assert [side["label"] for side in found["sides"]] == ["openvino fp32", "PyTorch fp32"]
     assert abs(found["differences"][0]["difference"]) <= 100 / 30  # at most one picture of 30 falls otherwise
+    manifest = json.loads((backbone / "bundle.json").read_text())
+    engine, reference = (side["conditions"] for side in found["sides"])
+    assert engine["version"] == openvino.__version__
+    assert engine["backbone_sha256"] == manifest["graphs"]["backbone"]["fp32"]["sha256"]
+    assert list((backbone / "engines").glob(f"openvino-fp32-{engine['receipt']}"))
+    assert reference["torch"] == torch.__version__
+    assert reference["reference"] == found["conditions"]["checkpoint_sha256"] == sha256_of(backbone.with_suffix(".pt"))
+    assert found["conditions"]["bundle_sha256"] == sha256_of(backbone / "bundle.json")
+    assert found["conditions"]["interval"] == {"resamples": 2000, "confidence": 0.95, "seed": 0}
+    assert found["conditions"]["saccade"] == saccade.__version__
+    assert found["conditions"]["batch"] == 8
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_threads_reach_pytorch_too(run: Run, backbone: Path, few_digits: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        options = ["--compare", "reference", "--checkpoint", backbone.with_suffix(".pt"), "--threads", 3, "--json"]
+        found = json.loads(run("knn", backbone, few_digits, *KNN, *options))
+        assert torch.get_num_threads() == found["conditions"]["threads"] == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_sweep_of_k_on_two_engines_ends_in_a_plot(run: Run, lookwhere: Path, few_digits: Path, tmp_path: Path) -> None:

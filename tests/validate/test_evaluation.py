@@ -96,7 +96,8 @@ def test_the_mean_of_hits_is_a_percentage_and_no_picture_is_the_default() -> Non
 def report(**changes: Any) -> dict[str, Any]:
     def side(label: str, value: float, latency: float | None, k: int) -> dict[str, Any]:
         scores = [{"name": "top-1", "value": value, "unit": "%"}, {"name": f"only {label}", "value": 0.5, "unit": ""}]
-        return {"label": label, "scores": scores, "latency_ms": latency, "details": {}, "k": k}
+        return {"label": label, "scores": scores, "latency_ms": latency, "conditions": {"version": label[0]},
+                "details": {}, "k": k}  # fmt: skip
 
     difference = {"first": 80.0, "second": 78.0, "difference": -2.0, "low": -3.5, "high": -0.5, "confidence": 0.95,
                   "samples": 10, "significant": True}  # fmt: skip
@@ -104,6 +105,8 @@ def report(**changes: Any) -> dict[str, Any]:
         "task": "knn", "bundle": "model|x", "data": "/data/birds", "settings": {"size": 0, "neighbours": [5, 9]},
         "metric": "top-1", "unit": "%", "sides": [side("a k=4", 80, 12.34, 4), side("b k=4", 78, None, 4)],
         "differences": [difference], "max_drop": None, "notes": ["one is missing"], "passed": True,
+        "conditions": {"saccade": "1.2", "cpu": {"name": "Abacus", "flags": ["beads"]}, "device": None, "threads": 0,
+                       "interval": {"resamples": 20, "confidence": 0.95, "seed": 3}},
     }  # fmt: skip
     return {**found, **changes}
 
@@ -131,7 +134,13 @@ def test_markdown_is_a_page_of_tables_notes_and_settings() -> None:
     assert lines[0] == "# knn of model|x on /data/birds"
     assert lines[2:4] == ["| knn | a k=4 | b k=4 |", "| --- | --- | --- |"]
     assert "| b k=4 against a k=4 | 80.00 | 78.00 | -2.00 | -3.50 to -0.50 | differs |" in lines
-    assert lines[-3:] == ["- one is missing", "", "Settings: size 0, neighbours [5, 9]."]
+    assert lines[-9:-4] == ["- one is missing", "", "Settings: size 0, neighbours [5, 9].", "", "## Conditions"]
+    chosen = "device the engine's choice, threads the engine's choice"
+    assert lines[-3:] == [
+        f"- all: saccade 1.2, cpu Abacus, {chosen}, interval 20 paired draws from seed 3",
+        "- a k=4: version a",
+        "- b k=4: version b",
+    ]
     bare = evaluation_table.markdown(report(differences=[], notes=[], settings={"a|b": 1}, task="x|y"))
     assert "against" not in bare
     assert "| x\\|y |" in bare

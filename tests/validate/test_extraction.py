@@ -102,6 +102,16 @@ def test_what_is_kept_is_taken_again_and_anything_else_is_not(files: list[Path],
     assert (changed.done, found.arrays["cls"][3, 0]) == (20, 255)
 
 
+def test_another_pillow_may_resize_otherwise_so_features_are_extracted_anew(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractor(Means(), tmp_path)(files, SQUASH, ["cls"])
+    monkeypatch.setattr("PIL.__version__", "0.0.1")
+    later = Means()
+    extractor(later, tmp_path)(files, SQUASH, ["cls"])
+    assert later.done == 20
+
+
 def test_reduced_outputs_alone_are_kept_and_known_by_the_function(files: list[Path], tmp_path: Path) -> None:
     source = Means()
     found = extractor(source, tmp_path)(files, SQUASH, ["cls"], reduce=doubled)

@@ -102,6 +102,14 @@ def test_another_recipe_or_list_has_a_folder_of_its_own(tmp_path: Path) -> None:
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 3
 
 
+def test_another_version_of_what_saccade_does_is_extracted_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(["1.png"], tmp_path)
+    monkeypatch.setattr("saccade.validate.features.FEATURES_VERSION", 10**6)
+    later = Network()
+    run(["1.png"], tmp_path, later)
+    assert later.batches == [1]
+
+
 def test_images_of_another_size_get_a_batch_of_their_own(tmp_path: Path) -> None:
     network = Network()
     extract(
@@ -116,7 +124,7 @@ def test_a_row_of_another_shape_is_refused_by_its_image(tmp_path: Path) -> None:
     def shapes(images: list[np.ndarray]) -> Mapping[str, np.ndarray]:
         return {"cls": np.zeros((len(images), images[0].shape[0]), np.float32)}
 
-    with pytest.raises(SaccadeError, match=r"5\.png: its cls has shape \[8\], the others \[4\]; use fit squash"):
+    with pytest.raises(SaccadeError, match=r"5\.png: its cls has shape \[8\], the others \[4\]; all must share one"):
         extract(
             [Path(f"{number}.png") for number in range(6)], tmp_path, RECIPE,
             decode=lambda path: np.zeros((8 if path.stem == "5" else 4, 4, 3), np.uint8),

@@ -1,6 +1,8 @@
 """Sources of features give what the runtime and PyTorch give, in one form."""
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from saccade.bundle import read_bundle
+from saccade.bundle import read_bundle, sha256_of_file
 from saccade.errors import SaccadeError
 from saccade.runtime.backbone import BackbonePipeline
 from saccade.runtime.chain import Pipeline
@@ -104,6 +106,29 @@ def test_a_share_is_kept_of_every_grid(lookwhere: Path, images: list[np.ndarray]
             cut = [np.ascontiguousarray(image[:height, :width]) for image in images]
             expected = LookWhereSource(pipeline, Kept(kept)).run(cut, ["cls"])["cls"]
             np.testing.assert_array_equal(share.run(cut, ["cls"])["cls"], expected)
+
+
+@pytest.mark.parametrize("change", ["mean", "std", "positions", "position_rule"])
+def test_a_bundle_with_other_pixels_or_positions_has_another_recipe_on_the_same_engine(
+    change: str, plain: BackboneSource, backbone: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "changed"
+    shutil.copytree(backbone, copy)
+    manifest = json.loads((copy / "bundle.json").read_text())
+    if change == "positions":
+        np.save(copy / "positions.npy", np.load(copy / "positions.npy") + 1)
+        manifest["positions"]["sha256"] = sha256_of_file(copy / "positions.npy")
+    elif change == "position_rule":
+        manifest["model"]["position_rule"] = "size-antialias"
+        assert manifest["model"] != json.loads((backbone / "bundle.json").read_text())["model"]
+    else:
+        manifest["image"][change] = [0.4, 0.4, 0.4]
+    (copy / "bundle.json").write_text(json.dumps(manifest))
+    with load(str(copy)) as pipeline:
+        assert isinstance(pipeline, BackbonePipeline)
+        other = BackboneSource(pipeline).recipe
+    assert other["receipt"] == plain.recipe["receipt"]
+    assert other != plain.recipe
 
 
 def test_another_checkpoint_is_refused(

@@ -19,6 +19,7 @@ from saccade.bundle import Bundle, Model, read_bundle
 from saccade.cli import extraction_speed, patch_match
 from saccade.cli import options as shared
 from saccade.cli.console import Report, progress_bar, table
+from saccade.cli.references import use_threads
 from saccade.cli.settings import add_options, settings_from
 from saccade.cli.sources import add_kept, ks_of, open_sources
 from saccade.errors import SaccadeError
@@ -26,6 +27,7 @@ from saccade.validate import evaluation_table
 from saccade.validate.bench_plan import pairs_of
 from saccade.validate.bench_plots import require_matplotlib
 from saccade.validate.evaluation import Evaluated, compare, evaluate_sources
+from saccade.validate.evaluation_conditions import conditions_of
 from saccade.validate.evaluation_plot import write_plot
 from saccade.validate.evaluations import TASKS
 from saccade.validate.evaluations.task import Task
@@ -102,7 +104,10 @@ def evaluate(task: Task, options: argparse.Namespace) -> Report:
         found = evaluate_sources(task, data, settings, [extract for side in extractors for extract in side])
     first, second = found[: len(ks)], found[len(ks) :]
     differences = [compare(*pair) for pair in zip(first, second, strict=True)] if second else []
-    report = _result(task, options, settings, found, differences)
+    conditions = conditions_of(
+        bundle, device=options.device, threads=options.threads, batch=options.batch, workers=options.workers
+    )
+    report = {**_result(task, options, settings, found, differences), "conditions": conditions}
     written, failed = _write(report, options, found)
     data = {**report, "not_written": failed} if failed else report
     lines = [*_lines(report, found, differences), *written, *(f"not written: {why}" for why in failed)]
@@ -150,6 +155,7 @@ def _open_sides(bundle: Bundle, options: argparse.Namespace, ks: list[Kept | Non
         shared.require_modules(["torch"], "export")
         from saccade.validate.reference_source import reference_sources
 
+        use_threads(options.threads)
         sides.append(reference_sources(bundle, options.checkpoint, ks))
     elif options.compare:
         ((engine, precision),) = pairs_of(None, None, [options.compare])
