@@ -19,7 +19,7 @@ from saccade.validate.preparation import Preparation
 from saccade.validate.sources import Source, streamed
 
 Reduce = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
-Bar = Callable[..., AbstractContextManager[Any]]  # a progress bar of a total, a label and perhaps a unit, with update(n)
+Bar = Callable[..., AbstractContextManager[Any]]  # a progress bar of a total, a label and perhaps a unit: tqdm's
 
 
 @dataclass
@@ -66,6 +66,7 @@ class Extractor:
             return features.extract(
                 images, self.root, recipe, decode=prepare, stream=stream, outputs=None if reduce else outputs,
                 batch=self.batch, workers=self.workers, progress=lambda done: bar.update(done - bar.n),
+                sized=lambda size: bar.set_postfix_str(f"{size / 1e9:.2f} GB on disk"),
             )  # fmt: skip
 
     def _remember(self, images: Sequence[Path], prepare: Preparation, outputs: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -79,13 +80,15 @@ def extract(
     batch: int = 8,
     workers: int = 2,
     progress: Callable[[int], None] = lambda done: None,
+    sized: Callable[[int], None] = lambda size: None,
 ) -> Features:
     """Extract `outputs` (None: all that `stream` gives) of all images below `root` and return them.
 
     What an earlier run has left there is not done again. `recipe` is everything the features depend on beside the images
     (graphs, engine, size, k, ...): another one gets another folder, and so do images that have changed since. `progress`
-    hears how many images are done. An unreadable image has no row and is named in `failed`. Raises SaccadeError where none
-    is readable.
+    hears how many images are done, `sized` how many bytes all their rows take, once that is known. An unreadable image has
+    no row and is named in `failed`. Raises SaccadeError where none is readable, and after the first batch where the disk is
+    too small for all.
     """
     names = [str(path) for path in images]
     what = {"features": str(FEATURES_VERSION), "outputs": " ".join(outputs or ())}
@@ -97,7 +100,7 @@ def extract(
         state = _read_state(folder, full)
         if state.seen < len(names):
             with ExitStack() as stack:
-                writer = stack.enter_context(_Writer(folder, state))
+                writer = stack.enter_context(_Writer(folder, state, len(names), sized))
                 progress(state.seen)
                 for done in _extracted(images[state.seen :], decode, stream, outputs, batch, workers):
                     writer.add(done)
@@ -243,8 +246,9 @@ def _decoded(
 class _Writer:
     """Appends rows, and now and then says in state.json that they count."""
 
-    def __init__(self, folder: Path, state: State) -> None:
-        self._folder, self._state = folder, state
+    def __init__(self, folder: Path, state: State, images: int, sized: Callable[[int], None]) -> None:
+        self._folder, self._state, self._images, self._sized = folder, state, images, sized
+        self._is_sized = False
         self._files: dict[str, BinaryIO] = {}
         self._saved = state.seen
 
@@ -278,12 +282,26 @@ class _Writer:
             if name not in self._files:
                 (self._folder / f"{name}.rows").unlink(missing_ok=True)
                 self._files[name] = self._opened(name)
+        if done.outputs and not self._is_sized:
+            self._check_space()
+        for name, array in done.outputs.items():
             self._write(name, np.ascontiguousarray(array))
         if done.failure is not None:
             self._state.failed[self._state.seen] = done.failure
         self._state.seen += len(done.names)
         if self._state.seen - self._saved >= SAVE_EVERY:
             self._save()
+
+    def _check_space(self) -> None:
+        """Refuse rows that the disk cannot hold before hours go into them; what is there already needs no room."""
+        row = sum(spec.bytes for spec in self._state.outputs.values())
+        size, missing = row * self._images, row * (self._images - self._state.seen)
+        free = shutil.disk_usage(self._folder).free
+        if missing > free:
+            need = f"features of {self._images} images take {missing / 1e9:.1f} GB more"
+            raise SaccadeError(f"{self._folder}: {need} and {free / 1e9:.1f} GB are free; give --features on another disk")
+        self._is_sized = True
+        self._sized(size)
 
     def _write(self, name: str, array: np.ndarray) -> None:
         try:

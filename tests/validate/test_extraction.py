@@ -33,6 +33,9 @@ class Bar:
     def update(self, count: int) -> None:
         self.n += count
 
+    def set_postfix_str(self, text: str) -> None:
+        self.postfix = text
+
 
 class Means:
     """A source of mean colours, which may be interrupted after some images."""
@@ -75,6 +78,7 @@ def test_rows_are_those_of_the_files_and_the_bar_ends_at_the_last(files: list[Pa
     assert list(found.arrays) == ["cls"]
     assert isinstance(extract.bar, Bar)
     assert (extract.bar.totals, extract.bar.n) == ([(20, "means: train")], 20)
+    assert extract.bar.postfix == "0.00 GB on disk"
 
 
 def test_an_interrupted_extraction_goes_on_where_it_stopped(files: list[Path], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import functools
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from saccade.errors import SaccadeError
 from saccade.runtime.stream import in_order
 from saccade.validate.features import STATE, Features, Stream, extract
 
+Usage = namedtuple("Usage", "total used free")
 RECIPE = {"engine": "none", "size": "4"}
 
 
@@ -75,6 +77,30 @@ def test_an_interrupted_extraction_is_taken_up_where_it_stopped(tmp_path: Path) 
     assert sum(second.batches) == 90 - 40
     np.testing.assert_array_equal(found.arrays["cls"][:, 0], np.arange(90))
     assert list(found.failed) == ["bad.png"]
+
+
+@pytest.mark.parametrize(("free", "fits"), [(28 * 100, True), (28 * 100 - 1, False), (28 * 92, False)])
+def test_rows_that_the_disk_cannot_hold_are_refused_after_the_first_batch(
+    free: int, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saccade.validate.features.shutil.disk_usage", lambda path: Usage(0, 0, free))
+    names, network, sizes = [f"{number}.png" for number in range(100)], Network(), []
+    options = {"decode": decode, "stream": stream_of(network), "outputs": ("cls", "tokens")}
+    if fits:
+        extract(list(map(Path, names)), tmp_path, RECIPE, **options, sized=sizes.append)  # type: ignore[arg-type]
+        assert sizes == [28 * 100]  # 1 + 6 numbers of 4 bytes
+        return
+    with pytest.raises(SaccadeError, match=r"of 100 images take 0.0 GB more and 0.0 GB are free; give --features on another disk"):
+        extract(list(map(Path, names)), tmp_path, RECIPE, **options)  # type: ignore[arg-type]
+    assert network.batches == [8]
+
+
+def test_what_is_on_the_disk_already_needs_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{number}.png" for number in range(90)]
+    with pytest.raises(KeyboardInterrupt):
+        run(names, tmp_path, Network(fails_at=80), batch=8)
+    monkeypatch.setattr("saccade.validate.features.shutil.disk_usage", lambda path: Usage(0, 0, 28 * 10))
+    assert len(run(names, tmp_path, batch=8).names) == 90
 
 
 def test_rows_written_after_the_last_save_do_not_count(tmp_path: Path) -> None:
