@@ -32,6 +32,7 @@ from saccade.validate.evaluation_plot import write_plot
 from saccade.validate.evaluations import TASKS
 from saccade.validate.evaluations.task import Task
 from saccade.validate.extraction import Extractor
+from saccade.validate.extraction_speed import cores
 from saccade.validate.sources import Kept, Source, outputs_of
 from saccade.validate.tasks.compare import Difference
 from saccade.validate.tasks.libraries import library
@@ -75,7 +76,7 @@ def _add_task(tasks: Any, task: Task) -> None:
     )  # fmt: skip
     add_options(parser.add_argument_group("the task's own"), task.settings)
     parser.add_argument("--batch", type=int, default=8, metavar="B", help="images of a batch (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=2, metavar="W", help="threads that decode (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=cores(), metavar="W", help="decoding threads (default: %(default)s)")
     parser.add_argument("--features", type=Path, metavar="DIR", help="where features are kept (default: BUNDLE.features)")
     parser.add_argument("-o", "--output", type=Path, metavar="OUT.json", help="write the result")
     parser.add_argument("--markdown", type=Path, metavar="OUT.md", help="write the tables")
