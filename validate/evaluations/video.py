@@ -12,12 +12,11 @@ from msgspec import Meta
 from PIL import Image
 
 from saccade.errors import SaccadeError
-from saccade.runtime.images import read_rgb
 from saccade.validate.datasets.davis import Davis, Video, read_davis
 from saccade.validate.datasets.mask_file import left_out_note, read_mask, read_palette
 from saccade.validate.evaluations.task import Outcome, Score, Settings, Task
 from saccade.validate.extraction import Extractor
-from saccade.validate.preparation import whole_patches
+from saccade.validate.preparation import read_as_pillow, whole_patches
 from saccade.validate.sources import TOKENS
 from saccade.validate.tasks.contours import VOID, VideoScore, score_video
 from saccade.validate.tasks.resize import resize_bilinear
@@ -48,7 +47,7 @@ class FrameSides:
 
     def __call__(self, path: Path) -> np.ndarray:
         """Read and resize."""
-        image = read_rgb(path)
+        image = read_as_pillow(path)
         size = self.size(image.shape[0], image.shape[1])
         if image.shape[:2] == size:
             return image
