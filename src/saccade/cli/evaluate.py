@@ -59,7 +59,7 @@ def _add_task(tasks: Any, task: Task) -> None:
     parser = tasks.add_parser(
         task.name,
         help=task.summary,
-        description=f"{task.summary}. Features are kept on disk, so that an interrupted run goes on where it stopped.",
+        description=f"{task.summary}. Features stay on disk: an interrupted extraction goes on where it stopped.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"the data folder holds:\n  {task.layout}",
     )
