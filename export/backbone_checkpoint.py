@@ -64,9 +64,11 @@ def read_backbone(path: str | Path, family: str | None = None, key: str | None =
     path = Path(path)
     if family is not None and family not in FAMILIES:
         raise SaccadeError(f"--family {family} is no backbone's; choose from: {', '.join(FAMILIES)}")
-    found = find_backbone(path, dict(leaves(path, load_content(path))), key)
+    named = dict(leaves(path, load_content(path)))
+    found = find_backbone(path, named, key)
+    is_classifier = getattr(named.get(f"{found.prefix}head.weight"), "ndim", 0) == 2
     tensors, positions, grid, spelling = _respelled(path, found.tensors)
-    model = _model_from_shapes(path, tensors, grid, _family(path, tensors, spelling, found, family))
+    model = _model_from_shapes(path, tensors, grid, _family(path, tensors, spelling, found, is_classifier, family))
     check_tensors(path, "backbone", tensors, backbone_module(model))
     _check_positions(path, positions, model.dim)
     return BackboneCheckpoint(
@@ -123,7 +125,9 @@ def _respelled(path: Path, found: Tensors) -> tuple[Tensors, Tensor, tuple[int, 
     return tensors, table, (side, side), spelling
 
 
-def _family(path: Path, tensors: Tensors, spelling: str, found: Found, family: str | None) -> BackboneFamily:
+def _family(
+    path: Path, tensors: Tensors, spelling: str, found: Found, is_classifier: bool, family: str | None
+) -> BackboneFamily:
     """Return the family that was given, checked against the file, or else the one that the file tells."""
     registers, layer_scale = "reg_token" in tensors, _layer_scale(tensors)
     if family is None:
@@ -136,6 +140,11 @@ def _family(path: Path, tensors: Tensors, spelling: str, found: Found, family: s
             )
         if spelling == "timm":
             return "timm"
+        if is_classifier:  # timm's ViTs have DINO's very names, and this head; none of the others' files has one
+            raise SaccadeError(
+                f"{path} has {spelling}'s names and a classifier's 'head.weight', as timm's files have, which resize the "
+                "positions differently; say --family timm, or the family that it was made of"
+            )
         return "dinov2" if layer_scale else "dino"
     if family == "dino" and (registers or layer_scale):
         what = "registers" if registers else "LayerScale"

@@ -3,13 +3,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from saccade.errors import SaccadeError
 from saccade.validate.evaluations.task import Outcome, Task
 from saccade.validate.extraction import Extractor
+from saccade.validate.sources import Kept
 from saccade.validate.tasks.compare import Difference, paired_bootstrap
 
 WARM_UP, TIMED = 2, 9  # images of a latency
@@ -22,15 +23,21 @@ class Evaluated:
     label: str
     outcome: Outcome
     latency_ms: float | None
-    k: int | None = None
+    k: Kept | None = None
     failed: frozenset[str] = frozenset()  # images that could not be read
+    conditions: Mapping[str, str] = field(default_factory=dict)  # the source's recipe: engine, versions, hashes
 
     def data(self) -> dict[str, Any]:
         """Return what JSON holds of it."""
         scores = [asdict(score) for score in self.outcome.scores]
         latency = None if self.latency_ms is None else round(self.latency_ms, 2)
-        found = {"label": self.label, "scores": scores, "latency_ms": latency, "details": dict(self.outcome.details)}
-        return found if self.k is None else {**found, "k": self.k}
+        found = {
+            "label": self.label, "scores": scores, "latency_ms": latency, "conditions": dict(self.conditions),
+            "details": dict(self.outcome.details),
+        }  # fmt: skip
+        if self.k is None:
+            return found
+        return {**found, **({"k": self.k.number} if self.k.ratio is None else {"k_ratio": self.k.ratio})}
 
 
 def evaluate_sources(task: Task, data: Any, settings: Any, extractors: Sequence[Extractor]) -> list[Evaluated]:
@@ -41,7 +48,7 @@ def evaluate_sources(task: Task, data: Any, settings: Any, extractors: Sequence[
     return [
         Evaluated(
             extract.source.label, outcome, next(timed) if extract.timed_call else None, extract.source.k,
-            frozenset(extract.failed),
+            frozenset(extract.failed), extract.source.recipe,
         )
         for extract, outcome in zip(extractors, outcomes, strict=True)
     ]

@@ -21,18 +21,19 @@ def write_plot(report: Mapping[str, Any], path: Path) -> None:
 
 
 def sweep_figure(report: Mapping[str, Any]) -> Any:
-    """Return the figure: the headline over k on the left, over milliseconds of one image on the right."""
+    """Return the figure: the headline over k or its ratio on the left, over milliseconds of one image on the right."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=SIZE, layout="constrained")
     over_k, over_latency = figure.subplots(1, 2, sharey=True)
-    for label, sides in _lines(report).items():
+    kept, word, axis = _kept(report)
+    for label, sides in _lines(report, kept).items():
         values = [side["scores"][0]["value"] for side in sides]
-        over_k.plot([side["k"] for side in sides], values, marker="o", label=label)
+        over_k.plot([side[kept] for side in sides], values, marker="o", label=label)
         over_latency.plot([side["latency_ms"] for side in sides], values, marker="o", label=label)
         for side, value in zip(sides, values, strict=True):
-            over_latency.annotate(f"k={side['k']}", (side["latency_ms"], value), (4, 4), textcoords="offset points")
-    over_k.set_xlabel("k, patches kept")
+            over_latency.annotate(f"{word}={side[kept]:g}", (side["latency_ms"], value), (4, 4), textcoords="offset points")
+    over_k.set_xlabel(axis)
     over_latency.set_xlabel("ms per image, batch 1")
     over_k.set_ylabel(f"{report['metric']}, {report['unit']}".rstrip(", "))
     for panel in (over_k, over_latency):
@@ -42,9 +43,16 @@ def sweep_figure(report: Mapping[str, Any]) -> Any:
     return figure
 
 
-def _lines(report: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
-    """Return the sides of each engine by its name, in order of k."""
+def _kept(report: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return by which field the sides of a sweep differ, its word in labels, and what the axis says."""
+    if "k" in report["sides"][0]:
+        return "k", "k", "k, patches kept"
+    return "k_ratio", "k-ratio", "share of the patches kept"
+
+
+def _lines(report: Mapping[str, Any], kept: str) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the sides of each engine by its name, in order of what is kept."""
     found: dict[str, list[Mapping[str, Any]]] = {}
-    for side in sorted(report["sides"], key=lambda side: side["k"]):
-        found.setdefault(side["label"].rpartition(" k=")[0], []).append(side)
+    for side in sorted(report["sides"], key=lambda side: side[kept]):
+        found.setdefault(side["label"].rpartition(" ")[0], []).append(side)
     return found

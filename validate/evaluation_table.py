@@ -42,7 +42,21 @@ def markdown(report: Result) -> str:
     if report["notes"]:
         parts.append("\n".join(f"- {note}" for note in report["notes"]))
     settings = ", ".join(f"{name} {value}" for name, value in report["settings"].items())
-    return "\n\n".join([*parts, f"Settings: {settings}."]) + "\n"
+    return "\n\n".join([*parts, f"Settings: {settings}.", "## Conditions", _conditions(report)]) + "\n"
+
+
+def _conditions(report: Result) -> str:
+    """Return a list of what the run depends on, and then of what each side does."""
+    common = {**report["conditions"], "cpu": report["conditions"]["cpu"]["name"]}
+    interval = common.pop("interval")
+    common["interval"] = f"{interval['resamples']} paired draws from seed {interval['seed']}"
+    common |= {name: "the engine's choice" for name in ("device", "threads") if not common[name]}
+    sides = [(side["label"], side["conditions"]) for side in report["sides"]]
+    return "\n".join(f"- {label}: {_listed(values)}" for label, values in [("all", common), *sides])
+
+
+def _listed(values: Result) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def _halves(report: Result) -> tuple[list[Result], list[Result]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 
 from saccade.errors import SaccadeError
 from saccade.validate import features
@@ -18,7 +19,7 @@ from saccade.validate.preparation import Preparation
 from saccade.validate.sources import Source, streamed
 
 Reduce = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
-Bar = Callable[..., AbstractContextManager[Any]]  # a progress bar of a total, a label and perhaps a unit, with update(n)
+Bar = Callable[..., AbstractContextManager[Any]]  # a progress bar of a total, a label and perhaps a unit: tqdm's
 
 
 @dataclass
@@ -55,7 +56,8 @@ class Extractor:
         missing = [name for name in outputs if name not in source.outputs]
         if missing:
             raise SaccadeError(f"{source.label} gives no {missing[0]}; it gives {', '.join(source.outputs)}")
-        recipe = {**source.recipe, "preparation": repr(prepare), "reduce": reduce.__qualname__ if reduce else ""}
+        decoding = {"preparation": repr(prepare), "pillow": PIL.__version__}
+        recipe = {**source.recipe, **decoding, "reduce": reduce.__qualname__ if reduce else ""}
 
         def stream(batches: Iterable[list[np.ndarray]]) -> Iterator[Mapping[str, np.ndarray]]:
             for found in streamed(source, batches, outputs):
@@ -66,6 +68,7 @@ class Extractor:
             found = features.extract(
                 images, self.root, recipe, decode=prepare, stream=stream, outputs=None if reduce else outputs,
                 batch=self.batch, workers=self.workers, progress=lambda done: bar.update(done - bar.n),
+                sized=lambda size: bar.set_postfix_str(f"{size / 1e9:.2f} GB on disk"),
             )  # fmt: skip
         self.failed |= found.failed
         return found

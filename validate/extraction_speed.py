@@ -21,6 +21,7 @@ from saccade.validate.preparation import Preparation
 from saccade.validate.sources import Source, streamed
 
 FEWEST_BATCHES = 4  # the first is the warm-up of each turn
+MOST_BATCHES = 40  # more say no more, and decoded they would fill the memory
 
 
 @dataclass(frozen=True)
@@ -39,21 +40,27 @@ class Speed:
         return 1000 / self.extract_ms
 
 
+def check_enough(images: int, batch: int) -> None:
+    """Raise SaccadeError for too few images to tell anything at a batch size."""
+    if images < FEWEST_BATCHES * batch:
+        few = f"{images} images are fewer than {FEWEST_BATCHES} batches of {batch}"
+        raise SaccadeError(f"{few}; give more images or a smaller --batch")
+
+
 def measure(
     source: Source,
     images: Sequence[Path],
+    pixels: Sequence[np.ndarray],
     prepare: Preparation,
     outputs: Sequence[str],
     batch: int,
     workers: int,
     rounds: int,
 ) -> Speed:
-    """Time one batch size. Raises SaccadeError for too few images to tell anything."""
-    if len(images) < FEWEST_BATCHES * batch:
-        few = f"{len(images)} images are fewer than {FEWEST_BATCHES} batches of {batch}"
-        raise SaccadeError(f"{few}; give more images or a smaller --batch")
-    pixels = [prepare(path) for path in images]
-    batches = [pixels[start : start + batch] for start in range(0, len(pixels), batch)]
+    """Time one batch size on the first MOST_BATCHES of the images; `pixels` are what `prepare` makes of them."""
+    check_enough(len(images), batch)
+    images = images[: MOST_BATCHES * batch]
+    batches = [list(pixels[start : start + batch]) for start in range(0, len(images), batch)]
     turns = []
     for _ in range(rounds):
         compute = _compute_seconds(source, batches, outputs)

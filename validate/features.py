@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import math
 import os
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +26,7 @@ from saccade import atomic, locks
 from saccade.errors import SaccadeError
 
 STATE = "state.json"
+FEATURES_VERSION = 1  # raise it where saccade itself comes to give other features for the same recipe
 SAVE_EVERY = 64  # images: what an interrupted run does again at most
 MAX_STATE_BYTES = 1 << 28
 AHEAD = 2  # batches that are decoded before their turn
@@ -85,16 +87,19 @@ def extract(
     batch: int = 8,
     workers: int = 2,
     progress: Callable[[int], None] = lambda done: None,
+    sized: Callable[[int], None] = lambda size: None,
 ) -> Features:
     """Extract `outputs` (None: all that `stream` gives) of all images below `root` and return them.
 
     What an earlier run has left there is not done again. `recipe` is everything the features depend on beside the images
     (graphs, engine, size, k, ...): another one gets another folder, and so do images that have changed since. `progress`
-    hears how many images are done. An unreadable image has no row and is named in `failed`. Raises NothingReadableError
-    where none is readable.
+    hears how many images are done, `sized` how many bytes all their rows take, once that is known. An unreadable image has
+    no row and is named in `failed`. Raises NothingReadableError where none is readable, and SaccadeError after the first
+    batch where the disk is too small for all.
     """
     names = [str(path) for path in images]
-    full = {**recipe, "outputs": " ".join(outputs or ()), "images": _digest(map(_identity, names))}
+    what = {"features": str(FEATURES_VERSION), "outputs": " ".join(outputs or ())}
+    full = {**recipe, **what, "images": _digest(map(_identity, names))}
     folder = root / _digest([f"{name}={value}" for name, value in sorted(full.items())])[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +110,7 @@ def extract(
         state = _read_state(folder, full, len(names))
         if state.seen < len(names):
             with ExitStack() as stack:
-                writer = stack.enter_context(_Writer(folder, state))
+                writer = stack.enter_context(_Writer(folder, state, len(names), sized))
                 progress(state.seen)
                 for done in _extracted(images[state.seen :], decode, stream, outputs, batch, workers):
                     writer.add(done)
@@ -261,8 +266,9 @@ def _check_rows(name: str, array: np.ndarray, images: Sequence[str]) -> None:
 class _Writer:
     """Appends rows, and now and then says in state.json that they count."""
 
-    def __init__(self, folder: Path, state: State) -> None:
-        self._folder, self._state = folder, state
+    def __init__(self, folder: Path, state: State, images: int, sized: Callable[[int], None]) -> None:
+        self._folder, self._state, self._images, self._sized = folder, state, images, sized
+        self._is_sized = False
         self._files: dict[str, BinaryIO] = {}
         self._saved = state.seen
 
@@ -294,16 +300,30 @@ class _Writer:
             spec = RowSpec(array.dtype.str, array.shape[1:])
             if self._state.outputs.setdefault(name, spec) != spec:
                 have, want = list(spec.shape), list(self._state.outputs[name].shape)
-                raise SaccadeError(f"{done.names[0]}: its {name} has shape {have}, the others {want}; use fit squash")
+                raise SaccadeError(f"{done.names[0]}: its {name} has shape {have}, the others {want}; all must share one")
             if name not in self._files:
                 (self._folder / f"{name}.rows").unlink(missing_ok=True)
                 self._files[name] = self._opened(name)
+        if done.outputs and not self._is_sized:
+            self._check_space()
+        for name, array in done.outputs.items():
             self._write(name, np.ascontiguousarray(array))
         if done.failure is not None:
             self._state.failed[self._state.seen] = done.failure
         self._state.seen += len(done.names)
         if self._state.seen - self._saved >= SAVE_EVERY:
             self._save()
+
+    def _check_space(self) -> None:
+        """Refuse rows that the disk cannot hold before hours go into them; what is there already needs no room."""
+        row = sum(spec.bytes for spec in self._state.outputs.values())
+        size, missing = row * self._images, row * (self._images - self._state.seen)
+        free = shutil.disk_usage(self._folder).free
+        if missing > free:
+            need = f"features of {self._images} images take {missing / 1e9:.1f} GB more"
+            raise SaccadeError(f"{self._folder}: {need} and {free / 1e9:.1f} GB are free; give --features on another disk")
+        self._is_sized = True
+        self._sized(size)
 
     def _write(self, name: str, array: np.ndarray) -> None:
         try:

@@ -1,11 +1,12 @@
 """How an evaluation brings an image file to the pixels that a network sees: the resizing of its protocol, by name.
 
 Each is a value that says all it does, so that stored features are known by it. Resizing is Pillow's, as in torchvision's
-transforms of PIL images, which every protocol uses.
+transforms of PIL images, which every protocol uses; so is the reading, which is not as strict as a pipeline's.
 """
 from __future__ import annotations
 
 import math
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,17 @@ import numpy as np
 from PIL import Image
 
 from saccade.errors import SaccadeError
-from saccade.runtime.images import MAX_PIXELS, read_rgb
+from saccade.runtime.images import MAX_PIXELS, reading
 from saccade.runtime.kept import MAX_CELLS
 
 Filter = Literal["bilinear", "bicubic", "lanczos"]
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS,
 }  # fmt: skip
+
+
+# Modes that Pillow's conversion to RGB clips to white or black instead of scaling them.
+_CLIPPED_MODES = ("I", "F")
 
 
 class Preparation(Protocol):
@@ -41,7 +46,7 @@ class ShortSideCrop:
 
     def __call__(self, path: Path) -> np.ndarray:
         """Read and resize."""
-        image = read_rgb(path)
+        image = read_as_pillow(path)
         height, width = image.shape[:2]
         # torchvision's Resize truncates the longer side; its CenterCrop rounds the start to even at halves.
         short = min(height, width)
@@ -62,7 +67,7 @@ class Squash:
 
     def __call__(self, path: Path) -> np.ndarray:
         """Read and resize."""
-        return resize(read_rgb(path), self.size, self.filter)
+        return resize(read_as_pillow(path), self.size, self.filter)
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class RandomCropFlip:
 
     def __call__(self, path: Path) -> np.ndarray:
         """Read, cut, resize and mirror."""
-        image = read_rgb(path)
+        image = read_as_pillow(path)
         random = np.random.default_rng([self.seed, self.view, zlib.crc32(f"{path.parent.name}/{path.name}".encode())])
         top, left, height, width = _random_part(image.shape[0], image.shape[1], random)
         resized = resize(image[top : top + height, left : left + width], (self.side, self.side), self.filter)
@@ -109,11 +114,29 @@ class Thumbnail:
 
     def __call__(self, path: Path) -> np.ndarray:
         """Read and shrink."""
-        image = Image.fromarray(read_rgb(path))
+        image = Image.fromarray(read_as_pillow(path))
         image.thumbnail((self.side, self.side), _FILTERS["lanczos"])
         if min(image.size) < self.shortest:
             raise SaccadeError(f"{path}: {image.width} x {image.height} px is too narrow; {self.shortest} px are needed")
         return np.asarray(image)
+
+
+def read_as_pillow(path: Path) -> np.ndarray:
+    """Return an image file as uint8 (H, W, 3), as `Image.open(path).convert("RGB")` of the official projects does.
+
+    EXIF rotation is not applied, so that masks fit, alpha is dropped and CMYK converted: some of ImageNet's JPEGs are CMYK.
+    Raises SaccadeError for what is no image, too large, or of more than 8 bits in a mode that would be clipped.
+    """
+    with reading(str(path)), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damaged EXIF and of size, which is bounded below
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise SaccadeError(f"{path} is a device or a pipe; give an image file")
+        with Image.open(path) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise SaccadeError(f"{path}: more than {MAX_PIXELS // 10**6} megapixels; make it smaller first")
+            if opened.mode.startswith(_CLIPPED_MODES):
+                raise SaccadeError(f"{path}: an image of mode {opened.mode} would be clipped; convert it to 8-bit RGB first")
+            return np.asarray(opened.convert("RGB"))
 
 
 def resize(image: np.ndarray, size: tuple[int, int], filter: Filter) -> np.ndarray:

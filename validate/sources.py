@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -27,16 +28,27 @@ CLS, TOKENS = "cls", "tokens"
 ATTENTION, CLS_LAST4 = EXTRAS
 
 
+@dataclass(frozen=True)
+class Kept:
+    """How many patches LookWhere keeps: a number of every grid, or a share, which follows the grid."""
+
+    number: int | None = None
+    ratio: float | None = None
+
+    def __str__(self) -> str:
+        return f"k={self.number}" if self.ratio is None else f"k-ratio={self.ratio:g}"
+
+
 class Source(Protocol):
     """What an evaluation asks for features."""
 
     @property
     def label(self) -> str:
-        """How tables and plots name it, as "openvino int8" or "openvino fp32 k=136"."""
+        """How tables and plots name it, as "openvino int8", "openvino fp32 k=136" or "openvino fp32 k-ratio=0.1"."""
 
     @property
-    def k(self) -> int | None:
-        """Patches that LookWhere keeps; None for a network that sees all."""
+    def k(self) -> Kept | None:
+        """How many patches LookWhere keeps; None for a network that sees all."""
 
     @property
     def patch(self) -> int:
@@ -89,6 +101,17 @@ def outputs_of(bundle: Bundle) -> tuple[str, ...]:
     return CLS, TOKENS
 
 
+def _recipe_of(pipeline: Pipeline | BackbonePipeline) -> dict[str, str]:
+    """Return what the outputs of a bundle on an engine depend on: the engine, and what the runtime does around it."""
+    manifest, receipt = pipeline.bundle.manifest, pipeline.receipt
+    around = {
+        "model": repr(manifest.model),  # with the rule by which positions are resized
+        "image": repr(manifest.image),  # mean and deviation
+        "positions_sha256": manifest.positions.sha256,
+    }
+    return {"receipt": receipt.key, **receipt.conditions, **around}
+
+
 class BackboneSource:
     """A plain backbone on an engine. `lanes` opens it again with several streams, for a while."""
 
@@ -98,7 +121,7 @@ class BackboneSource:
         self.k = None
         self.patch = pipeline.model.patch
         self.outputs = outputs_of(pipeline.bundle)
-        self.recipe = {"engine": pipeline.receipt.key}
+        self.recipe = _recipe_of(pipeline)
 
     def run(self, images: list[np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """Run the network once and return what is asked for."""
@@ -118,18 +141,18 @@ class BackboneSource:
 
 
 class LookWhereSource:
-    """LookWhere on an engine, keeping k patches of every image. `lanes` opens it again with several streams, for a while."""
+    """LookWhere on an engine, keeping some patches of every image. `lanes` opens it again with several streams."""
 
-    def __init__(self, pipeline: Pipeline, k: int, lanes: Callable[[], Pipeline] | None = None) -> None:
+    def __init__(self, pipeline: Pipeline, k: Kept, lanes: Callable[[], Pipeline] | None = None) -> None:
         self._pipeline, self.k, self._lanes = pipeline, k, lanes
-        self.label = f"{pipeline.receipt.engine} {pipeline.receipt.precision} k={k}"
+        self.label = f"{pipeline.receipt.engine} {pipeline.receipt.precision} {k}"
         self.patch = pipeline.bundle.model.patch
         self.outputs = outputs_of(pipeline.bundle)
-        self.recipe = {"engine": pipeline.receipt.key, "k": str(k)}
+        self.recipe = {**_recipe_of(pipeline), "k": str(k)}
 
     def run(self, images: list[np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """Run the chain once; tokens are the dense fill, row-major."""
-        return _outputs_of_chain(self._pipeline(images, k=self.k, fit="native", dense=TOKENS in outputs), outputs)
+        return _outputs_of_chain(self._pipeline(images, **self._options(outputs)), outputs)
 
     def stream(self, batches: Iterable[list[np.ndarray]], outputs: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
         """Run batches side by side."""
@@ -138,8 +161,11 @@ class LookWhereSource:
             return
         frames: Any = batches  # a call takes several images as it takes one
         with self._lanes() as lanes:
-            for found in lanes.stream(frames, k=self.k, fit="native", dense=TOKENS in outputs):
+            for found in lanes.stream(frames, **self._options(outputs)):
                 yield _outputs_of_chain(found, outputs)
+
+    def _options(self, outputs: Sequence[str]) -> dict[str, Any]:
+        return {"k": self.k.number, "k_ratio": self.k.ratio, "fit": "native", "dense": TOKENS in outputs}
 
 
 def _outputs_of_chain(found: Output, outputs: Sequence[str]) -> dict[str, np.ndarray]:

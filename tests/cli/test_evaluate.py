@@ -2,18 +2,25 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import openvino
 import pytest
+import torch
 from PIL import Image
 
+import saccade
+from saccade import atomic
 from saccade.cli.main import main
+from saccade.errors import SaccadeError
 from saccade.validate.evaluations import TASKS
 from saccade.validate.sources import BackboneSource
 
@@ -108,6 +115,31 @@ def test_an_engine_is_compared_with_pytorch(run: Run, backbone: Path, few_digits
     found = json.loads(run("knn", backbone, few_digits, *KNN, *options))
     assert [side["label"] for side in found["sides"]] == ["openvino fp32", "PyTorch fp32"]
     assert abs(found["differences"][0]["difference"]) <= 100 / 30  # at most one picture of 30 falls otherwise
+    manifest = json.loads((backbone / "bundle.json").read_text())
+    engine, reference = (side["conditions"] for side in found["sides"])
+    assert engine["version"] == openvino.__version__
+    assert engine["backbone_sha256"] == manifest["graphs"]["backbone"]["fp32"]["sha256"]
+    assert list((backbone / "engines").glob(f"openvino-fp32-{engine['receipt']}"))
+    assert reference["torch"] == torch.__version__
+    assert reference["reference"] == found["conditions"]["checkpoint_sha256"] == sha256_of(backbone.with_suffix(".pt"))
+    assert found["conditions"]["bundle_sha256"] == sha256_of(backbone / "bundle.json")
+    assert found["conditions"]["interval"] == {"resamples": 2000, "confidence": 0.95, "seed": 0}
+    assert found["conditions"]["saccade"] == saccade.__version__
+    assert found["conditions"]["batch"] == 8
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_threads_reach_pytorch_too(run: Run, backbone: Path, few_digits: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        options = ["--compare", "reference", "--checkpoint", backbone.with_suffix(".pt"), "--threads", 3, "--json"]
+        found = json.loads(run("knn", backbone, few_digits, *KNN, *options))
+        assert torch.get_num_threads() == found["conditions"]["threads"] == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_sweep_of_k_on_two_engines_ends_in_a_plot(run: Run, lookwhere: Path, few_digits: Path, tmp_path: Path) -> None:
@@ -130,11 +162,22 @@ def test_a_sweep_of_k_on_two_engines_ends_in_a_plot(run: Run, lookwhere: Path, f
         assert min(picture.size) > 400
 
 
-def test_lookwhere_keeps_as_many_patches_as_its_bundle_says(run: Run, lookwhere: Path, few_digits: Path) -> None:
-    found = json.loads(run("knn", lookwhere, few_digits, "--size", 126, "--neighbours", 5, "--json"))
-    defaults = json.loads((lookwhere / "bundle.json").read_text())["defaults"]
-    cells = defaults["size"][0] * defaults["size"][1] // 14**2
-    assert [side["k"] for side in found["sides"]] == [defaults.get("k") or int(defaults["k_ratio"] * cells)]
+def test_lookwhere_keeps_the_share_of_every_grid_that_its_bundle_says(
+    run: Run, lookwhere: Path, few_digits: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "kept"
+    shutil.copytree(lookwhere, copy)
+    manifest = json.loads((copy / "bundle.json").read_text())
+    manifest["defaults"] |= {"k": None, "k_ratio": 0.5}
+    (copy / "bundle.json").write_text(json.dumps(manifest))
+    for size, kept in ((56, 8), (84, 18)):  # half of 4 x 4 and of 6 x 6 cells, whatever grid the bundle's size has
+        options = ("--size", size, "--neighbours", 5, "--json")
+        (default,) = json.loads(run("knn", copy, few_digits, *options))["sides"]
+        (explicit,) = json.loads(run("knn", lookwhere, few_digits, *options, "--k", kept))["sides"]
+        assert (default["label"], default["k_ratio"]) == ("openvino fp32 k-ratio=0.5", 0.5)
+        assert (explicit["label"], explicit["k"]) == (f"openvino fp32 k={kept}", kept)
+        assert default["scores"] == explicit["scores"]
+        assert default["details"] == explicit["details"]
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(
@@ -173,15 +216,16 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
         (["--checkpoint", "x.pt"], "--compare reference and --checkpoint belong together"),
         (["--compare", "nothing"], "nothing"),
         (["--compare", "openvino:fp3"], "fp3"),
-        (["--plot", "x.png"], "--plot draws a sweep; give --k two or more"),
+        (["--plot", "x.png"], "--plot draws a sweep; give two or more with --k or --k-ratio"),
         (["--k", 4], "--k means nothing to a plain backbone, and "),
+        (["--k-ratio", 0.4], "--k-ratio means nothing to a plain backbone, and "),
         (["--size", 30], "--size 30 is not a multiple of the 14 px patch; use 28"),
         (["--size", 2086], "--size 2086 makes 22201 patches; at most 21904 are supported"),
         (["--size", -1], "--size -1: expected `int` >= 0"),
         (["--temperature", 0], "--temperature 0: expected `float` > 0.0"),
         (["-o", "x.txt"], "-o x.txt: it is written as .json; end the name so"),
         (["--markdown", "none/x.md"], "none/x.md"),
-        (["--pictures", "pictures"], "--pictures: this task has none; leave it out"),
+        (["--pictures", "pictures"], "--pictures: knn has none; leave it out"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(
@@ -195,8 +239,61 @@ def test_wrong_options_are_refused_in_one_line(
     assert message in errors[0]
 
 
+@pytest.fixture
+def never_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where a command gets as far as a bundle."""
+
+    def read(path: Path) -> None:
+        raise AssertionError(f"{path} was read")
+
+    monkeypatch.setattr("saccade.cli.evaluate.read_bundle", read)
+
+
+@pytest.mark.usefixtures("never_read")
+@pytest.mark.parametrize(
+    ("task", "module", "options", "message"),
+    [
+        ("overcluster", "sklearn", [], "sklearn cannot be imported; pip install '.[evaluate]' in the clone"),
+        ("dense-nn", "scipy", [], "scipy cannot be imported; pip install '.[evaluate]' in the clone"),
+        ("foreground", "sklearn", [], "sklearn cannot be imported"),
+        ("video", "scipy", [], "scipy cannot be imported"),
+        ("knn", "matplotlib", ["--k", 4, 8, "--plot", "x.png"], "plots need matplotlib"),
+        ("retrieval", "none", ["--pictures", "x"], "--pictures: retrieval has none; leave it out"),
+        ("video", "none", ["--pictures", __file__], f"cannot write {__file__}: a file stands where a folder is needed"),
+    ],
+)
+def test_what_is_missing_is_said_before_anything_is_read(
+    task: str, module: str, options: list[object], message: str, run: Run, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for name in [module, *(name for name in sys.modules if name.startswith(f"{module}."))]:
+        monkeypatch.setitem(sys.modules, name, None)  # makes every import of it fail
+    assert message in run(task, "bundle", "data", *options, code=1)
+
+
+def test_a_result_is_shown_even_where_its_file_cannot_be_written(
+    run: Run, backbone: Path, few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = atomic.write_bytes
+
+    def full(path: Path, data: bytes) -> None:
+        if path.name == "x.json":
+            raise SaccadeError(f"cannot write {path}: No space left on device")
+        real(path, data)
+
+    monkeypatch.setattr("saccade.cli.evaluate.atomic.write_bytes", full)
+    options = (*KNN, "-o", tmp_path / "x.json")
+    said = run("knn", backbone, few_digits, *options, code=1)
+    assert re.search(r"^top-1, 5 neighbours +[\d.]+ %$", said, re.MULTILINE)
+    assert f"not written: cannot write {tmp_path / 'x.json'}: No space left on device\n" in said
+    found = json.loads(run("knn", backbone, few_digits, *options, "--json", code=1).splitlines()[0])
+    assert found["sides"][0]["scores"]
+    assert found["not_written"] == [f"cannot write {tmp_path / 'x.json'}: No space left on device"]
+
+
 def test_outputs_inside_the_bundle_are_refused(run: Run, backbone: Path, few_digits: Path) -> None:
-    said = run("knn", backbone, few_digits, *KNN, "--pictures", backbone / "pictures", code=1)
+    said = run("video", backbone, few_digits, "--pictures", backbone / "pictures", code=1)
     assert "that is inside a bundle; choose a place outside" in said
 
 
@@ -239,10 +336,28 @@ def test_another_checkpoint_is_refused_before_an_engine_is_opened(
 
 
 @pytest.mark.parametrize(
-    ("ks", "message"), [((4, 4), "--k 4 4: give numbers from 1, each once"), ((0,), "--k 0: give numbers from 1")]
+    ("options", "message"),
+    [
+        (("--k", 4, 4), "--k 4 4: give numbers from 1, each once"),
+        (("--k", 0), "--k 0: give numbers from 1"),
+        (("--k-ratio", 0.5, 1.5), "--k-ratio 0.5 1.5: give shares above 0 up to 1, each once"),
+        (("--k-ratio", "nan"), "--k-ratio nan: give shares above 0 up to 1, each once"),
+        (("--k-ratio", 0.5, 0.5), "--k-ratio 0.5 0.5: give shares above 0 up to 1, each once"),
+    ],
 )
-def test_a_wrong_k_is_refused(ks: tuple[int, ...], message: str, run: Run, lookwhere: Path, few_digits: Path) -> None:
-    assert message in run("knn", lookwhere, few_digits, "--k", *ks, code=1)
+def test_a_wrong_k_is_refused(
+    options: tuple[object, ...], message: str, run: Run, lookwhere: Path, few_digits: Path
+) -> None:
+    assert message in run("knn", lookwhere, few_digits, *options, code=1)
+
+
+def test_shares_of_the_patches_make_a_sweep_too(run: Run, lookwhere: Path, few_digits: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the plot needs matplotlib")
+    options = ["--size", 56, "--neighbours", 5, "--k-ratio", 0.25, 1, "--plot", tmp_path / "s.png", "--json"]
+    result = json.loads(run("knn", lookwhere, few_digits, *options))
+    assert [side["k_ratio"] for side in result["sides"]] == [0.25, 1]
+    with Image.open(tmp_path / "s.png") as picture:
+        assert min(picture.size) > 400
 
 
 def test_more_patches_than_there_are_is_an_error_of_the_first_image(run: Run, lookwhere: Path, few_digits: Path) -> None:

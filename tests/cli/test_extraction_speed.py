@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from saccade.cli.console import progress_bar
-from saccade.cli.main import main
+from saccade.cli.main import build_parser, main
 from saccade.errors import SaccadeError
 from saccade.runtime.backbone import BackbonePipeline
 from saccade.runtime.chain import Pipeline
@@ -21,7 +22,7 @@ from saccade.validate.extraction import Extractor
 from saccade.validate.extraction_speed import measure
 from saccade.validate.preparation import Squash
 from saccade.validate.scaled_source import ScaledSource
-from saccade.validate.sources import LANES, BackboneSource, LookWhereSource, lanes_of
+from saccade.validate.sources import LANES, BackboneSource, Kept, LookWhereSource, lanes_of
 
 
 def test_speeds_are_reported_with_their_conditions(
@@ -47,9 +48,36 @@ class Sleeping:
 
 def test_decoding_hides_behind_a_network_that_leaves_the_cores_free(photo_folder: Path) -> None:
     images = sorted(photo_folder.glob("*.png"))
-    speed = measure(Sleeping(), images, Squash((8, 8)), ["cls"], batch=2, workers=2, rounds=3)
+    prepare = Squash((8, 8))
+    pixels = [prepare(path) for path in images]
+    speed = measure(Sleeping(), images, pixels, prepare, ["cls"], batch=2, workers=2, rounds=3)
     assert speed.compute_ms == pytest.approx(20, rel=0.5)
     assert speed.share > 0.7
+
+
+def test_of_a_large_folder_forty_batches_are_timed_and_decoded_once_for_the_network_alone(tmp_path: Path) -> None:
+    decoded: list[Path] = []
+    seen: list[int] = []
+
+    class Counting(Sleeping):
+        def run(self, images: list[np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+            seen.append(len(images))
+            return {"cls": np.zeros((len(images), 1), np.float32)}
+
+    def prepare(path: Path) -> np.ndarray:
+        decoded.append(path)
+        return np.zeros((8, 8, 3), np.uint8)
+
+    images = [tmp_path / f"{number}.png" for number in range(1000)]
+    pixels = [np.zeros((8, 8, 3), np.uint8)] * len(images)
+    measure(Counting(), images, pixels, prepare, ["cls"], batch=2, workers=1, rounds=1)
+    assert seen == [2] * 40 * 2  # the network alone, and the extraction
+    assert decoded == images[:80] * 2  # the decoding alone, and the extraction
+
+
+def test_as_many_threads_decode_as_there_are_cores() -> None:
+    for words in (["evaluate", "speed", "bundle", "images"], ["evaluate", "knn", "bundle", "data"]):
+        assert build_parser().parse_args(words).workers == len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +130,7 @@ def test_scales_are_run_side_by_side_as_one_by_one(
 def source_of(pipeline: Pipeline | BackbonePipeline, lanes: object) -> BackboneSource | LookWhereSource:
     if isinstance(pipeline, BackbonePipeline):
         return BackboneSource(pipeline, lanes)  # type: ignore[arg-type]
-    return LookWhereSource(pipeline, 8, lanes)  # type: ignore[arg-type]
+    return LookWhereSource(pipeline, Kept(8), lanes)  # type: ignore[arg-type]
 
 
 def test_lanes_are_a_cpu_s_with_several_cores() -> None:
@@ -114,4 +142,4 @@ def test_lanes_are_a_cpu_s_with_several_cores() -> None:
 
 def test_too_few_images_are_named(photo_folder: Path) -> None:
     with pytest.raises(SaccadeError, match="3 images are fewer than 4 batches of 1"):
-        measure(Sleeping(), sorted(photo_folder.glob("*.png"))[:3], Squash((8, 8)), ["cls"], 1, 1, 1)
+        measure(Sleeping(), sorted(photo_folder.glob("*.png"))[:3], [], Squash((8, 8)), ["cls"], 1, 1, 1)

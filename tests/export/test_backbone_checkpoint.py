@@ -143,6 +143,20 @@ def assert_same(found: BackboneCheckpoint, expected: BackboneCheckpoint) -> None
     assert torch.equal(found.positions, expected.positions)
 
 
+@pytest.mark.parametrize(("sizes", "names"), [(DINO, "DINO"), (DINOV2, "DINOv2")], ids=["dino", "dinov2"])
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_a_classifier_in_names_that_timm_shares_is_taken_for_no_family_without_a_word(
+    tmp_path: Path, sizes: BackboneSizes, names: str, prefix: str
+) -> None:
+    flat = weights(sizes) | {"head.weight": torch.zeros(10, 64), "head.bias": torch.zeros(10)}
+    path = saved(tmp_path / "vit.pt", with_prefix(prefix, flat))
+    with pytest.raises(SaccadeError, match=f"has {names}'s names and a classifier's 'head.weight'.*say --family timm"):
+        read_backbone(path)
+    found = read_backbone(path, "timm").model
+    assert (found.family, found.position_rule) == ("timm", "size-antialias")
+    assert read_backbone(saved(tmp_path / "bare.pt", weights(sizes))).model.family == names.lower()
+
+
 @pytest.mark.parametrize(("key", "seed", "prefix"), [("teacher", 3, "teacher."), ("student", 4, "student.module.")])
 def test_either_network_of_a_dino_training_checkpoint_is_read(tmp_path: Path, key: str, seed: int, prefix: str) -> None:
     found = read_backbone(saved(tmp_path / "checkpoint.pth", tensors(dino_training_checkpoint(DINO, 3))), key=key)

@@ -15,6 +15,7 @@ from saccade.validate import evaluation, evaluation_plot, evaluation_table
 from saccade.validate.evaluation import Evaluated, compare, evaluate_sources
 from saccade.validate.evaluations.task import Outcome, Score, Settings, Task, mean_percent, no_pictures
 from saccade.validate.extraction import Extractor
+from saccade.validate.sources import Kept
 
 
 class Slow:
@@ -23,7 +24,7 @@ class Slow:
     patch = 8
     outputs = ("cls",)
 
-    def __init__(self, label: str, milliseconds: float, k: int | None = None) -> None:
+    def __init__(self, label: str, milliseconds: float, k: Kept | None = None) -> None:
         self.label, self.k, self._seconds = label, k, milliseconds / 1000
         self.recipe = {"label": label}
 
@@ -52,10 +53,10 @@ def extractors(*sources: Slow) -> list[Extractor]:
 
 def test_every_source_has_its_outcome_label_k_and_latency() -> None:
     reached = {"slow": outcome([0, 1]), "fast": outcome([1, 1])}
-    sources = extractors(Slow("slow", 20), Slow("fast", 2, k=7))
+    sources = extractors(Slow("slow", 20), Slow("fast", 2, Kept(7)))
     slow, fast = evaluate_sources(task(reached, network=True), None, None, sources)
     assert (slow.label, slow.k, slow.outcome) == ("slow", None, reached["slow"])
-    assert (fast.label, fast.k, fast.outcome) == ("fast", 7, reached["fast"])
+    assert (fast.label, fast.k, fast.outcome) == ("fast", Kept(7), reached["fast"])
     assert slow.latency_ms is not None
     assert fast.latency_ms is not None
     assert 20 <= slow.latency_ms < 200
@@ -104,7 +105,8 @@ def test_the_mean_of_hits_is_a_percentage_and_no_picture_is_the_default() -> Non
 def report(**changes: Any) -> dict[str, Any]:
     def side(label: str, value: float, latency: float | None, k: int) -> dict[str, Any]:
         scores = [{"name": "top-1", "value": value, "unit": "%"}, {"name": f"only {label}", "value": 0.5, "unit": ""}]
-        return {"label": label, "scores": scores, "latency_ms": latency, "details": {}, "k": k}
+        return {"label": label, "scores": scores, "latency_ms": latency, "conditions": {"version": label[0]},
+                "details": {}, "k": k}  # fmt: skip
 
     difference = {"first": 80.0, "second": 78.0, "difference": -2.0, "low": -3.5, "high": -0.5, "confidence": 0.95,
                   "samples": 10, "significant": True}  # fmt: skip
@@ -112,6 +114,8 @@ def report(**changes: Any) -> dict[str, Any]:
         "task": "knn", "bundle": "model|x", "data": "/data/birds", "settings": {"size": 0, "neighbours": [5, 9]},
         "metric": "top-1", "unit": "%", "sides": [side("a k=4", 80, 12.34, 4), side("b k=4", 78, None, 4)],
         "differences": [difference], "max_drop": None, "notes": ["one is missing"], "passed": True,
+        "conditions": {"saccade": "1.2", "cpu": {"name": "Abacus", "flags": ["beads"]}, "device": None, "threads": 0,
+                       "interval": {"resamples": 20, "confidence": 0.95, "seed": 3}},
     }  # fmt: skip
     return {**found, **changes}
 
@@ -139,7 +143,13 @@ def test_markdown_is_a_page_of_tables_notes_and_settings() -> None:
     assert lines[0] == "# knn of model|x on /data/birds"
     assert lines[2:4] == ["| knn | a k=4 | b k=4 |", "| --- | --- | --- |"]
     assert "| b k=4 against a k=4 | 80.00 | 78.00 | -2.00 | -3.50 to -0.50 | differs |" in lines
-    assert lines[-3:] == ["- one is missing", "", "Settings: size 0, neighbours [5, 9]."]
+    assert lines[-9:-4] == ["- one is missing", "", "Settings: size 0, neighbours [5, 9].", "", "## Conditions"]
+    chosen = "device the engine's choice, threads the engine's choice"
+    assert lines[-3:] == [
+        f"- all: saccade 1.2, cpu Abacus, {chosen}, interval 20 paired draws from seed 3",
+        "- a k=4: version a",
+        "- b k=4: version b",
+    ]
     bare = evaluation_table.markdown(report(differences=[], notes=[], settings={"a|b": 1}, task="x|y"))
     assert "against" not in bare
     assert "| x\\|y |" in bare

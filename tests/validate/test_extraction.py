@@ -33,6 +33,9 @@ class Bar:
     def update(self, count: int) -> None:
         self.n += count
 
+    def set_postfix_str(self, text: str) -> None:
+        self.postfix = text
+
 
 class Means:
     """A source of mean colours, which may be interrupted after some images."""
@@ -75,6 +78,7 @@ def test_rows_are_those_of_the_files_and_the_bar_ends_at_the_last(files: list[Pa
     assert list(found.arrays) == ["cls"]
     assert isinstance(extract.bar, Bar)
     assert (extract.bar.totals, extract.bar.n) == ([(20, "means: train")], 20)
+    assert extract.bar.postfix == "0.00 GB on disk"
 
 
 def test_an_interrupted_extraction_goes_on_where_it_stopped(files: list[Path], tmp_path: Path) -> None:
@@ -100,6 +104,16 @@ def test_what_is_kept_is_taken_again_and_anything_else_is_not(files: list[Path],
     changed = Means()
     found = extractor(changed, tmp_path)(files, SQUASH, ["cls"])
     assert (changed.done, found.arrays["cls"][3, 0]) == (20, 255)
+
+
+def test_another_pillow_may_resize_otherwise_so_features_are_extracted_anew(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractor(Means(), tmp_path)(files, SQUASH, ["cls"])
+    monkeypatch.setattr("PIL.__version__", "0.0.1")
+    later = Means()
+    extractor(later, tmp_path)(files, SQUASH, ["cls"])
+    assert later.done == 20
 
 
 def test_reduced_outputs_alone_are_kept_and_known_by_the_function(files: list[Path], tmp_path: Path) -> None:

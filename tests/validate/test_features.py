@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from saccade.errors import SaccadeError
 from saccade.runtime.stream import in_order
 from saccade.validate.features import STATE, Features, Stream, _Writer, extract
 
+Usage = namedtuple("Usage", "total used free")
 RECIPE = {"engine": "none", "size": "4"}
 
 
@@ -78,6 +80,30 @@ def test_an_interrupted_extraction_is_taken_up_where_it_stopped(tmp_path: Path) 
     assert list(found.failed) == ["bad.png"]
 
 
+@pytest.mark.parametrize(("free", "fits"), [(28 * 100, True), (28 * 100 - 1, False), (28 * 92, False)])
+def test_rows_that_the_disk_cannot_hold_are_refused_after_the_first_batch(
+    free: int, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saccade.validate.features.shutil.disk_usage", lambda path: Usage(0, 0, free))
+    names, network, sizes = [f"{number}.png" for number in range(100)], Network(), []
+    options = {"decode": decode, "stream": stream_of(network), "outputs": ("cls", "tokens")}
+    if fits:
+        extract(list(map(Path, names)), tmp_path, RECIPE, **options, sized=sizes.append)  # type: ignore[arg-type]
+        assert sizes == [28 * 100]  # 1 + 6 numbers of 4 bytes
+        return
+    with pytest.raises(SaccadeError, match=r"100 images take 0.0 GB more and 0.0 GB are free; give --features on another"):
+        extract(list(map(Path, names)), tmp_path, RECIPE, **options)  # type: ignore[arg-type]
+    assert network.batches == [8]
+
+
+def test_what_is_on_the_disk_already_needs_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{number}.png" for number in range(90)]
+    with pytest.raises(KeyboardInterrupt):
+        run(names, tmp_path, Network(fails_at=80), batch=8)
+    monkeypatch.setattr("saccade.validate.features.shutil.disk_usage", lambda path: Usage(0, 0, 28 * 10))
+    assert len(run(names, tmp_path, batch=8).names) == 90
+
+
 def test_rows_written_after_the_last_save_do_not_count(tmp_path: Path) -> None:
     names = [f"{number}.png" for number in range(30)]
     with pytest.raises(KeyboardInterrupt):
@@ -103,6 +129,14 @@ def test_another_recipe_or_list_has_a_folder_of_its_own(tmp_path: Path) -> None:
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 3
 
 
+def test_another_version_of_what_saccade_does_is_extracted_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(["1.png"], tmp_path)
+    monkeypatch.setattr("saccade.validate.features.FEATURES_VERSION", 10**6)
+    later = Network()
+    run(["1.png"], tmp_path, later)
+    assert later.batches == [1]
+
+
 def test_images_of_another_size_get_a_batch_of_their_own(tmp_path: Path) -> None:
     network = Network()
     extract(
@@ -117,7 +151,7 @@ def test_a_row_of_another_shape_is_refused_by_its_image(tmp_path: Path) -> None:
     def shapes(images: list[np.ndarray]) -> Mapping[str, np.ndarray]:
         return {"cls": np.zeros((len(images), images[0].shape[0]), np.float32)}
 
-    with pytest.raises(SaccadeError, match=r"5\.png: its cls has shape \[8\], the others \[4\]; use fit squash"):
+    with pytest.raises(SaccadeError, match=r"5\.png: its cls has shape \[8\], the others \[4\]; all must share one"):
         extract(
             [Path(f"{number}.png") for number in range(6)], tmp_path, RECIPE,
             decode=lambda path: np.zeros((8 if path.stem == "5" else 4, 4, 3), np.uint8),

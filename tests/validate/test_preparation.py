@@ -1,6 +1,7 @@
 """Images are brought to size as torchvision and Pillow do it for the official projects."""
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from saccade.validate.preparation import (
     Squash,
     Thumbnail,
     checked_side,
+    read_as_pillow,
     resize,
     whole_patches,
 )
@@ -90,6 +92,49 @@ def test_an_extreme_shape_gives_its_middle(tmp_path: Path) -> None:
     line[:, 1995:2005] = 255
     Image.fromarray(line).save(tmp_path / "line.png")
     assert RandomCropFlip(8, 0, 0)(tmp_path / "line.png").min() == 255  # 4 x 5 px of the middle
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "RGBA", "LA", "L", "P", "1"])
+def test_every_mode_of_eight_bits_is_converted_as_pillow_does(
+    mode: str, photographs: list[np.ndarray], tmp_path: Path
+) -> None:
+    image = Image.fromarray(photographs[0])
+    if mode in ("RGBA", "LA"):
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+    path = tmp_path / ("image.jpg" if mode in ("CMYK", "YCbCr") else "image.png")
+    image.convert(mode).save(path)
+    found = read_as_pillow(path)
+    assert found.shape == photographs[0].shape
+    np.testing.assert_array_equal(found, np.asarray(Image.open(path).convert("RGB")))
+    if mode == "CMYK":
+        assert Image.open(path).mode == "CMYK"
+        assert np.abs(found.astype(int) - photographs[0]).mean() < 8
+
+
+def test_an_image_is_read_as_it_lies_in_the_file_whatever_exif_says(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_as_pillow(tmp_path / "turned.jpg").shape == (20, 30, 3)
+    assert Squash((20, 30))(tmp_path / "turned.jpg").shape == (20, 30, 3)
+
+
+def test_what_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(np.full((4, 4), 40000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(SaccadeError, match=r"deep.png: an image of mode I;16 would be clipped; convert it to 8-bit RGB"):
+        read_as_pillow(tmp_path / "deep.png")
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(SaccadeError, match=r"empty.png is not an image that Pillow can read"):
+        read_as_pillow(tmp_path / "empty.png")
+    with pytest.raises(SaccadeError, match=r"none.png: no such image file"):
+        read_as_pillow(tmp_path / "none.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(SaccadeError, match=r"pipe.png is a device or a pipe; give an image file"):
+        read_as_pillow(tmp_path / "pipe.png")
+    Image.new("RGB", (30, 20)).save(tmp_path / "large.png")
+    monkeypatch.setattr("saccade.validate.preparation.MAX_PIXELS", 599)
+    with pytest.raises(SaccadeError, match=r"large.png: more than 0 megapixels; make it smaller first"):
+        read_as_pillow(tmp_path / "large.png")
 
 
 @given(st.integers(1, 2000), st.integers(1, 64))

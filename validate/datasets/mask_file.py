@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from saccade.errors import SaccadeError
 from saccade.runtime.images import MAX_PIXELS, reading
@@ -36,21 +36,15 @@ def size_of(path: Path) -> tuple[int, int]:
         return opened.height, opened.width
 
 
-def is_turned(path: Path) -> bool:
-    """Say whether an image's EXIF data turn or mirror it, as they do to what a network sees."""
-    with reading(str(path)), Image.open(path) as opened:
-        # Without this look, Pillow decodes a whole PNG to find what stands behind its pixels.
-        return "exif" in opened.info and opened.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
-
-
 def size_problem(image: Path, mask: Path) -> str | None:
-    """Say what keeps a mask from belonging to its image, if anything does; of both, only the heads are read."""
+    """Say what keeps a mask from belonging to its image, if anything does; of both, only the heads are read.
+
+    EXIF rotation is ignored, as it is where the image's features are extracted.
+    """
     try:
-        sizes, turned = (size_of(image), size_of(mask)), is_turned(image)
+        sizes = size_of(image), size_of(mask)
     except SaccadeError as error:
         return str(error)
-    if turned:
-        return f"{image} is turned by its EXIF data, which a mask has not; save both upright"
     if sizes[0] == sizes[1]:
         return None
     (height, width), (mask_height, mask_width) = sizes

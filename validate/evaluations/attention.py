@@ -102,5 +102,5 @@ def _pictures(
 TASK = Task(
     "attention", "Jaccard of cls attention with the foreground",
     "images/NAME.jpg, SegmentationClass/NAME.png, perhaps sets/val.txt",
-    AttentionSettings, read, evaluate, on_lookwhere=False,
+    AttentionSettings, read, evaluate, on_lookwhere=False, has_pictures=True,
 )  # fmt: skip

@@ -120,5 +120,5 @@ def _predicted(
 
 TASK = Task(
     "dense-nn", "mIoU of labels that alike patches give (in-context)", segmentation.LAYOUT, DenseNnSettings, read, evaluate,
-    on_lookwhere=True,
+    on_lookwhere=True, requires=("scipy.optimize",), has_pictures=True,
 )  # fmt: skip

@@ -183,5 +183,5 @@ def _scored(truth: np.ndarray, maps: np.ndarray) -> ClusterResult:
 
 TASK = Task(
     "foreground", "mIoU of objects found without labels, by attention and clusters", voc.LAYOUT, ForegroundSettings, read,
-    evaluate, on_lookwhere=False,
+    evaluate, on_lookwhere=False, requires=("scipy.ndimage", "scipy.optimize", "sklearn.cluster"), has_pictures=True,
 )  # fmt: skip

@@ -143,5 +143,5 @@ def _scored(
 
 TASK = Task(
     "linear-segmentation", "mIoU of a linear layer on patch tokens", segmentation.LAYOUT, LinearSegmentationSettings, read,
-    evaluate, on_lookwhere=True,
+    evaluate, on_lookwhere=True, has_pictures=True,
 )  # fmt: skip

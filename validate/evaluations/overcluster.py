@@ -83,5 +83,5 @@ def _shown(names: list[str], rows: np.ndarray, masks: np.ndarray, labels: np.nda
 
 TASK = Task(
     "overcluster", "mIoU of clusters of patch tokens", segmentation.LAYOUT, OverclusterSettings, read, evaluate,
-    on_lookwhere=True,
+    on_lookwhere=True, requires=("scipy.optimize", "sklearn.cluster"), has_pictures=True,
 )  # fmt: skip

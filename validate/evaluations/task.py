@@ -71,3 +71,5 @@ class Task:
     # Scores what `read` returned with features of one source.
     evaluate: Callable[[Any, Extractor, Any], Outcome]
     on_lookwhere: bool  # whether a LookWhere bundle's outputs suffice
+    requires: tuple[str, ...] = ()  # modules of the extra `evaluate` that it cannot do without
+    has_pictures: bool = False  # whether its outcome draws some

@@ -12,14 +12,13 @@ from msgspec import Meta
 from PIL import Image
 
 from saccade.errors import SaccadeError
-from saccade.runtime.images import read_rgb
 from saccade.runtime.kept import MAX_CELLS
 from saccade.validate.datasets.davis import Davis, Video, read_davis
 from saccade.validate.datasets.mask_file import left_out_note, read_mask, read_palette
 from saccade.validate.evaluations.task import Outcome, Score, Settings, Task
 from saccade.validate.extraction import Extractor
 from saccade.validate.features import NothingReadableError
-from saccade.validate.preparation import whole_patches
+from saccade.validate.preparation import read_as_pillow, whole_patches
 from saccade.validate.sources import TOKENS
 from saccade.validate.tasks.contours import VOID, VideoScore, score_video
 from saccade.validate.tasks.resize import resize_bilinear
@@ -50,7 +49,7 @@ class FrameSides:
 
     def __call__(self, path: Path) -> np.ndarray:
         """Read and resize."""
-        image = read_rgb(path)
+        image = read_as_pillow(path)
         size = self.size(image.shape[0], image.shape[1])
         cells = size[0] // self.patch * (size[1] // self.patch)
         if cells > MAX_CELLS:
@@ -182,5 +181,5 @@ def _pictures(found: list[Followed]) -> Iterator[tuple[str, Image.Image]]:
 TASK = Task(
     "video", "video object segmentation by passing on the first mask (DAVIS 2017)",
     "JPEGImages/480p/VIDEO/*.jpg\n  Annotations/480p/VIDEO/*.png\n  ImageSets/2017/val.txt",
-    VideoSettings, read, evaluate, on_lookwhere=True,
+    VideoSettings, read, evaluate, on_lookwhere=True, requires=("scipy.ndimage",), has_pictures=True,
 )  # fmt: skip

@@ -2,9 +2,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import functools
 import io
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -17,18 +20,23 @@ from saccade.bundle import Bundle, Model, read_bundle
 from saccade.cli import extraction_speed, patch_match
 from saccade.cli import options as shared
 from saccade.cli.console import Report, json_text, printable, progress_bar, table
-from saccade.cli.references import matching_checkpoint
+from saccade.cli.references import matching_checkpoint, use_threads
 from saccade.cli.settings import add_options, settings_from
-from saccade.cli.sources import ks_of, open_sources
+from saccade.cli.sources import add_kept, ks_of, open_sources
 from saccade.errors import SaccadeError
 from saccade.validate import evaluation_table
 from saccade.validate.bench_plan import pairs_of
+from saccade.validate.bench_plots import require_matplotlib
 from saccade.validate.evaluation import Evaluated, compare, evaluate_sources
+from saccade.validate.evaluation_conditions import conditions_of
+from saccade.validate.evaluation_plot import write_plot
 from saccade.validate.evaluations import TASKS
 from saccade.validate.evaluations.task import Task
 from saccade.validate.extraction import Extractor
-from saccade.validate.sources import Source, outputs_of
+from saccade.validate.extraction_speed import cores
+from saccade.validate.sources import Kept, Source, outputs_of
 from saccade.validate.tasks.compare import Difference
+from saccade.validate.tasks.libraries import library
 
 if TYPE_CHECKING:
     from saccade.export.backbone_checkpoint import BackboneCheckpoint
@@ -56,7 +64,7 @@ def _add_task(tasks: Any, task: Task) -> None:
     parser = tasks.add_parser(
         task.name,
         help=task.summary,
-        description=f"{task.summary}. Features are kept on disk, so that an interrupted run goes on where it stopped.",
+        description=f"{task.summary}. Features stay on disk: an interrupted extraction goes on where it stopped.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"the data folder holds:\n  {task.layout}",
     )
@@ -64,7 +72,7 @@ def _add_task(tasks: Any, task: Task) -> None:
     parser.add_argument("data", type=Path, metavar="DATA", help="the data set's folder, see below")
     shared.add_running(parser)
     if task.on_lookwhere:
-        parser.add_argument("--k", type=int, nargs="+", metavar="K", help="patches that LookWhere keeps; several: a sweep")
+        add_kept(parser, several=True)
     parser.add_argument("--compare", metavar="E:P", help=f"also run this engine and precision, or '{REFERENCE}' (PyTorch)")
     parser.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT", help="what the bundle was made of")
     parser.add_argument(
@@ -73,7 +81,7 @@ def _add_task(tasks: Any, task: Task) -> None:
     )  # fmt: skip
     add_options(parser.add_argument_group("the task's own"), task.settings)
     parser.add_argument("--batch", type=int, default=8, metavar="B", help="images of a batch (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=2, metavar="W", help="threads that decode (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=cores(), metavar="W", help="decoding threads (default: %(default)s)")
     parser.add_argument("--features", type=Path, metavar="DIR", help="where features are kept (default: BUNDLE.features)")
     parser.add_argument("-o", "--output", type=Path, metavar="OUT.json", help="write the result")
     parser.add_argument("--markdown", type=Path, metavar="OUT.md", help="write the tables")
@@ -86,7 +94,9 @@ def _add_task(tasks: Any, task: Task) -> None:
 def evaluate(task: Task, options: argparse.Namespace) -> Report:
     """Run one task on every source and report scores, latencies and differences."""
     settings = settings_from(options, task.settings)
-    _check_options(options)
+    _check_options(task, options)
+    for module in task.requires:
+        library(module)
     bundle = read_bundle(options.bundle)
     outputs_of(bundle)  # refuses a bundle without features
     ks = _ks(task, bundle, options)
@@ -101,11 +111,17 @@ def evaluate(task: Task, options: argparse.Namespace) -> Report:
         found = evaluate_sources(task, data, settings, [extract for side in extractors for extract in side])
     first, second = found[: len(ks)], found[len(ks) :]
     differences = [compare(*pair) for pair in zip(first, second, strict=True)] if second else []
-    report = _result(task, options, settings, found, differences)
-    return Report(report, _lines(report, found, differences) + _write(report, options, found), report["passed"])
+    conditions = conditions_of(
+        bundle, device=options.device, threads=options.threads, batch=options.batch, workers=options.workers
+    )
+    report = {**_result(task, options, settings, found, differences), "conditions": conditions}
+    written, failed = _write(report, options, found)
+    data = {**report, "not_written": failed} if failed else report
+    lines = [*_lines(report, found, differences), *written, *(f"not written: {why}" for why in failed)]
+    return Report(data, lines, report["passed"] and not failed)
 
 
-def _check_options(options: argparse.Namespace) -> None:
+def _check_options(task: Task, options: argparse.Namespace) -> None:
     """Refuse what can be known before anything slow."""
     for flag in ("batch", "workers"):
         if not 1 <= getattr(options, flag) <= 1024:
@@ -116,27 +132,33 @@ def _check_options(options: argparse.Namespace) -> None:
         raise SaccadeError(f"--compare {REFERENCE} and --checkpoint belong together; give both or neither")
     if options.compare not in (None, REFERENCE):
         pairs_of(None, None, [options.compare])
-    if options.plot and len(getattr(options, "k", None) or []) < 2:
-        raise SaccadeError("--plot draws a sweep; give --k two or more")
+    if options.plot and len(getattr(options, "k", None) or getattr(options, "k_ratio", None) or []) < 2:
+        raise SaccadeError("--plot draws a sweep; give two or more with --k or --k-ratio")
     shared.check_output("-o", options.output, ".json")
     shared.check_output("--markdown", options.markdown, ".md")
     shared.check_output("--plot", options.plot, ".png")
+    if options.plot:
+        require_matplotlib()
+    if options.pictures and not task.has_pictures:
+        raise SaccadeError(f"--pictures: {task.name} has none; leave it out")
     for flag in ("features", "pictures"):
         if (path := getattr(options, flag)) is not None:
             shared.refuse_inside_bundle(f"--{flag}", path)
+            if path.is_file():
+                raise atomic.write_error(path, OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
 
 
-def _ks(task: Task, bundle: Bundle, options: argparse.Namespace) -> list[int | None]:
-    """Return the k of every run; refuse a LookWhere model where its outputs do not suffice."""
+def _ks(task: Task, bundle: Bundle, options: argparse.Namespace) -> list[Kept | None]:
+    """Return what every run keeps; refuse a LookWhere model where its outputs do not suffice."""
     if not task.on_lookwhere and isinstance(bundle.manifest.model, Model):
         raise SaccadeError(f"{task.name} needs what only a plain backbone gives, and {bundle.path} is a LookWhere model")
-    return ks_of(bundle, getattr(options, "k", None))
+    return ks_of(bundle, getattr(options, "k", None), getattr(options, "k_ratio", None))
 
 
 def _open_sides(
     bundle: Bundle,
     options: argparse.Namespace,
-    ks: list[int | None],
+    ks: list[Kept | None],
     checkpoint: Checkpoint | BackboneCheckpoint | None,
     stack: ExitStack,
 ) -> Sides:
@@ -145,6 +167,7 @@ def _open_sides(
     if checkpoint is not None:
         from saccade.validate.reference_source import reference_sources
 
+        use_threads(options.threads)
         sides.append(reference_sources(bundle, checkpoint, ks))
     elif options.compare:
         ((engine, precision),) = pairs_of(None, None, [options.compare])
@@ -183,30 +206,37 @@ def _lines(report: dict[str, Any], found: Sequence[Evaluated], differences: Sequ
     return lines + [f"note: {note}" for note in report["notes"]]
 
 
-def _write(report: dict[str, Any], options: argparse.Namespace, found: Sequence[Evaluated]) -> list[str]:
-    """Write what was asked for and return a line for each."""
-    written: list[Path] = []
-    if options.output:
-        atomic.write_bytes(options.output, json_text(report, indent=2).encode() + b"\n")
-        written.append(options.output)
-    if options.markdown:
-        atomic.write_bytes(options.markdown, printable(evaluation_table.markdown(report)).encode())
-        written.append(options.markdown)
-    if options.plot:
-        from saccade.validate.evaluation_plot import write_plot
+def _write(report: dict[str, Any], options: argparse.Namespace, found: Sequence[Evaluated]) -> tuple[list[str], list[str]]:
+    """Write what was asked for: a line for each, and what failed, since the numbers have taken long and are shown anyway."""
 
-        write_plot(report, options.plot)
-        written.append(options.plot)
-    return [f"wrote {path}" for path in written] + _write_pictures(options, found)
+    def write_json(path: Path) -> None:
+        atomic.write_bytes(path, json_text(report, indent=2).encode() + b"\n")
+
+    def write_markdown(path: Path) -> None:
+        atomic.write_bytes(path, printable(evaluation_table.markdown(report)).encode())
+
+    writers: list[tuple[Path | None, Callable[[Path], None]]] = [
+        (options.output, write_json),
+        (options.markdown, write_markdown),
+        (options.plot, functools.partial(write_plot, report)),
+        (options.pictures, functools.partial(_write_pictures, found[0])),
+    ]
+    written, failed = [], []
+    for path, write in writers:
+        if path is None:
+            continue
+        try:
+            write(path)
+            written.append(f"wrote {path}")
+        except SaccadeError as error:
+            failed.append(str(error))
+    return written, failed
 
 
-def _write_pictures(options: argparse.Namespace, found: Sequence[Evaluated]) -> list[str]:
-    """Write the first source's pictures below the folder asked for."""
-    if options.pictures is None:
-        return []
-    count = 0
-    for name, picture in found[0].outcome.pictures():
-        path = options.pictures / name
+def _write_pictures(found: Evaluated, folder: Path) -> None:
+    """Write a side's pictures below a folder."""
+    for name, picture in found.outcome.pictures():
+        path = folder / name
         buffer = io.BytesIO()
         picture.save(buffer, format="PNG")
         try:
@@ -214,7 +244,3 @@ def _write_pictures(options: argparse.Namespace, found: Sequence[Evaluated]) -> 
         except OSError as error:
             raise atomic.write_error(path.parent, error) from error
         atomic.write_bytes(path, buffer.getvalue())
-        count += 1
-    if not count:
-        raise SaccadeError("--pictures: this task has none; leave it out")
-    return [f"wrote {count} pictures into {options.pictures}"]

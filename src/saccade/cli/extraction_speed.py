@@ -11,10 +11,10 @@ from typing import Any
 from saccade.bundle import read_bundle
 from saccade.cli import options as shared
 from saccade.cli.console import Report, progress_bar, table
-from saccade.cli.sources import ks_of, open_sources
+from saccade.cli.sources import add_kept, ks_of, open_sources
 from saccade.errors import SaccadeError
 from saccade.runtime.images import check_size
-from saccade.validate.extraction_speed import Speed, cores, measure
+from saccade.validate.extraction_speed import MOST_BATCHES, Speed, check_enough, cores, measure
 from saccade.validate.preparation import Squash
 from saccade.validate.sources import outputs_of
 
@@ -29,13 +29,13 @@ def add_command(tasks: Any) -> None:
         description="Extract features of a folder into a temporary one, in turns with the network alone and decoding alone.",
     )
     shared.add_bundle(parser)
-    parser.add_argument("images", type=Path, metavar="IMAGES", help="a folder of images")
+    parser.add_argument("images", type=Path, metavar="IMAGES", help=f"a folder; {MOST_BATCHES} batches are used")
     shared.add_running(parser)
-    parser.add_argument("--k", type=int, metavar="K", help="patches that LookWhere keeps")
+    add_kept(parser, several=False)
     parser.add_argument("--size", type=shared.size, metavar="S|HxW", help="pixels; default: the bundle's")
     parser.add_argument("--outputs", nargs="+", default=["cls"], metavar="O", help="cls (default), tokens, attention")
     parser.add_argument("--batch", type=int, nargs="+", default=BATCHES, metavar="B", help="default: 1 4 8 16")
-    parser.add_argument("--workers", type=int, default=2, metavar="W", help="threads that decode (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=cores(), metavar="W", help="decoding threads (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="turns of each batch (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
     parser.set_defaults(execute=speed)
@@ -51,15 +51,18 @@ def speed(options: argparse.Namespace) -> Report:
     unknown = [name for name in options.outputs if name not in outputs_of(bundle)]
     if unknown:
         raise SaccadeError(f"--outputs {unknown[0]}: {bundle.path} gives {', '.join(outputs_of(bundle))}")
-    ks = ks_of(bundle, options.k and [options.k])
-    images = shared.image_paths(options.images, "IMAGES")
+    ks = ks_of(bundle, options.k, options.k_ratio)
+    images, prepare = shared.image_paths(options.images, "IMAGES"), Squash(size)
+    for batch in options.batch:
+        check_enough(len(images), batch)
+    pixels = [prepare(path) for path in images[: MOST_BATCHES * max(options.batch)]]
     with ExitStack() as stack:
         (source,) = stack.enter_context(open_sources(bundle, options, options.engine, options.precision, ks))
         bar = stack.enter_context(progress_bar(len(options.batch), "batch sizes", "size"))
         found = []
         for batch in options.batch:
             found.append(
-                measure(source, images, Squash(size), options.outputs, batch, options.workers, options.rounds)
+                measure(source, images, pixels, prepare, options.outputs, batch, options.workers, options.rounds)
             )
             bar.update(1)
     return _report(options, source.label, found)

@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the whole command line; building it imports neither torch nor an engine."""
     parser = argparse.ArgumentParser(
         prog="saccade",
-        description="Take LookWhere models out of PyTorch: export, build engines, run them, prove them equal.",
+        description="Take LookWhere models and plain backbones out of PyTorch: export, build engines, run, prove equality.",
     )
     parser.add_argument("--version", action="version", version=f"saccade {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -83,7 +83,7 @@ def reference_cases(checkpoint: Checkpoint, task: str, groups: Sequence[Group], 
 
     from saccade.export.reference import Reference, reference_case
 
-    _use_threads(threads)
+    use_threads(threads)
     reference, exact = Reference(checkpoint, task), Reference(checkpoint, task, torch.float64)
     for images, k in groups:
         assert k is not None
@@ -96,14 +96,15 @@ def backbone_cases(checkpoint: BackboneCheckpoint, groups: Sequence[Group], thre
 
     from saccade.export.backbone_reference import BackboneReference, backbone_case
 
-    _use_threads(threads)
+    use_threads(threads)
     extras = extras_of(checkpoint.model)
     reference, exact = (BackboneReference(checkpoint, extras, dtype) for dtype in (torch.float32, torch.float64))
     for images, _ in groups:
         yield backbone_case(reference, exact, images)
 
 
-def _use_threads(threads: int) -> None:
+def use_threads(threads: int) -> None:
+    """Run PyTorch on so many threads; 0 leaves it its own choice."""
     import torch
 
     if threads:

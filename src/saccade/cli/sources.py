@@ -11,30 +11,40 @@ from saccade.bundle import BackboneModel, Bundle
 from saccade.cli.console import Phases
 from saccade.errors import SaccadeError
 from saccade.runtime.backbone import BackbonePipeline
-from saccade.runtime.kept import kept_on
 from saccade.runtime.loading import load
-from saccade.validate.sources import BackboneSource, LookWhereSource, Source, lanes_of
+from saccade.validate.sources import BackboneSource, Kept, LookWhereSource, Source, lanes_of
 
 
-def ks_of(bundle: Bundle, asked: Sequence[int] | None) -> list[int | None]:
-    """Return the k of every run: one, and None for a network that sees every patch."""
-    model = bundle.manifest.model
-    if isinstance(model, BackboneModel):
-        if asked:
-            raise SaccadeError(f"--k means nothing to a plain backbone, and {bundle.path} is one; leave it out")
+def add_kept(parser: argparse.ArgumentParser, *, several: bool) -> None:
+    """Add how many patches LookWhere keeps."""
+    count: int | str = "+" if several else 1
+    sweep = "; several: a sweep" if several else ""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--k", type=int, nargs=count, metavar="K", help=f"patches that LookWhere keeps{sweep}")
+    group.add_argument("--k-ratio", type=float, nargs=count, metavar="R", help=f"share of the patches to keep{sweep}")
+
+
+def ks_of(bundle: Bundle, numbers: Sequence[int] | None, ratios: Sequence[float] | None) -> list[Kept | None]:
+    """Return what each run keeps: the bundle's default where nothing is asked for, None for a plain backbone."""
+    if isinstance(bundle.manifest.model, BackboneModel):
+        if numbers or ratios:
+            flag = "--k" if numbers else "--k-ratio"
+            raise SaccadeError(f"{flag} means nothing to a plain backbone, and {bundle.path} is one; leave it out")
         return [None]
-    if asked:
-        if min(asked) < 1 or len(set(asked)) < len(asked):
-            raise SaccadeError(f"--k {' '.join(map(str, asked))}: give numbers from 1, each once")
-        return list(asked)
-    defaults = bundle.manifest.defaults
-    grid = (defaults.size[0] // model.patch, defaults.size[1] // model.patch)
-    return [kept_on(grid, defaults)]
+    if numbers:
+        if min(numbers) < 1 or len(set(numbers)) < len(numbers):
+            raise SaccadeError(f"--k {' '.join(map(str, numbers))}: give numbers from 1, each once")
+        return [Kept(number) for number in numbers]
+    if ratios:
+        if not all(0 < ratio <= 1 for ratio in ratios) or len(set(ratios)) < len(ratios):
+            raise SaccadeError(f"--k-ratio {' '.join(map(str, ratios))}: give shares above 0 up to 1, each once")
+        return [Kept(ratio=ratio) for ratio in ratios]
+    return [Kept(bundle.manifest.defaults.k, bundle.manifest.defaults.k_ratio)]
 
 
 @contextlib.contextmanager
 def open_sources(
-    bundle: Bundle, options: argparse.Namespace, engine: str, precision: str, ks: Sequence[int | None]
+    bundle: Bundle, options: argparse.Namespace, engine: str, precision: str, ks: Sequence[Kept | None]
 ) -> Iterator[list[Source]]:
     """Yield a source for every k on one engine, as the options of `add_running` say."""
     opened = functools.partial(
