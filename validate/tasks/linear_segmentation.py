@@ -24,6 +24,7 @@ DROP_EVERY = 20  # epochs
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
 SEED = 400
+CHUNK = 8  # images whose logits are held at once; of a whole batch and ADE20K's classes they would take 773 MB
 TRAIN_SIZE = (100, 100)  # masks and predictions in training; the evaluation runs at the masks' own size
 
 Batch = tuple[np.ndarray, np.ndarray]  # tokens (B, gh*gw, D) float32 and masks (B, H, W) integers
@@ -126,13 +127,32 @@ def train_step(
     head, classes = optimizer.head, len(optimizer.head.weight)
     check_shape("masks", masks, (len(tokens), None, None))
     check_labels("train masks", masks, classes, ignore)
-    labels = resize_nearest(masks, TRAIN_SIZE).ravel()
-    logits = resize_bilinear(grid_logits(head, tokens, grid), TRAIN_SIZE)
-    loss, gradient = cross_entropy(logits.transpose(0, 2, 3, 1).reshape(-1, classes), labels, labels != ignore)
+    labels = resize_nearest(masks, TRAIN_SIZE)
+    counted = np.count_nonzero(labels != ignore)
+    weight, bias, loss = np.zeros_like(head.weight), np.zeros_like(head.bias), 0.0
+    for start in range(0, len(tokens), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        pixels = np.count_nonzero(labels[chunk] != ignore)
+        if not pixels and counted:
+            continue
+        part, by_weight, by_bias = _gradient(head, tokens[chunk], labels[chunk], grid, ignore)
+        share = np.float32(pixels / counted)
+        loss, weight, bias = loss + pixels / counted * part, weight + share * by_weight, bias + share * by_bias
+    optimizer.step(weight, bias, rate)
+    return loss
+
+
+def _gradient(
+    head: LinearHead, tokens: np.ndarray, labels: np.ndarray, grid: tuple[int, int], ignore: int
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Return the mean loss of labels (B, *TRAIN_SIZE) and its gradient to the head's weight and bias."""
+    classes, known = len(head.weight), labels.ravel() != ignore
+    logits = resize_bilinear(grid_logits(head, tokens, grid), TRAIN_SIZE).transpose(0, 2, 3, 1).reshape(-1, classes)
+    gradient = np.zeros_like(logits)
+    loss, gradient[known] = cross_entropy(logits[known], labels.ravel()[known])
     by_pixel = gradient.reshape(len(tokens), *TRAIN_SIZE, classes).transpose(0, 3, 1, 2)
     down, across = bilinear_weights(grid[0], TRAIN_SIZE[0]), bilinear_weights(grid[1], TRAIN_SIZE[1])
     by_cell = (down.T @ by_pixel @ across).reshape(len(tokens), classes, -1)  # the enlargement's own gradient
     by_row = by_cell.transpose(1, 0, 2).reshape(classes, -1)
     rows = tokens.reshape(-1, tokens.shape[-1]).astype(np.float32, copy=False)
-    optimizer.step(by_row @ rows, by_row.sum(axis=1), rate)
-    return loss
+    return loss, by_row @ rows, by_row.sum(axis=1)

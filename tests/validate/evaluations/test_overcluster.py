@@ -90,14 +90,6 @@ def test_noise_on_the_features_is_caught(voc_mosaics: Path, patch_colours: Any, 
     assert compare(clean, noisy).high < -1
 
 
-def test_a_jitter_of_the_features_is_no_difference(voc_mosaics: Path, patch_colours: Any, tmp_path: Path) -> None:
-    jittered = [patch_colours(noise=0.003 + 0.0005 * place) for place in range(8)]  # of values that spread by 0.2
-    clean, *others = evaluate(voc_mosaics, tmp_path, patch_colours(), *jittered, seeds=5, clusters=(21,))
-    found = [compare(clean, other) for other in others]
-    assert all(each.difference for each in found)
-    assert sum(each.is_significant for each in found) <= 1
-
-
 def test_one_clustering_is_said_to_leave_out_the_noise_of_seeds(
     voc_mosaics: Path, patch_colours: Any, tmp_path: Path
 ) -> None:

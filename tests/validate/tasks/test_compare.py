@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saccade.errors import SaccadeError
+from saccade.validate.tasks.clusters import kmeans
 from saccade.validate.tasks.compare import paired_bootstrap
+from saccade.validate.tasks.overcluster import score_clusters
 from saccade.validate.tasks.segmentation import class_counts, image_counts, mean_iou_of_counts
 
 
@@ -80,6 +82,25 @@ def test_runs_that_chance_begins_are_drawn_too() -> None:
         sure += paired_bootstrap(first.mean(axis=1), second.mean(axis=1), resamples=200).is_significant
     assert sure == 200  # by the images alone every pair differs
     assert 0.87 <= covered / 200 <= 0.98  # five runs are too few for all of 0.95
+
+
+def clustered(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the counts of images in five clusterings of their patches."""
+    runs = [kmeans(features.reshape(-1, 8), 21, seed).reshape(labels.shape) for seed in range(5)]
+    results = [score_clusters(labels, run, 21, 21, "hungarian") for run in runs]
+    return np.stack([image_counts(result.confusions) for result in results], axis=1)
+
+
+def test_a_jitter_of_clustered_features_is_no_difference() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 21, (200, 4, 4))
+    features = random.standard_normal((21, 8))[labels] + 0.8 * random.standard_normal((200, 4, 4, 8))
+    clean, found = clustered(features, labels), []
+    for _ in range(8):
+        jittered = features + 0.02 * features.std() * random.standard_normal(features.shape)
+        found.append(paired_bootstrap(clean, clustered(jittered, labels), mean_iou_of_counts, resamples=300, runs=5))
+    assert all(each.difference for each in found)
+    assert sum(each.is_significant for each in found) <= 1  # 5 of them if the runs stand as fixed
 
 
 def test_the_metric_of_runs_is_the_mean_of_theirs() -> None:

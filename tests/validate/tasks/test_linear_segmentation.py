@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from saccade.errors import SaccadeError
+from saccade.validate.tasks import linear_segmentation
 from saccade.validate.tasks.linear_head import LinearHead, MomentumSgd
 from saccade.validate.tasks.linear_segmentation import (
     evaluate_segmentation,
@@ -66,11 +67,13 @@ def test_another_ignored_label_is_left_out_of_the_evaluation() -> None:
 
 
 @pytest.mark.parametrize("ignore", [255, 0])
-def test_training_steps_equal_pytorch_s_on_enlarged_tokens(ignore: int) -> None:
+def test_training_steps_equal_pytorch_s_on_enlarged_tokens(ignore: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_segmentation, "CHUNK", 2)  # so that three images are two chunks of unequal size
     random = np.random.default_rng(0)
-    tokens = random.standard_normal((3, 2, 24, 6), dtype=np.float32)  # steps, images, 4x6 patches
-    masks = random.integers(0, 5, (3, 2, 40, 56))
+    tokens = random.standard_normal((3, 3, 24, 6), dtype=np.float32)  # steps, images, 4x6 patches
+    masks = random.integers(0, 5, (3, 3, 40, 56))
     masks[masks == 4] = ignore
+    masks[1, 2] = ignore  # a chunk without a pixel that counts
     head = LinearHead(random.standard_normal((4, 6), dtype=np.float32), random.standard_normal(4, dtype=np.float32))
 
     layer = torch.nn.Conv2d(6, 4, 1)
@@ -79,7 +82,7 @@ def test_training_steps_equal_pytorch_s_on_enlarged_tokens(ignore: int) -> None:
     official = torch.optim.SGD(layer.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
     ours = MomentumSgd(head, 0.9, 1e-4)
     for batch, mask in zip(tokens, masks, strict=True):
-        maps = torch.from_numpy(batch).transpose(1, 2).reshape(2, 6, 4, 6)
+        maps = torch.from_numpy(batch).transpose(1, 2).reshape(3, 6, 4, 6)
         large = functional.interpolate(maps, size=(100, 100), mode="bilinear")
         labels = functional.interpolate(torch.from_numpy(mask)[:, None].float(), size=(100, 100)).long()[:, 0]
         loss = functional.cross_entropy(layer(large), labels, ignore_index=ignore)
