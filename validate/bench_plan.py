@@ -99,19 +99,21 @@ def images_of(side: Side) -> list[np.ndarray]:
 
 
 def pairs_of(engines: Sequence[str] | None, precisions: Sequence[str] | None, sides: Sequence[str] | None) -> list[Pair]:
-    """Return each engine in each precision, or exactly the ENGINE:PRECISION words of `sides`; OpenVINO fp32 for neither."""
+    """Return each engine in each precision, or exactly the pairs that `sides` name; OpenVINO fp32 for neither."""
     if not sides:
         product = itertools.product(engines or ["openvino"], precisions or ["fp32"])
         return list(dict.fromkeys(product))
     if engines or precisions:
         raise SaccadeError("--side names engines with their precisions; give it alone, without --engine and --precision")
-    found = []
-    for word in sides:
-        engine, _, precision = word.partition(":")
-        if engine not in ENGINE_NAMES or not precision:
-            raise SaccadeError(f"--side {word!r} is no ENGINE:PRECISION; engines are {', '.join(ENGINE_NAMES)}")
-        found.append((engine, precision))
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(pair_of(word, "--side") for word in sides))
+
+
+def pair_of(word: str, flag: str) -> Pair:
+    """Return what ENGINE:PRECISION names; `flag` is the option that it was given to."""
+    engine, _, precision = word.partition(":")
+    if engine not in ENGINE_NAMES or not precision:
+        raise SaccadeError(f"{flag} {word!r} is no ENGINE:PRECISION; engines are {', '.join(ENGINE_NAMES)}")
+    return engine, precision
 
 
 def plan_from(

@@ -25,7 +25,7 @@ from saccade.cli.settings import add_options, settings_from
 from saccade.cli.sources import add_kept, ks_of, open_sources
 from saccade.errors import SaccadeError
 from saccade.validate import evaluation_table
-from saccade.validate.bench_plan import pairs_of
+from saccade.validate.bench_plan import pair_of
 from saccade.validate.bench_plots import require_matplotlib
 from saccade.validate.evaluation import Evaluated, compare, evaluate_sources
 from saccade.validate.evaluation_conditions import conditions_of
@@ -131,7 +131,7 @@ def _check_options(task: Task, options: argparse.Namespace) -> None:
     if (options.compare == REFERENCE) != (options.checkpoint is not None):
         raise SaccadeError(f"--compare {REFERENCE} and --checkpoint belong together; give both or neither")
     if options.compare not in (None, REFERENCE):
-        pairs_of(None, None, [options.compare])
+        pair_of(options.compare, "--compare")
     if options.plot and len(getattr(options, "k", None) or getattr(options, "k_ratio", None) or []) < 2:
         raise SaccadeError("--plot draws a sweep; give two or more with --k or --k-ratio")
     shared.check_output("-o", options.output, ".json")
@@ -170,7 +170,7 @@ def _open_sides(
         use_threads(options.threads)
         sides.append(reference_sources(bundle, checkpoint, ks))
     elif options.compare:
-        ((engine, precision),) = pairs_of(None, None, [options.compare])
+        engine, precision = pair_of(options.compare, "--compare")
         sides.append(stack.enter_context(open_sources(bundle, options, engine, precision, ks)))
     return sides
 
