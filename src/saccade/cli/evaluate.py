@@ -4,7 +4,6 @@ from __future__ import annotations
 import argparse
 import errno
 import functools
-import io
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from saccade.bundle import Bundle, Model, read_bundle
 from saccade.cli import extraction_speed, patch_match
 from saccade.cli import options as shared
 from saccade.cli.console import Report, json_text, printable, progress_bar, table
+from saccade.cli.pictures import write_png
 from saccade.cli.references import matching_checkpoint, use_threads
 from saccade.cli.settings import add_options, settings_from
 from saccade.cli.sources import add_kept, ks_of, open_sources
@@ -237,10 +237,8 @@ def _write_pictures(found: Evaluated, folder: Path) -> None:
     """Write a side's pictures below a folder."""
     for name, picture in found.outcome.pictures():
         path = folder / name
-        buffer = io.BytesIO()
-        picture.save(buffer, format="PNG")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise atomic.write_error(path.parent, error) from error
-        atomic.write_bytes(path, buffer.getvalue())
+        write_png(path, picture)

@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 import argparse
-import io
 from pathlib import Path
 from typing import Any
 
 from saccade import atomic
 from saccade.cli import options as shared
 from saccade.cli.console import Report, json_text
+from saccade.cli.pictures import write_png
 from saccade.errors import SaccadeError
 from saccade.runtime.images import read_rgb
 from saccade.validate.patch_match_picture import check_inside, match_picture
@@ -64,9 +64,7 @@ def patch_match(options: argparse.Namespace) -> Report:
         atomic.write_bytes(options.output, json_text(data).encode() + b"\n")
         written.append(options.output)
     if options.picture:
-        buffer = io.BytesIO()
-        match_picture(image, options.first, options.second).save(buffer, format="PNG")
-        atomic.write_bytes(options.picture, buffer.getvalue())
+        write_png(options.picture, match_picture(image, options.first, options.second))
         written.append(options.picture)
     lines = [f"{name}: {' '.join(map(str, data[name]))}" for name in ("first", "second")]
     return Report(data, [*lines, *(f"wrote {path}" for path in written)])

@@ -1,4 +1,4 @@
-"""The pictures that run writes: where LookWhere looked, features as colours, and what the heads attend to."""
+"""Pictures as files, and those that run writes: where LookWhere looked, features as colours, what the heads attend to."""
 from __future__ import annotations
 
 import argparse
@@ -21,11 +21,12 @@ def write_pictures(
 ) -> None:
     """Write each picture that is asked for; `images` are as the model saw them, `arrays` what it gave."""
     if options.overlay:
-        _write(options.overlay, _overlays(images, arrays, patch))
+        write_png(options.overlay, contact_sheet(_overlays(images, arrays, patch)))
     if options.pca:
-        _write(options.pca, _pca(images, arrays, patch))
+        write_png(options.pca, contact_sheet(_pca(images, arrays, patch)))
     if options.attention:
-        _write(options.attention, _attention(images, arrays["attention"], patch, options.attention_mass))
+        heads = _attention(images, arrays["attention"], patch, options.attention_mass)
+        write_png(options.attention, contact_sheet(heads))
 
 
 def _overlays(images: Sequence[np.ndarray], arrays: Mapping[str, np.ndarray], patch: int) -> list[Image.Image]:
@@ -57,7 +58,8 @@ def _attention(
     ]
 
 
-def _write(path: Path, pictures: list[Image.Image]) -> None:
+def write_png(path: Path, picture: Image.Image) -> None:
+    """Write a picture whole or not at all."""
     buffer = io.BytesIO()
-    contact_sheet(pictures).save(buffer, format="PNG")
+    picture.save(buffer, format="PNG")
     atomic.write_bytes(path, buffer.getvalue())
