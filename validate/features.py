@@ -75,6 +75,11 @@ class Features:
     arrays: dict[str, np.ndarray]  # mapped from disk, read only
     failed: dict[str, str]
 
+    def rows_of(self, images: Sequence[Path]) -> np.ndarray:
+        """Return the row of each of the images that were extracted, in their order, int64; -1 for an unreadable one."""
+        readable = np.array([str(path) not in self.failed for path in images])
+        return np.where(readable, np.cumsum(readable) - 1, -1)
+
 
 def extract(
     images: Sequence[Path],

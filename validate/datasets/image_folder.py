@@ -55,8 +55,7 @@ def read_image_folder(root: Path, splits: Sequence[str] = SPLITS) -> ImageFolder
 
 def labels_of(split: LabelledImages, features: Features) -> np.ndarray:
     """Return the labels of the rows that were extracted, int64, without those of unreadable images."""
-    readable = np.array([str(path) not in features.failed for path in split.paths])
-    return np.asarray(split.labels[readable])
+    return np.asarray(split.labels[features.rows_of(split.paths) >= 0])
 
 
 def training_labels(data: ImageFolder, features: Features) -> np.ndarray:

@@ -87,8 +87,7 @@ class Copy:
 
 def _found(data: Copydays, parts: Mapping[str, Features]) -> dict[str, list[Copy]]:
     """Return the copies of each block that can be read and have an original that can be."""
-    readable = np.array([str(path) not in parts["original"].failed for path in data.originals])
-    row_of = np.where(readable, np.cumsum(readable) - 1, -1)
+    row_of = parts["original"].rows_of(data.originals)
     return {name: _copies(block, parts[name], row_of) for name, block in data.blocks.items()}
 
 

@@ -63,11 +63,11 @@ def evaluate(data: Revisited, extract: Extractor, settings: RetrievalSettings) -
 
 def readable_relevance(data: Revisited, database: Features, queries: Features) -> list[Relevance]:
     """Return what the readable queries look for, in rows of the readable database."""
-    readable = np.array([str(path) not in database.failed for path in data.database])
-    row = np.where(readable, np.cumsum(readable) - 1, -1)
+    row_of = database.rows_of(data.database)
 
     def kept(rows: np.ndarray) -> np.ndarray:
-        return np.asarray(row[rows][readable[rows]])
+        found = row_of[rows]
+        return np.asarray(found[found >= 0])
 
     return [
         Relevance(kept(truth.easy), kept(truth.hard), kept(truth.junk))
