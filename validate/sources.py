@@ -25,6 +25,7 @@ from saccade.runtime.chain import Output, Pipeline
 # that decode take one of them: on two cores a folder took 69 ms an image on one lane and 45 on two (ViT-S/16, 224 px, fp32).
 LANES = 2
 CLS, TOKENS = "cls", "tokens"
+Loaded = Pipeline | BackbonePipeline
 ATTENTION, CLS_LAST4 = EXTRAS
 
 
@@ -101,7 +102,7 @@ def outputs_of(bundle: Bundle) -> tuple[str, ...]:
     return CLS, TOKENS
 
 
-def _recipe_of(pipeline: Pipeline | BackbonePipeline) -> dict[str, str]:
+def _recipe_of(pipeline: Loaded) -> dict[str, str]:
     """Return what the outputs of a bundle on an engine depend on: the engine, and what the runtime does around it."""
     manifest, receipt = pipeline.bundle.manifest, pipeline.receipt
     around = {
@@ -112,47 +113,20 @@ def _recipe_of(pipeline: Pipeline | BackbonePipeline) -> dict[str, str]:
     return {"receipt": receipt.key, **receipt.conditions, **around}
 
 
-class BackboneSource:
-    """A plain backbone on an engine. `lanes` opens it again with several streams, for a while."""
+class _BundleSource:
+    """A bundle on an engine. `lanes` opens it again with several streams, for a while."""
 
-    def __init__(self, pipeline: BackbonePipeline, lanes: Callable[[], BackbonePipeline] | None = None) -> None:
-        self._pipeline, self._lanes = pipeline, lanes
-        self.label = f"{pipeline.receipt.engine} {pipeline.receipt.precision}"
-        self.k = None
-        self.patch = pipeline.model.patch
+    def __init__(self, pipeline: Loaded, lanes: Callable[[], Loaded] | None, kept: Kept | None) -> None:
+        self._pipeline, self._lanes, self.k = pipeline, lanes, kept
+        receipt = pipeline.receipt
+        self.label = f"{receipt.engine} {receipt.precision}" + (f" {kept}" if kept else "")
+        self.patch = pipeline.bundle.manifest.model.patch
         self.outputs = outputs_of(pipeline.bundle)
-        self.recipe = _recipe_of(pipeline)
+        self.recipe = {**_recipe_of(pipeline), **({"k": str(kept)} if kept else {})}
 
     def run(self, images: list[np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
-        """Run the network once and return what is asked for."""
-        found = self._pipeline(images, fit="native").arrays()
-        return {name: found[name] for name in outputs}
-
-    def stream(self, batches: Iterable[list[np.ndarray]], outputs: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
-        """Run batches side by side."""
-        if self._lanes is None:
-            yield from (self.run(batch, outputs) for batch in batches)
-            return
-        frames: Any = batches  # a call takes several images as it takes one
-        with self._lanes() as lanes:
-            for found in lanes.stream(frames, fit="native"):
-                arrays = found.arrays()
-                yield {name: arrays[name] for name in outputs}
-
-
-class LookWhereSource:
-    """LookWhere on an engine, keeping some patches of every image. `lanes` opens it again with several streams."""
-
-    def __init__(self, pipeline: Pipeline, k: Kept, lanes: Callable[[], Pipeline] | None = None) -> None:
-        self._pipeline, self.k, self._lanes = pipeline, k, lanes
-        self.label = f"{pipeline.receipt.engine} {pipeline.receipt.precision} {k}"
-        self.patch = pipeline.bundle.model.patch
-        self.outputs = outputs_of(pipeline.bundle)
-        self.recipe = {**_recipe_of(pipeline), "k": str(k)}
-
-    def run(self, images: list[np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
-        """Run the chain once; tokens are the dense fill, row-major."""
-        return _outputs_of_chain(self._pipeline(images, **self._options(outputs)), outputs)
+        """Run a batch once and return what is asked for."""
+        return self._asked(self._pipeline(images, **self._options(outputs)), outputs)
 
     def stream(self, batches: Iterable[list[np.ndarray]], outputs: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
         """Run batches side by side."""
@@ -162,14 +136,37 @@ class LookWhereSource:
         frames: Any = batches  # a call takes several images as it takes one
         with self._lanes() as lanes:
             for found in lanes.stream(frames, **self._options(outputs)):
-                yield _outputs_of_chain(found, outputs)
+                yield self._asked(found, outputs)
 
     def _options(self, outputs: Sequence[str]) -> dict[str, Any]:
-        return {"k": self.k.number, "k_ratio": self.k.ratio, "fit": "native", "dense": TOKENS in outputs}
+        """Return the options of a call that gives these outputs."""
+        return {"fit": "native"}
+
+    def _asked(self, found: Any, outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return these outputs of what a call gave."""
+        arrays = found.arrays()
+        return {name: arrays[name] for name in outputs}
 
 
-def _outputs_of_chain(found: Output, outputs: Sequence[str]) -> dict[str, np.ndarray]:
-    arrays = {CLS: found.cls}
-    if found.dense is not None:
-        arrays[TOKENS] = found.dense.reshape(*found.dense.shape[:2], -1).transpose(0, 2, 1)
-    return {name: value for name in outputs if (value := arrays[name]) is not None}
+class BackboneSource(_BundleSource):
+    """A plain backbone on an engine."""
+
+    def __init__(self, pipeline: BackbonePipeline, lanes: Callable[[], BackbonePipeline] | None = None) -> None:
+        super().__init__(pipeline, lanes, None)
+
+
+class LookWhereSource(_BundleSource):
+    """LookWhere on an engine, keeping some patches of every image; tokens are the dense fill, row-major."""
+
+    def __init__(self, pipeline: Pipeline, k: Kept, lanes: Callable[[], Pipeline] | None = None) -> None:
+        super().__init__(pipeline, lanes, k)
+        self._kept = {"k": k.number, "k_ratio": k.ratio}
+
+    def _options(self, outputs: Sequence[str]) -> dict[str, Any]:
+        return {**self._kept, **super()._options(outputs), "dense": TOKENS in outputs}
+
+    def _asked(self, found: Output, outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        arrays = {CLS: found.cls}
+        if found.dense is not None:
+            arrays[TOKENS] = found.dense.reshape(*found.dense.shape[:2], -1).transpose(0, 2, 1)
+        return {name: value for name in outputs if (value := arrays[name]) is not None}
