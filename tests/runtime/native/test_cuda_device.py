@@ -1,7 +1,8 @@
-"""The C library's side of CUDA's driver, with a driver that the host plays: the fatbin is loaded and run, or refused in one line."""
+"""The C library's side of CUDA's driver, with a driver that the host plays: a fatbin is run, or refused in one line."""
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ BUILDS = ROOT / "build" / "native"
 NOT_FOUND, UNSUPPORTED, OUT_OF_MEMORY = 2, 5, 12
 INVALID_IMAGE, NO_BINARY_FOR_GPU, UNSUPPORTED_PTX = 200, 209, 222
 
+FATBIN = struct.pack("<IHHQ", 0xBA55ED50, 1, 16, 4) + b"code"  # as nvcc starts one
+
 Start = Callable[..., str]
 
 
@@ -23,7 +26,7 @@ def start(request: pytest.FixtureRequest, tmp_path: Path) -> Start:
     if not program.exists():
         pytest.skip("built without CUDA's headers")
     fatbin = tmp_path / "kernels.fatbin"
-    fatbin.write_bytes(b"what the tests' driver takes")
+    fatbin.write_bytes(FATBIN)
 
     def run(**settings: str) -> str:
         chosen = {"SACCADE_FATBIN": str(fatbin), "LD_LIBRARY_PATH": str(program.parent / "driver")} | settings
@@ -51,7 +54,10 @@ REFUSED = {
         {"SACCADE_TEST_LOAD": str(NO_BINARY_FOR_GPU)},
         "(no kernel image is available); they hold no code for SM89: 'make cuda CUDA_ARCHITECTURES=89'",
     ),
-    "no fatbin at all": ({"SACCADE_TEST_LOAD": str(INVALID_IMAGE)}, "the file is no fatbin that this driver knows: 'make cuda' again"),
+    "an unknown kind of code": (
+        {"SACCADE_TEST_LOAD": str(INVALID_IMAGE)},
+        "the file is no fatbin that this driver knows: 'make cuda' again",
+    ),
 }  # fmt: skip
 
 
@@ -67,6 +73,14 @@ def test_a_missing_fatbin_is_named_with_the_remedy(start: Start, tmp_path: Path)
     missing = tmp_path / "nowhere.fatbin"
     line = f"{missing}: the CUDA kernels are not there; compile the kernels with 'make cuda', and put saccade.fatbin beside "
     assert start(SACCADE_FATBIN=str(missing)) == f"{NOT_FOUND} {line}libsaccade.so or name it by SACCADE_FATBIN\n"
+
+
+@pytest.mark.parametrize("content", [b"", FATBIN[:15], FATBIN[:-1], b"ELF " + FATBIN[4:]])
+def test_what_is_no_whole_fatbin_never_reaches_the_driver(start: Start, tmp_path: Path, content: bytes) -> None:
+    damaged = tmp_path / "damaged.fatbin"
+    damaged.write_bytes(content)
+    line = f"{damaged}: no fatbin, or one that was cut; compile the kernels with 'make cuda'"
+    assert start(SACCADE_FATBIN=str(damaged)) == f"{UNSUPPORTED} {line}\n"
 
 
 def test_without_a_name_the_fatbin_is_looked_for_beside_the_library(start: Start) -> None:
