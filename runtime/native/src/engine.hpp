@@ -8,10 +8,11 @@
 
 #include "bundle.hpp"
 #include "contract.hpp"
-#include "device.hpp"
 #include "saccade.h"
 
 namespace saccade {
+
+class Device;
 
 // One input or output of one run: dense, row-major, where the engine's networks have their memory.
 struct Array {
