@@ -26,7 +26,8 @@ VARIANT := $(if $(filter %-fp32 openvino-bf16 openvino-fp16,$(CHOICE)),,$(BUNDLE
 DEMO    := build/demo
 PHOTO   := examples/china.jpg
 NATIVE  := $(wildcard runtime/native/src/* runtime/native/python/*)
-LIB     := $(NATIVE) $(wildcard runtime/native/*.* runtime/native/include/* runtime/native/examples/*.* tests/runtime/native/*.*)
+LIB     := $(NATIVE) $(wildcard runtime/native/*.* runtime/native/include/* runtime/native/examples/*.* runtime/cuda/* \
+             tests/runtime/native/*.* tests/runtime/cuda_host.cpp)
 FATBIN  := build/cuda/saccade.fatbin
 LIBRARY := $(wildcard src/saccade/*.py src/saccade/cli/*.py)
 ENGINES := $(wildcard engines/*.py) $(LIBRARY) constraints.txt

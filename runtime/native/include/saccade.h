@@ -50,6 +50,10 @@
  * On a device the bundle needs no more than bundle.json, positions.npy and engines/.  A built engine runs with the very
  * build of OpenVINO or TensorRT that made it, on the same kind of CPU or GPU; the option `compile` needs the .onnx files
  * instead.  Built engines are code: load those that you trust.  Make no run while the process is exiting.  64-bit Linux.
+ *
+ * On a GPU (TensorRT) the host makes the images fit, and all else runs there, on a stream of the session's own.  The
+ * kernels between the networks come from the file that the environment's SACCADE_FATBIN names, else from saccade.fatbin
+ * beside this library; `make cuda` compiles it.
  */
 #ifndef SACCADE_H
 #define SACCADE_H
@@ -216,7 +220,8 @@ typedef struct saccade_outputs {
 #define SACCADE_OUTPUTS_INIT \
     { (uint32_t)sizeof(saccade_outputs), 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0 }
 
-/* Milliseconds of each stage of a session's last successful run or look; 0 where a stage did not run. */
+/* Milliseconds of each stage of a session's last successful run or look; 0 where a stage did not run.  On a GPU all from
+ * the upload to the download is one piece of work, of which total_ms alone has the time: its stages are 0. */
 typedef struct saccade_timings {
     uint32_t struct_size;
     int32_t  reserved;
@@ -268,8 +273,8 @@ SACCADE_API saccade_status saccade_bundle_engine(
 
 /* Load the networks on an engine; what is loaded is checked against its hash.  `options` NULL: all defaults.  The bundle
  * may be freed afterwards.  Release with saccade_model_free; its sessions may outlive the handle.
- * NOT_FOUND (no such graphs, no engine built for this machine), IO_ERROR, INVALID_BUNDLE, UNSUPPORTED (the precision,
- * device or option is not to be had), ENGINE_UNAVAILABLE, ENGINE_FAILED. */
+ * NOT_FOUND (no such graphs, no engine built for this machine, no kernels for a GPU), IO_ERROR, INVALID_BUNDLE,
+ * UNSUPPORTED (the precision, device or option is not to be had), ENGINE_UNAVAILABLE, ENGINE_FAILED. */
 SACCADE_API saccade_status saccade_model_load(
     const saccade_bundle * bundle, const saccade_model_options * options, saccade_model ** out_model);
 SACCADE_API void saccade_model_free(saccade_model * model);

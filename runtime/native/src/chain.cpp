@@ -127,10 +127,15 @@ void Session::stage(double saccade_timings::*field, Body body) {
     under_way_.*field += clock.elapsed_ms();
 }
 
-Session::Session(std::shared_ptr<const LoadedModel> model)
-    : model_(std::move(model)),
-      selector_(model_->engine->network(Role::selector)),
-      extractor_(model_->engine->network(Role::extractor)) {}
+Session::Session(std::shared_ptr<const LoadedModel> model) : model_(std::move(model)) {
+    const Engine& engine = *model_->engine;
+    if (engine.device() != nullptr) {
+        on_device_ = std::make_unique<DeviceChain>(engine, model_->manifest, model_->table);
+    } else {
+        selector_ = engine.network(Role::selector, nullptr);
+        extractor_ = engine.network(Role::extractor, nullptr);
+    }
+}
 
 void Session::run(const saccade_image* images, std::size_t count, const saccade_run_options& options,
                   const saccade_outputs& out) {
@@ -157,12 +162,19 @@ void Session::look(const saccade_image* images, std::size_t count, saccade_run_o
     const Clock clock;
     under_way_ = SACCADE_TIMINGS_INIT;
     fit(plan);
-    run_selector(plan);
-    select_cells(plan);
-    stop_if_cancelled();
-    copy_out(score_map_.data(), sizes.score_map, out.score_map);
-    copy_out(raw_score_map_.data(), sizes.raw_score_map, out.raw_score_map);
-    copy_out(prefix_.data(), sizes.prefix, out.prefix);
+    if (on_device_ != nullptr) {
+        stop_if_cancelled();
+        on_device_->look(plan, fitted_, out);
+        stop_if_cancelled();
+        on_device_->write(out);
+    } else {
+        run_selector(plan);
+        select_cells(plan);
+        stop_if_cancelled();
+        copy_out(score_map_.data(), sizes.score_map, out.score_map);
+        copy_out(raw_score_map_.data(), sizes.raw_score_map, out.raw_score_map);
+        copy_out(prefix_.data(), sizes.prefix, out.prefix);
+    }
     under_way_.total_ms = clock.elapsed_ms();
     timings_ = under_way_;
 }
@@ -196,28 +208,51 @@ void Session::take(const saccade_image* images, std::size_t count) {
 // The whole chain on the images taken; outputs are checked, and written at the end.
 void Session::run_all(const Plan& plan, const saccade_outputs& out) {
     model_->engine->check_files();
-    const saccade_sizes sizes = sizes_of(model_->manifest, plan);
     const Clock clock;
     under_way_ = SACCADE_TIMINGS_INIT;
     fit(plan);
+    if (on_device_ != nullptr) {
+        run_on_device(plan, out);
+    } else {
+        run_on_host(plan);
+    }
+    stage(&saccade_timings::fill_ms, [&] {
+        if (on_device_ != nullptr) {
+            on_device_->write(out);
+        } else {
+            copy_results(plan, out);
+        }
+    });
+    under_way_.total_ms = clock.elapsed_ms();
+    timings_ = under_way_;
+}
+
+void Session::run_on_host(const Plan& plan) {
     run_selector(plan);
     select_cells(plan);
     gather(plan);
     run_extractor(plan);
-    stage(&saccade_timings::fill_ms, [&] {
-        if (out.dense != nullptr) {
-            fill_dense(plan, out.dense);  // first: it may run out of memory, before it writes anything
-        }
-        copy_out(indices_.data(), sizes.indices, out.indices);
-        copy_out(score_map_.data(), sizes.score_map, out.score_map);
-        copy_out(raw_score_map_.data(), sizes.raw_score_map, out.raw_score_map);
-        copy_out(prefix_.data(), sizes.prefix, out.prefix);
-        copy_out(pooled_.data(), sizes.cls, out.cls);
-        copy_out(pooled_.data(), sizes.logits, out.logits);
-        copy_out(tokens_.data(), sizes.tokens, out.tokens);
-    });
-    under_way_.total_ms = clock.elapsed_ms();
-    timings_ = under_way_;
+}
+
+// One piece of work: its stages end on the device, where no clock of ours runs. What the device was given runs to its end.
+void Session::run_on_device(const Plan& plan, const saccade_outputs& out) {
+    stop_if_cancelled();
+    keep_positions(plan.grid);
+    on_device_->run(plan, fitted_, grid_positions_, out);
+}
+
+void Session::copy_results(const Plan& plan, const saccade_outputs& out) {
+    const saccade_sizes sizes = sizes_of(model_->manifest, plan);
+    if (out.dense != nullptr) {
+        fill_dense(plan, out.dense);  // first: it may run out of memory, before it writes anything
+    }
+    copy_out(indices_.data(), sizes.indices, out.indices);
+    copy_out(score_map_.data(), sizes.score_map, out.score_map);
+    copy_out(raw_score_map_.data(), sizes.raw_score_map, out.raw_score_map);
+    copy_out(prefix_.data(), sizes.prefix, out.prefix);
+    copy_out(pooled_.data(), sizes.cls, out.cls);
+    copy_out(pooled_.data(), sizes.logits, out.logits);
+    copy_out(tokens_.data(), sizes.tokens, out.tokens);
 }
 
 void Session::cancel() noexcept {
@@ -245,7 +280,10 @@ void Session::fit(const Plan& plan) {
     };
     const bool any = std::any_of(given_.begin(), given_.end(), needs_pixels);
     fitted_.resize(given_.size());
-    std::uint8_t* pixels = any ? pixels_.sized(given_.size() * plan.pixel_bytes()) : nullptr;
+    std::uint8_t* pixels = nullptr;
+    if (any) {
+        pixels = on_device_ != nullptr ? on_device_->staging(plan) : pixels_.sized(given_.size() * plan.pixel_bytes());
+    }
     for (std::size_t i = 0; i < given_.size(); ++i) {
         stage(&saccade_timings::fit_ms, [&] {
             fitted_[i] = fitted(given_[i], plan, any ? pixels + i * plan.pixel_bytes() : nullptr, scratch_);
@@ -281,11 +319,17 @@ void Session::select_cells(const Plan& plan) {
         for (std::size_t i = 0; i < batch; ++i) {
             if (!select(raw_score_map_.data() + i * map_values, map, plan.grid, plan.k, indices + i * k,
                         scores + i * plan.cells(), scratch_)) {
-                fail(SACCADE_NOT_FINITE, "image " + std::to_string(i) + ": the score map holds NaN or infinity, so the selector "
-                                             "overflowed; run it in fp32 or export the bundle again");
+                refuse_scores(static_cast<int>(i));
             }
         }
     });
+}
+
+void Session::keep_positions(Grid grid) {
+    if (grid_positions_ == nullptr || grid_.rows != grid.rows || grid_.columns != grid.columns) {
+        grid_positions_ = model_->positions_on(grid);
+        grid_ = grid;
+    }
 }
 
 void Session::gather(const Plan& plan) {
@@ -296,10 +340,7 @@ void Session::gather(const Plan& plan) {
     float* patches = patches_.sized(batch * patch_values);
     float* positions = positions_.sized(batch * position_values);
     stage(&saccade_timings::gather_ms, [&] {
-        if (grid_positions_ == nullptr || grid_.rows != plan.grid.rows || grid_.columns != plan.grid.columns) {
-            grid_positions_ = model_->positions_on(plan.grid);
-            grid_ = plan.grid;
-        }
+        keep_positions(plan.grid);
         for (std::size_t i = 0; i < batch; ++i) {
             const std::int32_t* indices = indices_.data() + i * k;
             gather_patches(fitted_[i], model_->table, indices, plan.k, model.patch, plan.grid.columns, patches + i * patch_values);

@@ -1,4 +1,5 @@
 // The chain: images -> selector -> top-k gather -> extractor -> features. `runtime/chain.py` is its twin in Python.
+// What lies between the networks is done by the host here, and on a GPU by `device_chain.hpp`.
 #pragma once
 
 #include <atomic>
@@ -10,6 +11,7 @@
 
 #include "buffer.hpp"
 #include "bundle.hpp"
+#include "device_chain.hpp"
 #include "engine.hpp"
 #include "plan.hpp"
 #include "saccade.h"
@@ -56,10 +58,14 @@ private:
     void take(const saccade_image* images, std::size_t count);
     void run_all(const Plan& plan, const saccade_outputs& out);
     void fit(const Plan& plan);
+    void keep_positions(Grid grid);
+    void run_on_host(const Plan& plan);
+    void run_on_device(const Plan& plan, const saccade_outputs& out);
     void run_selector(const Plan& plan);
     void select_cells(const Plan& plan);
     void gather(const Plan& plan);
     void run_extractor(const Plan& plan);
+    void copy_results(const Plan& plan, const saccade_outputs& out);
     void fill_dense(const Plan& plan, float* out);
     void run_network(Network& network, Arrays inputs, Arrays outputs);
     void stop_if_cancelled() const;
@@ -69,6 +75,7 @@ private:
     void stage(double saccade_timings::*field, Body body);
 
     std::shared_ptr<const LoadedModel> model_;  // outlives the networks, which read its engine's files
+    std::unique_ptr<DeviceChain> on_device_;  // where the engine has a device; else these two, and the arrays below
     std::unique_ptr<Network> selector_;
     std::unique_ptr<Network> extractor_;
 

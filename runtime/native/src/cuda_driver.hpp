@@ -1,12 +1,7 @@
-// The CUDA driver, opened at run time: one device's primary context, memory, copies and a stream.
+// The CUDA driver's functions, found at run time.
 #pragma once
 
 #include <cuda.h>
-
-#include <cstddef>
-#include <memory>
-#include <string>
-#include <vector>
 
 #include "library.hpp"
 
@@ -25,8 +20,14 @@ namespace saccade {
     apply(cuDevicePrimaryCtxRelease, "cuDevicePrimaryCtxRelease_v2") \
     apply(cuCtxPushCurrent, "cuCtxPushCurrent_v2")          \
     apply(cuCtxPopCurrent, "cuCtxPopCurrent_v2")            \
+    apply(cuModuleLoadData, "cuModuleLoadData")             \
+    apply(cuModuleUnload, "cuModuleUnload")                 \
+    apply(cuModuleGetFunction, "cuModuleGetFunction")       \
+    apply(cuLaunchKernel, "cuLaunchKernel")                 \
     apply(cuMemAlloc, "cuMemAlloc_v2")                      \
     apply(cuMemFree, "cuMemFree_v2")                        \
+    apply(cuMemAllocHost, "cuMemAllocHost_v2")              \
+    apply(cuMemFreeHost, "cuMemFreeHost")                   \
     apply(cuMemcpyHtoDAsync, "cuMemcpyHtoDAsync_v2")        \
     apply(cuMemcpyDtoHAsync, "cuMemcpyDtoHAsync_v2")        \
     apply(cuStreamCreate, "cuStreamCreate")                 \
@@ -41,6 +42,7 @@ public:
 
     // Fails with SACCADE_ENGINE_FAILED (or _OUT_OF_MEMORY) and the driver's own reason.
     void check(CUresult result, const char* what) const;
+    const char* reason(CUresult result) const;
 
 #define SACCADE_CUDA_MEMBER(name, symbol) decltype(&::name) name##_ = nullptr;
     SACCADE_CUDA_FUNCTIONS(SACCADE_CUDA_MEMBER)
@@ -48,55 +50,6 @@ public:
 
 private:
     Library library_;
-};
-
-// One GPU and its primary context, which other libraries of the process share.
-class CudaDevice {
-public:
-    explicit CudaDevice(int index);
-    ~CudaDevice();
-    CudaDevice(const CudaDevice&) = delete;
-    CudaDevice& operator=(const CudaDevice&) = delete;
-
-    const std::string& name() const { return name_; }
-    const std::string& compute_capability() const { return compute_capability_; }  // "SM89", as in receipts
-    const std::string& driver_version() const { return driver_version_; }  // the newest CUDA it supports, "13.0"
-
-    const CudaDriver driver;
-
-    // Makes the context current in this thread for as long as it lives.
-    class Current {
-    public:
-        explicit Current(const CudaDevice& device);
-        ~Current();
-        Current(const Current&) = delete;
-        Current& operator=(const Current&) = delete;
-
-    private:
-        const CudaDriver& driver_;
-    };
-
-private:
-    CUdevice device_ = 0;
-    CUcontext context_ = nullptr;
-    std::string name_, compute_capability_, driver_version_;
-};
-
-// Device memory that only grows.
-class CudaBuffer {
-public:
-    explicit CudaBuffer(std::shared_ptr<const CudaDevice> device) : device_(std::move(device)) {}
-    ~CudaBuffer();
-    CudaBuffer(CudaBuffer&& other) noexcept;
-    CudaBuffer(const CudaBuffer&) = delete;
-    CudaBuffer& operator=(const CudaBuffer&) = delete;
-
-    CUdeviceptr sized(std::size_t bytes);  // the context must be current
-
-private:
-    std::shared_ptr<const CudaDevice> device_;
-    CUdeviceptr address_ = 0;
-    std::size_t capacity_ = 0;
 };
 
 }  // namespace saccade

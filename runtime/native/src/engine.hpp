@@ -1,4 +1,4 @@
-// What every inference engine offers the chain: two loaded graphs, run on named float32 arrays.
+// What every inference engine offers the chain: two loaded graphs, run on named float32 arrays of the host or of a GPU.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,9 @@
 
 namespace saccade {
 
-// One input or output of one run: dense, row-major.
+class Device;
+
+// One input or output of one run: dense, row-major, where the engine's networks have their memory.
 struct Array {
     const char* name;  // a literal
     float* data;
@@ -39,7 +41,8 @@ struct Arrays {
 class Network {
 public:
     virtual ~Network() = default;
-    // Runs once, from `inputs` into `outputs`. Allocates nothing of ours where the addresses and shapes are the last run's.
+    // Runs once, from `inputs` into `outputs`; on a device, gives that to the stream and returns. Allocates nothing of ours
+    // where the addresses and shapes are the last run's.
     virtual void run(Arrays inputs, Arrays outputs) = 0;
     // Makes a run that is under way in another thread fail soon; one that has not begun is not affected.
     virtual void cancel() noexcept = 0;
@@ -49,7 +52,10 @@ public:
 class Engine {
 public:
     virtual ~Engine() = default;
-    virtual std::unique_ptr<Network> network(Role role) const = 0;
+    // The GPU whose memory the networks read and write; nullptr: the host's.
+    virtual std::shared_ptr<const Device> device() const { return nullptr; }
+    // `stream` is the device's, that of all runs; nullptr where there is no device.
+    virtual std::unique_ptr<Network> network(Role role, void* stream) const = 0;
     // One line: engine, version, device, precision.
     virtual const std::string& description() const = 0;
     // Fails with SACCADE_CHANGED where a file that a run reads was written to since it was loaded.

@@ -103,7 +103,7 @@ public:
                        precision_name(request.precision) + ", " + how;
     }
 
-    std::unique_ptr<Network> network(Role role) const override {
+    std::unique_ptr<Network> network(Role role, void*) const override {
         return std::make_unique<OpenVINONetwork>(core_, compiled_[static_cast<std::size_t>(role)].model.get(), role);
     }
 

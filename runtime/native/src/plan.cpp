@@ -174,6 +174,11 @@ saccade_sizes sizes_of(const Manifest& manifest, const Plan& plan) {
     return sizes;
 }
 
+void refuse_scores(int image) {
+    fail(SACCADE_NOT_FINITE, number(static_cast<std::size_t>(image)) +
+                                 "the score map holds NaN or infinity, so the selector overflowed; run it in fp32 or export the bundle again");
+}
+
 Image image_of(const saccade_image& given) {
     const std::ptrdiff_t stride = given.row_stride != 0 ? given.row_stride : 3 * given.width;
     return {given.pixels, static_cast<int>(given.height), static_cast<int>(given.width), stride, given.format == SACCADE_BGR};

@@ -30,6 +30,9 @@ void check_k(std::int64_t k, int cells);
 // The elements of each output that a plan makes; `struct_size` is set.
 saccade_sizes sizes_of(const Manifest& manifest, const Plan& plan);
 
+// What a run ends with where the scores of an image hold NaN or infinity.
+[[noreturn]] void refuse_scores(int image);
+
 // A checked image as the kernels know it.
 Image image_of(const saccade_image& image);
 

@@ -1,4 +1,4 @@
-// The TensorRT engines: plans on one GPU, fed from host memory. `engines/tensorrt.py` is their twin in Python.
+// The TensorRT engines: plans on one GPU, on device memory. `engines/tensorrt.py` is their twin in Python.
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -6,9 +6,10 @@
 #include <sstream>
 #include <vector>
 
-#include "cuda_driver.hpp"
+#include "cuda_device.hpp"
 #include "engine.hpp"
 #include "failure.hpp"
+#include "fatbin.hpp"
 #include "fields.hpp"
 #include "names.hpp"
 #include "receipts.hpp"
@@ -74,80 +75,49 @@ private:
     std::unique_ptr<TensorRTAdapter> adapter_;
 };
 
-// Device memory of one tensor.
-struct DeviceTensor {
-    std::string name;
-    CudaBuffer buffer;
-};
-
+// One execution context on one stream.
 class TensorRTNetwork : public Network {
 public:
     TensorRTNetwork(std::shared_ptr<const CudaDevice> device, std::shared_ptr<TensorRTLibrary> library,
-                    std::shared_ptr<TensorRTPlan> plan, Role role)
-        : device_(std::move(device)), library_(std::move(library)), plan_(std::move(plan)), role_(role) {
+                    std::shared_ptr<TensorRTPlan> plan, Role role, void* stream)
+        : device_(std::move(device)), library_(std::move(library)), plan_(std::move(plan)), role_(role), stream_(stream) {
         const CudaDevice::Current current(*device_);
         context_ = plan_->context();
         if (context_ == nullptr) {
             refuse("create its execution context", "free GPU memory, or build with smaller limits");
         }
-        device_->driver.check(device_->driver.cuStreamCreate_(&stream_, CU_STREAM_NON_BLOCKING), "create a stream");
     }
 
     ~TensorRTNetwork() override {
         try {
             const CudaDevice::Current current(*device_);
-            device_->driver.cuStreamSynchronize_(stream_);
             context_.reset();
-            tensors_.clear();
-            device_->driver.cuStreamDestroy_(stream_);
         } catch (...) {  // the device is gone, and its memory with it
         }
     }
 
     void run(Arrays inputs, Arrays outputs) override {
-        const CudaDevice::Current current(*device_);
-        const CudaDriver& cuda = device_->driver;
-        const Settled settled{cuda, stream_};
         for (const Array& each : inputs) {
             if (!context_->set_input_shape(each.name, each.rank, each.shape)) {
                 refuse_shape(each);
             }
-            cuda.check(cuda.cuMemcpyHtoDAsync_(bound(each), each.data, bytes_of(each), stream_), "copy to the device");
+            bind(each);
         }
         for (const Array& each : outputs) {
-            bound(each);
+            bind(each);
         }
         if (!context_->enqueue(stream_)) {
             refuse("run", "free GPU memory, or use a smaller batch");
         }
-        for (const Array& each : outputs) {
-            cuda.check(cuda.cuMemcpyDtoHAsync_(each.data, bound(each), bytes_of(each), stream_), "copy from the device");
-        }
-        cuda.check(cuda.cuStreamSynchronize_(stream_), "finish");
     }
 
     void cancel() noexcept override {}  // what a stream has taken runs to its end; the session stops after it
 
 private:
-    // Waits for the stream whatever happens: what it has taken reads and writes the session's buffers.
-    struct Settled {
-        const CudaDriver& cuda;
-        CUstream stream;
-        ~Settled() { cuda.cuStreamSynchronize_(stream); }
-    };
-
-    // The device address of a tensor with room for it, which the context knows.
-    CUdeviceptr bound(const Array& array) {
-        auto known = std::find_if(tensors_.begin(), tensors_.end(), [&](const DeviceTensor& each) { return each.name == array.name; });
-        if (known == tensors_.end()) {
-            tensors_.push_back({array.name, CudaBuffer(device_)});
-            known = std::prev(tensors_.end());
-        }
-        const CUdeviceptr address = known->buffer.sized(bytes_of(array));
-        if (!context_->set_tensor_address(array.name, reinterpret_cast<void*>(address))) {
+    void bind(const Array& array) {
+        if (!context_->set_tensor_address(array.name, array.data)) {
             refuse("take its tensors", BUILD_HERE);
         }
-        return address;
     }
 
     // A shape outside the optimization profile: say by how much.
@@ -173,9 +143,8 @@ private:
     std::shared_ptr<TensorRTLibrary> library_;
     std::shared_ptr<TensorRTPlan> plan_;
     Role role_;
-    CUstream stream_ = nullptr;
+    void* stream_;
     std::unique_ptr<TensorRTContext> context_;
-    std::vector<DeviceTensor> tensors_;
 };
 
 // Whether a built engine does here what is asked; limits and targets beyond this GPU do not matter.
@@ -227,7 +196,7 @@ public:
         if (request.streams > 1 || request.threads > 0) {
             fail(SACCADE_UNSUPPORTED, name_ + " runs on a GPU; leave threads and streams alone, and make one session per thread");
         }
-        device_ = std::make_shared<CudaDevice>(request.device);  // first: see CudaDriver
+        device_ = device_with_kernels(request.device);  // first: see CudaDriver
         library_ = std::make_shared<TensorRTLibrary>(request);
         const Conditions wanted = conditions(bundle, request);
         const std::vector<Receipt> receipts = receipts_of(bundle);
@@ -257,8 +226,10 @@ public:
         }
     }
 
-    std::unique_ptr<Network> network(Role role) const override {
-        return std::make_unique<TensorRTNetwork>(device_, library_, plans_[static_cast<std::size_t>(role)], role);
+    std::shared_ptr<const Device> device() const override { return device_; }
+
+    std::unique_ptr<Network> network(Role role, void* stream) const override {
+        return std::make_unique<TensorRTNetwork>(device_, library_, plans_[static_cast<std::size_t>(role)], role, stream);
     }
 
     const std::string& description() const override { return description_; }
@@ -266,6 +237,12 @@ public:
     void check_files() const override {}  // a plan was copied to the device
 
 private:
+    static std::shared_ptr<const CudaDevice> device_with_kernels(int index) {
+        auto device = std::make_shared<CudaDevice>(index);
+        device->load_kernels(read_fatbin());
+        return device;
+    }
+
     Conditions conditions(const Bundle& bundle, const EngineRequest& request) const {
         const bool is_rtx = request.engine == SACCADE_ENGINE_TENSORRT_RTX;
         Conditions wanted{{"engine", name_},

@@ -49,3 +49,9 @@ def test_runs_after_a_warm_up_allocate_nothing_of_ours(run: Run) -> None:
 
 def test_rounds_of_open_load_run_and_free_leak_nothing(run: Run) -> None:
     run("asan", "rounds", "50")
+
+
+@release_and_asan
+@pytest.mark.parametrize("kind", ["dinov2", "classify", "segment"])
+def test_the_chain_on_a_device_is_the_chain_on_the_host_to_the_last_bit(run: Run, build: str, kind: str) -> None:
+    run(build, "device_chain", kind=kind)
