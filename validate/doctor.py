@@ -15,7 +15,7 @@ from saccade._version import VERSION
 from saccade.engines import store
 from saccade.engines.cuda import find_gpus
 from saccade.engines.engine import ENGINE_NAMES, Capabilities
-from saccade.validate.tasks.libraries import NEEDS_PYTHON
+from saccade.validate.metrics.libraries import NEEDS_PYTHON
 
 # Package -> the extra that brings it, by what it is for.
 PACKAGES = {

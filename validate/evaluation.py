@@ -10,8 +10,8 @@ from typing import Any
 from saccade.errors import SaccadeError
 from saccade.validate.evaluations.task import Outcome, Task
 from saccade.validate.extraction import Extractor
+from saccade.validate.metrics.compare import Difference, paired_bootstrap
 from saccade.validate.sources import Kept
-from saccade.validate.tasks.compare import Difference, paired_bootstrap
 
 WARM_UP, TIMED = 2, 9  # images of a latency
 

@@ -11,7 +11,7 @@ from saccade._version import VERSION
 from saccade.bundle import MANIFEST, Bundle, sha256_of_file
 from saccade.validate.doctor import cpu
 from saccade.validate.features import FEATURES_VERSION
-from saccade.validate.tasks.compare import CONFIDENCE, RESAMPLES, SEED
+from saccade.validate.metrics.compare import CONFIDENCE, RESAMPLES, SEED
 
 
 def conditions_of(bundle: Bundle, *, device: str | None, threads: int, batch: int, workers: int) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from saccade.validate.datasets.mask_file import left_out_note
 from saccade.validate.datasets.masked_split import Labels, MaskedSplit
 from saccade.validate.extraction import Extractor
 from saccade.validate.features import Features
+from saccade.validate.metrics.resize import resize_nearest
 from saccade.validate.preparation import Preparation
-from saccade.validate.tasks.resize import resize_nearest
 
 BATCH = 16
 BATCH_VALUES = 1 << 26  # of logits or shares at every pixel: 256 MiB of float32

@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from saccade.errors import SaccadeError
 from saccade.runtime.overlay import GAP
-from saccade.validate.tasks.patch_match import Crop, match_patches
+from saccade.validate.metrics.patch_match import Crop, match_patches
 
 CELL = 40  # pixels of a patch: room for three digits
 DIMMED = 3  # what has no partner is shown at a third of its brightness

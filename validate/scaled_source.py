@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from saccade.validate.metrics.resize import resize_bilinear
 from saccade.validate.sources import CLS, Source, streamed
-from saccade.validate.tasks.resize import resize_bilinear
 
 
 class ScaledSource:

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from saccade.cli.main import main
+from saccade.validate.metrics.patch_match import Crop, match_patches
 from saccade.validate.patch_match_picture import CELL, DIMMED
-from saccade.validate.tasks.patch_match import Crop, match_patches
 
 IMAGE = Path(__file__).parents[2] / "examples/china.jpg"
 FIRST, SECOND = "20,30,300,320,7", "120,150,200,200,3,flip"

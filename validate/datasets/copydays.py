@@ -9,7 +9,7 @@ import numpy as np
 
 from saccade.errors import SaccadeError
 from saccade.validate.datasets.image_folder import few, image_files
-from saccade.validate.tasks.copydays import same_number_positives, strong_positives
+from saccade.validate.metrics.copydays import same_number_positives, strong_positives
 
 STRONG = "strong"
 # block_names of eval_copy_detection.py, less the originals, which find themselves.

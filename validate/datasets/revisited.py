@@ -10,7 +10,7 @@ import numpy as np
 
 from saccade.errors import SaccadeError
 from saccade.validate.datasets.plain_pickle import PlainArray, read_plain_pickle
-from saccade.validate.tasks.retrieval import Relevance
+from saccade.validate.metrics.retrieval import Relevance
 
 KINDS = ("easy", "hard", "junk")
 PUBLISHED = {"roxford5k": (70, 4993), "rparis6k": (70, 6322)}  # queries and images of the benchmark

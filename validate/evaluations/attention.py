@@ -17,11 +17,11 @@ from saccade.validate.datasets.masked_split import MaskedSplit
 from saccade.validate.evaluations.task import Outcome, Pictures, Score, Settings, Task
 from saccade.validate.extraction import Extractor
 from saccade.validate.features import Features
+from saccade.validate.metrics.attention import MASS, head_pictures, mask_jaccard, mass_mask
+from saccade.validate.metrics.resize import resize_nearest
+from saccade.validate.metrics.segmentation import IGNORE
 from saccade.validate.preparation import Squash, checked_side
 from saccade.validate.sources import ATTENTION
-from saccade.validate.tasks.attention import MASS, head_pictures, mask_jaccard, mass_mask
-from saccade.validate.tasks.resize import resize_nearest
-from saccade.validate.tasks.segmentation import IGNORE
 
 SIZE = 480
 DIMMED = 4  # what a mask leaves out is shown at a quarter of its brightness

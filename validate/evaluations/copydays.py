@@ -15,9 +15,9 @@ from saccade.validate.datasets.image_folder import failed_note
 from saccade.validate.evaluations.task import Outcome, Score, Settings, Task
 from saccade.validate.extraction import Extractor
 from saccade.validate.features import Features
+from saccade.validate.metrics.copydays import block_ap, copy_features, retrieve, whiten
 from saccade.validate.preparation import Squash, checked_side
 from saccade.validate.sources import CLS, TOKENS
-from saccade.validate.tasks.copydays import block_ap, copy_features, retrieve, whiten
 
 SIZE = 320
 COPY = "copy"

@@ -17,10 +17,7 @@ from saccade.validate.evaluations.miou import iou_by_class
 from saccade.validate.evaluations.task import Outcome, Score, Settings, Task
 from saccade.validate.extraction import Extractor
 from saccade.validate.masked_features import MaskedFeatures, extract_masked, images_per_batch
-from saccade.validate.preparation import Squash, checked_side
-from saccade.validate.segmentation_sheet import Shown, sheet_pictures, shown_rows
-from saccade.validate.sources import TOKENS
-from saccade.validate.tasks.dense_nn import (
+from saccade.validate.metrics.dense_nn import (
     LARGE_MEMORY,
     MEMORY_SIZE,
     NEIGHBOURS,
@@ -31,14 +28,17 @@ from saccade.validate.tasks.dense_nn import (
     class_shares,
     predict_masks,
 )
-from saccade.validate.tasks.overcluster import match_clusters
-from saccade.validate.tasks.segmentation import (
+from saccade.validate.metrics.overcluster import match_clusters
+from saccade.validate.metrics.segmentation import (
     class_counts,
     image_confusions,
     image_counts,
     mean_iou_of_counts,
     merge_clusters,
 )
+from saccade.validate.preparation import Squash, checked_side
+from saccade.validate.segmentation_sheet import Shown, sheet_pictures, shown_rows
+from saccade.validate.sources import TOKENS
 
 SIZE = 512  # in whole patches that fit: 504 for patches of 14, as its README has it
 

@@ -21,13 +21,10 @@ from saccade.validate.evaluations.overcluster import SIZE
 from saccade.validate.evaluations.task import Outcome, Score, Settings, Task
 from saccade.validate.extraction import Extractor
 from saccade.validate.masked_features import MaskedFeatures, extract_masked, token_blocks
-from saccade.validate.preparation import Squash, checked_side
-from saccade.validate.segmentation_sheet import Shown, sheet_pictures, shown_rows
-from saccade.validate.sources import ATTENTION, TOKENS
-from saccade.validate.tasks.attention import noisy_foreground
-from saccade.validate.tasks.clusters import reduce_blocks, spherical_kmeans
-from saccade.validate.tasks.communities import RUNS, community_links, cooccurrence, detect_communities
-from saccade.validate.tasks.foreground import (
+from saccade.validate.metrics.attention import noisy_foreground
+from saccade.validate.metrics.clusters import reduce_blocks, spherical_kmeans
+from saccade.validate.metrics.communities import RUNS, community_links, cooccurrence, detect_communities
+from saccade.validate.metrics.foreground import (
     CLUSTERS,
     MAP_SIZE,
     OBJECTS,
@@ -38,10 +35,13 @@ from saccade.validate.tasks.foreground import (
     foreground_masks,
     mean_foreground_iou,
 )
-from saccade.validate.tasks.libraries import library
-from saccade.validate.tasks.overcluster import SEEDS, ClusterResult, score_clusters
-from saccade.validate.tasks.resize import resize_nearest
-from saccade.validate.tasks.segmentation import mean_iou_of_counts
+from saccade.validate.metrics.libraries import library
+from saccade.validate.metrics.overcluster import SEEDS, ClusterResult, score_clusters
+from saccade.validate.metrics.resize import resize_nearest
+from saccade.validate.metrics.segmentation import mean_iou_of_counts
+from saccade.validate.preparation import Squash, checked_side
+from saccade.validate.segmentation_sheet import Shown, sheet_pictures, shown_rows
+from saccade.validate.sources import ATTENTION, TOKENS
 
 LABELS = voc.LABELS
 CLASSES = len(LABELS.classes)

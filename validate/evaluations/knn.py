@@ -18,9 +18,9 @@ from saccade.validate.datasets.image_folder import (
 )
 from saccade.validate.evaluations.task import Outcome, Score, Settings, Task
 from saccade.validate.extraction import Extractor
+from saccade.validate.metrics.knn import NEIGHBOURS, TEMPERATURE, KnnResult, evaluate_knn
 from saccade.validate.preparation import ShortSideCrop, checked_side
 from saccade.validate.sources import CLS
-from saccade.validate.tasks.knn import NEIGHBOURS, TEMPERATURE, KnnResult, evaluate_knn
 
 SIZE = 224
 USUAL = 20  # neighbours of the headline where they are among those asked for: "usually best", says DINO's README

@@ -26,10 +26,8 @@ from saccade.validate.evaluations.knn import SHORT_SIDE_OF_CROP, SIZE
 from saccade.validate.evaluations.task import Outcome, Score, Settings, Task
 from saccade.validate.extraction import Extractor
 from saccade.validate.features import Features
-from saccade.validate.preparation import Preparation, RandomCropFlip, ShortSideCrop, checked_side
-from saccade.validate.sources import CLS, CLS_LAST4, TOKENS, Source
-from saccade.validate.tasks.linear_head import LinearHead
-from saccade.validate.tasks.linear_probe import (
+from saccade.validate.metrics.linear_head import LinearHead
+from saccade.validate.metrics.linear_probe import (
     BATCH,
     EPOCHS,
     RATE,
@@ -37,6 +35,8 @@ from saccade.validate.tasks.linear_probe import (
     fit_linear_probe,
     probe_features,
 )
+from saccade.validate.preparation import Preparation, RandomCropFlip, ShortSideCrop, checked_side
+from saccade.validate.sources import CLS, CLS_LAST4, TOKENS, Source
 
 PATCH_MEAN = "patch_mean"
 

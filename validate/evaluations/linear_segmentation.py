@@ -20,11 +20,8 @@ from saccade.validate.evaluations.overcluster import SIZE
 from saccade.validate.evaluations.task import Outcome, Score, Settings, Task
 from saccade.validate.extraction import Extractor
 from saccade.validate.masked_features import MaskedFeatures, extract_masked, images_per_batch
-from saccade.validate.preparation import Mirrored, Preparation, Squash, checked_side
-from saccade.validate.segmentation_sheet import Shown, sheet_pictures, shown_rows
-from saccade.validate.sources import TOKENS
-from saccade.validate.tasks.linear_head import LinearHead
-from saccade.validate.tasks.linear_segmentation import (
+from saccade.validate.metrics.linear_head import LinearHead
+from saccade.validate.metrics.linear_segmentation import (
     BATCH,
     EPOCHS,
     RATE,
@@ -35,8 +32,11 @@ from saccade.validate.tasks.linear_segmentation import (
     pixel_logits,
     shuffled_rows,
 )
-from saccade.validate.tasks.resize import resize_nearest
-from saccade.validate.tasks.segmentation import ClassCounts, image_confusions, image_counts, mean_iou_of_counts
+from saccade.validate.metrics.resize import resize_nearest
+from saccade.validate.metrics.segmentation import ClassCounts, image_confusions, image_counts, mean_iou_of_counts
+from saccade.validate.preparation import Mirrored, Preparation, Squash, checked_side
+from saccade.validate.segmentation_sheet import Shown, sheet_pictures, shown_rows
+from saccade.validate.sources import TOKENS
 
 
 class LinearSegmentationSettings(Settings, frozen=True):

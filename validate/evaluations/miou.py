@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from saccade.validate.evaluations.task import Score
-from saccade.validate.tasks.overcluster import ClusterResult
-from saccade.validate.tasks.segmentation import class_counts, image_counts
+from saccade.validate.metrics.overcluster import ClusterResult
+from saccade.validate.metrics.segmentation import class_counts, image_counts
 
 Results = Sequence[ClusterResult]  # of one seed each, on the same images
 

@@ -16,13 +16,13 @@ from saccade.validate.evaluations.miou import run_details, run_note, run_samples
 from saccade.validate.evaluations.task import Outcome, Settings, Task
 from saccade.validate.extraction import Extractor
 from saccade.validate.masked_features import extract_masked, token_blocks
+from saccade.validate.metrics.clusters import kmeans, reduce_blocks
+from saccade.validate.metrics.overcluster import MASK_SIZE, SEEDS, ClusterResult, score_patches
+from saccade.validate.metrics.resize import resize_nearest
+from saccade.validate.metrics.segmentation import mean_iou_of_counts
 from saccade.validate.preparation import Squash, checked_side
 from saccade.validate.segmentation_sheet import Shown, sheet_pictures, shown_rows
 from saccade.validate.sources import TOKENS
-from saccade.validate.tasks.clusters import kmeans, reduce_blocks
-from saccade.validate.tasks.overcluster import MASK_SIZE, SEEDS, ClusterResult, score_patches
-from saccade.validate.tasks.resize import resize_nearest
-from saccade.validate.tasks.segmentation import mean_iou_of_counts
 
 SIZE = 448
 

@@ -14,10 +14,10 @@ from saccade.validate.datasets.revisited import Revisited, read_revisited
 from saccade.validate.evaluations.task import Outcome, Score, Settings, Task
 from saccade.validate.extraction import Extractor
 from saccade.validate.features import Features
+from saccade.validate.metrics.retrieval import KAPPAS, Relevance, RetrievalResult, evaluate_retrieval, rank_database
 from saccade.validate.preparation import Thumbnail
 from saccade.validate.scaled_source import ScaledSource
 from saccade.validate.sources import CLS
-from saccade.validate.tasks.retrieval import KAPPAS, Relevance, RetrievalResult, evaluate_retrieval, rank_database
 
 # PW-Self's README: --imsize and --multiscale of each.
 SIDES = {"roxford5k": 224, "rparis6k": 512}

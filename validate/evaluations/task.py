@@ -11,7 +11,7 @@ from msgspec import Struct
 from PIL import Image
 
 from saccade.validate.extraction import Extractor
-from saccade.validate.tasks.compare import Statistic
+from saccade.validate.metrics.compare import Statistic
 
 Pictures = Callable[[], Iterator[tuple[str, Image.Image]]]
 

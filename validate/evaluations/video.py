@@ -18,11 +18,11 @@ from saccade.validate.datasets.mask_file import left_out_note, read_mask, read_p
 from saccade.validate.evaluations.task import Outcome, Score, Settings, Task
 from saccade.validate.extraction import Extractor
 from saccade.validate.features import NothingReadableError
+from saccade.validate.metrics.contours import VOID, VideoScore, score_video
+from saccade.validate.metrics.resize import resize_bilinear
+from saccade.validate.metrics.video import LAST_FRAMES, RADIUS, TOP_K, first_labels, frame_mask, propagate_labels
 from saccade.validate.preparation import read_as_pillow, whole_patches
 from saccade.validate.sources import TOKENS
-from saccade.validate.tasks.contours import VOID, VideoScore, score_video
-from saccade.validate.tasks.resize import resize_bilinear
-from saccade.validate.tasks.video import LAST_FRAMES, RADIUS, TOP_K, first_labels, frame_mask, propagate_labels
 
 SHORT_SIDE = 480
 STEP = 64  # pixels: read_frame rounds the longer side down to a multiple

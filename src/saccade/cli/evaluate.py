@@ -34,9 +34,9 @@ from saccade.validate.evaluations import TASKS
 from saccade.validate.evaluations.task import Task
 from saccade.validate.extraction import Extractor
 from saccade.validate.extraction_speed import cores
+from saccade.validate.metrics.compare import Difference
+from saccade.validate.metrics.libraries import library
 from saccade.validate.sources import Kept, Source, outputs_of
-from saccade.validate.tasks.compare import Difference
-from saccade.validate.tasks.libraries import library
 
 if TYPE_CHECKING:
     from saccade.export.backbone_checkpoint import BackboneCheckpoint

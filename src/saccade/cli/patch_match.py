@@ -11,8 +11,8 @@ from saccade.cli.console import Report, json_text
 from saccade.cli.pictures import write_png
 from saccade.errors import SaccadeError
 from saccade.runtime.images import read_rgb
+from saccade.validate.metrics.patch_match import Crop, match_patches
 from saccade.validate.patch_match_picture import check_inside, match_picture
-from saccade.validate.tasks.patch_match import Crop, match_patches
 
 MAX_CELLS = 64  # of a side; the picture of such a crop is 2560 px wide
 CROP = "TOP,LEFT,HEIGHT,WIDTH,CELLS[,flip]"

@@ -49,7 +49,7 @@ def _pca(images: Sequence[np.ndarray], arrays: Mapping[str, np.ndarray], patch: 
 def _attention(
     images: Sequence[np.ndarray], attention: np.ndarray, patch: int, mass: float | None
 ) -> list[Image.Image]:
-    from saccade.validate.tasks.attention import mass_mask
+    from saccade.validate.metrics.attention import mass_mask
 
     masks = None if mass is None else mass_mask(attention, mass)
     return [

@@ -21,8 +21,8 @@ from saccade.validate.datasets.mask_file import read_mask
 from saccade.validate.evaluation import compare, evaluate_sources
 from saccade.validate.evaluations.video import TASK, FrameSides, VideoSettings
 from saccade.validate.extraction import Extractor
+from saccade.validate.metrics.contours import score_video
 from saccade.validate.sources import BackboneSource
-from saccade.validate.tasks.contours import score_video
 
 FRAMES = 8
 PALETTE = [0, 0, 0, 128, 0, 0, 0, 128, 0]

@@ -1,0 +1,145 @@
+"""The bootstrap gives 0 for equal runs, covers the truth as often as it says, and sees a run that is worse."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saccade.errors import SaccadeError
+from saccade.validate.metrics.clusters import kmeans
+from saccade.validate.metrics.compare import paired_bootstrap
+from saccade.validate.metrics.overcluster import score_clusters
+from saccade.validate.metrics.segmentation import class_counts, image_counts, mean_iou_of_counts
+
+
+@given(st.integers(2, 40), st.integers(0, 99))
+def test_equal_runs_differ_by_exactly_nothing(samples: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    for scores in (random.random(samples), random.random((samples, 3, 3))):
+        found = paired_bootstrap(scores, scores.copy(), lambda mean: float(mean[0]), resamples=20)
+        assert (found.difference, found.low, found.high) == (0, 0, 0)
+        assert not found.is_significant
+
+
+def test_the_interval_of_a_mean_is_the_normal_one() -> None:
+    random = np.random.default_rng(0)
+    first = random.random(400)
+    second = first + random.normal(0.02, 0.1, 400)
+    found = paired_bootstrap(first, second)
+    error = (second - first).std(ddof=1) / 20
+    assert found.first == pytest.approx(first.mean())
+    assert found.difference == pytest.approx((second - first).mean())
+    assert found.low == pytest.approx(found.difference - 1.96 * error, abs=0.1 * error)
+    assert found.high == pytest.approx(found.difference + 1.96 * error, abs=0.1 * error)
+    assert found.samples == 400
+
+
+def test_the_interval_covers_the_true_difference_as_often_as_it_says() -> None:
+    random = np.random.default_rng(1)
+    covered = 0
+    for _ in range(300):
+        first = random.random(80) < 0.7
+        second = np.where(random.random(80) < 0.2, random.random(80) < 0.4, first)  # true difference: 0.2 (0.4 - 0.7)
+        found = paired_bootstrap(first, second, resamples=300)
+        covered += found.low <= -0.06 <= found.high
+    assert 0.9 <= covered / 300 <= 0.98
+
+
+def test_what_samples_share_cancels() -> None:
+    random = np.random.default_rng(2)
+    hard = 10 * random.random(50)
+    paired = paired_bootstrap(hard, hard + 0.1)
+    assert paired.low == pytest.approx(0.1)
+    assert paired.high == pytest.approx(0.1)
+    assert paired.is_significant
+    shuffled = paired_bootstrap(hard, random.permutation(hard + 0.1))
+    assert not shuffled.is_significant
+
+
+def test_an_miou_is_compared_from_the_counts_of_its_images() -> None:
+    random = np.random.default_rng(3)
+    good = random.integers(0, 5, (30, 3, 3)) + 40 * np.eye(3, dtype=int)
+    bad = random.integers(0, 9, (30, 3, 3)) + 30 * np.eye(3, dtype=int)
+    found = paired_bootstrap(image_counts(good), image_counts(bad), mean_iou_of_counts)
+    assert found.first == pytest.approx(100 * class_counts(good).miou)
+    assert found.second == pytest.approx(100 * class_counts(bad).miou)
+    assert found.high < 0
+    assert found.low < found.difference < found.high
+
+
+def runs_of(random: np.random.Generator, images: np.ndarray) -> np.ndarray:
+    """Return scores (images, 5 runs) whose runs differ far more than images do."""
+    return np.asarray(images[:, None] + random.normal(0, 0.1, 5))
+
+
+def test_runs_that_chance_begins_are_drawn_too() -> None:
+    random, sure, covered = np.random.default_rng(8), 0, 0
+    for _ in range(200):
+        images = random.random(40)
+        first, second = runs_of(random, images), runs_of(random, images)
+        covered += not paired_bootstrap(first, second, resamples=200, runs=5).is_significant
+        sure += paired_bootstrap(first.mean(axis=1), second.mean(axis=1), resamples=200).is_significant
+    assert sure == 200  # by the images alone every pair differs
+    assert 0.87 <= covered / 200 <= 0.98  # five runs are too few for all of 0.95
+
+
+def clustered(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the counts of images in five clusterings of their patches."""
+    runs = [kmeans(features.reshape(-1, 8), 21, seed).reshape(labels.shape) for seed in range(5)]
+    results = [score_clusters(labels, run, 21, 21, "hungarian") for run in runs]
+    return np.stack([image_counts(result.confusions) for result in results], axis=1)
+
+
+def test_a_jitter_of_clustered_features_is_no_difference() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 21, (200, 4, 4))
+    features = random.standard_normal((21, 8))[labels] + 0.8 * random.standard_normal((200, 4, 4, 8))
+    clean, found = clustered(features, labels), []
+    for _ in range(8):
+        jittered = features + 0.02 * features.std() * random.standard_normal(features.shape)
+        found.append(paired_bootstrap(clean, clustered(jittered, labels), mean_iou_of_counts, resamples=300, runs=5))
+    assert all(each.difference for each in found)
+    assert sum(each.is_significant for each in found) <= 1  # 5 of them if the runs stand as fixed
+
+
+def test_the_metric_of_runs_is_the_mean_of_theirs() -> None:
+    random = np.random.default_rng(9)
+    first, second = (random.integers(0, 50, (3, 7, 4, 4)) for _ in range(2))
+    samples = [np.stack([image_counts(matrices) for matrices in runs], axis=1) for runs in (first, second)]
+    found = paired_bootstrap(*samples, mean_iou_of_counts, resamples=9, runs=3)
+    assert found.first == pytest.approx(np.mean([100 * class_counts(matrices).miou for matrices in first]))
+    assert found.second == pytest.approx(np.mean([100 * class_counts(matrices).miou for matrices in second]))
+    equal = paired_bootstrap(samples[0], samples[0].copy(), mean_iou_of_counts, resamples=9, runs=3)
+    assert (equal.difference, equal.low, equal.high) == (0, 0, 0)
+
+
+def test_one_seed_gives_one_interval_and_exchanged_runs_the_mirrored_one() -> None:
+    first, second = np.random.default_rng(4).random((2, 30))
+    found, again = (paired_bootstrap(first, second, seed=5) for _ in range(2))
+    assert found == again != paired_bootstrap(first, second, seed=6)
+    mirrored = paired_bootstrap(second, first, seed=5)
+    assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
+
+
+def test_a_wider_confidence_gives_a_wider_interval() -> None:
+    first, second = np.random.default_rng(7).random((2, 30))
+    narrow, wide = (paired_bootstrap(first, second, confidence=share) for share in (0.5, 0.99))
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_samples_without_a_score_in_both_runs_are_left_out() -> None:
+    first, second = np.array([1, np.nan, 0, 1]), np.array([1, np.nan, 1, 1])
+    found = paired_bootstrap(first, second)
+    assert (found.samples, found.first, found.second) == (3, pytest.approx(2 / 3), 1)
+
+
+def test_errors_say_what_is_wrong() -> None:
+    with pytest.raises(SaccadeError, match=r"second scores: shape \(3,\); expected \(4\)"):
+        paired_bootstrap(np.ones(4), np.ones(3))
+    with pytest.raises(SaccadeError, match="samples: 1 are too few for a confidence interval, which needs 2"):
+        paired_bootstrap(np.ones(1), np.ones(1))
+    with pytest.raises(SaccadeError, match="compare: sample 1 has a score in one run only"):
+        paired_bootstrap(np.ones(3), np.array([1, np.nan, 1]))
+    with pytest.raises(SaccadeError, match="samples with a score: 1 are too few"):
+        paired_bootstrap(np.array([1, np.nan]), np.array([0, np.nan]))

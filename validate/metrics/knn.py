@@ -1,0 +1,99 @@
+"""Weighted k-NN classification of image features, as DINO's and PW-Self's eval_knn.py vote.
+
+Every neighbour gives exp(cosine / temperature) to its label. Equal votes go to the lower label.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from saccade.errors import SaccadeError
+from saccade.validate.metrics.checks import check_enough, check_labels, check_shape
+from saccade.validate.metrics.neighbours import nearest, normalize_rows
+
+# eval_knn.py, defaults of --nb_knn and --temperature.
+NEIGHBOURS = (10, 20, 100, 200)
+TEMPERATURE = 0.07
+TOP = 5
+BLOCK_VALUES = 1 << 22  # votes held at once: 32 MiB of float64
+
+
+@dataclass(frozen=True)
+class KnnResult:
+    """One k: per test image the label with most votes, int64 (Q,), and whether the truth is it or among the first five."""
+
+    k: int
+    prediction: np.ndarray
+    top1_hits: np.ndarray
+    top5_hits: np.ndarray
+
+    @property
+    def top1(self) -> float:
+        """Share of right predictions, in percent."""
+        return float(100 * np.mean(self.top1_hits))
+
+    @property
+    def top5(self) -> float:
+        """Share of images whose label is among the min(5, k) with most votes, in percent."""
+        return float(100 * np.mean(self.top5_hits))
+
+
+def evaluate_knn(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    classes: int,
+    ks: Sequence[int] = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+) -> list[KnnResult]:
+    """Classify test (Q, D) by train (N, D) features, float32 and not yet normalised; labels are integers 0..classes-1.
+
+    The neighbours are sought once, for the largest k. Returns one result per k, in the order of `ks`.
+    """
+    check_shape("train labels", train_labels, (len(train_features),))
+    check_shape("test labels", test_labels, (len(test_features),))
+    check_labels("train labels", train_labels, classes)
+    check_labels("test labels", test_labels, classes)
+    check_enough("test images", len(test_features), 1, "k-NN")
+    if not ks or min(ks) < 1:
+        raise SaccadeError(f"k-NN: k is {tuple(ks)}; give one or more whole numbers from 1")
+    similarities, rows = nearest(normalize_rows(test_features), normalize_rows(train_features), max(ks))
+    labels = train_labels[rows]
+    return [_result(similarities[:, :k], labels[:, :k], test_labels, classes, temperature) for k in ks]
+
+
+def knn_votes(similarities: np.ndarray, labels: np.ndarray, classes: int, temperature: float = TEMPERATURE) -> np.ndarray:
+    """Return the votes (Q, classes), float64, of neighbours with cosines and labels (Q, k)."""
+    weights = np.exp(similarities / np.float32(temperature))
+    places = labels + classes * np.arange(len(labels))[:, None]
+    votes = np.bincount(places.ravel(), weights.ravel(), minlength=len(labels) * classes)
+    return np.asarray(votes.reshape(len(labels), classes))
+
+
+def _result(
+    similarities: np.ndarray, labels: np.ndarray, truth: np.ndarray, classes: int, temperature: float
+) -> KnnResult:
+    k = labels.shape[1]
+    predictions, ranks = [], []
+    step = max(1, BLOCK_VALUES // classes)
+    for start in range(0, len(truth), step):
+        block = slice(start, start + step)
+        votes = knn_votes(similarities[block], labels[block], classes, temperature)
+        predictions.append(votes.argmax(axis=1))
+        ranks.append(_ranks(votes, truth[block]))
+    rank = np.concatenate(ranks)
+    return KnnResult(k, np.concatenate(predictions), rank < 1, rank < min(TOP, k))
+
+
+def _ranks(votes: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Return how many labels come before the true one; a label without any vote comes after all.
+
+    The official sort puts the voteless labels in an arbitrary order, so that some would enter the first five by chance.
+    """
+    own = np.take_along_axis(votes, truth[:, None], axis=1)
+    lower = np.arange(votes.shape[1]) < truth[:, None]
+    before = (votes > own) | ((votes == own) & lower)
+    return np.asarray(np.where(own[:, 0] > 0, before.sum(axis=1), votes.shape[1]))
