@@ -34,13 +34,9 @@ NEEDED = {"onnx_ir": "onnx-ir", "ml_dtypes": "ml-dtypes", "onnxruntime": "onnxru
 Pair = dict[str, Path]  # role -> graph file
 
 
-def add_commands(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser(
-        "convert",
-        help="add a precision to a bundle: calibrated, judged, kept only if it holds",
-        description="Write a bundle's graphs in another precision. They are kept only if parity with PyTorch holds.",
-    )
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.description = "Write a bundle's graphs in another precision. They are kept only if parity with PyTorch holds."
     shared.add_bundle(parser)
     parser.add_argument("--precision", choices=PRECISIONS, required=True)
     parser.add_argument("--calibration", type=Path, metavar="IMAGES", help="a folder of images, for int8 and fp8")
