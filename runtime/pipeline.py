@@ -59,15 +59,25 @@ class ImagePipeline:
         size: int | tuple[int, int] | None = None,
         fit: Fit = "squash",
         clock: Clock | None = None,
+        unreadable: Callable[[int, SaccadeError], None] | None = None,
     ) -> Iterator[np.ndarray]:
-        """Yield what `pixels` returns, image by image: each is decoded when it is asked for, and only one is held."""
+        """Yield what `pixels` returns, image by image: each is decoded when it is asked for, and only one is held.
+
+        An image that cannot be read is an error, or, where `unreadable` is given, left out and told to it by its number.
+        """
         clock, given, patch = clock or Clock(), as_list(images), self.bundle.manifest.model.patch
         if not given:
             raise SaccadeError("no images given")
         target = self._target(size, fit)
         for index, image in enumerate(given):
-            with clock.stage("decode"):
-                array = read_rgb(image, f"image {index}")
+            try:
+                with clock.stage("decode"):
+                    array = read_rgb(image, f"image {index}")
+            except SaccadeError as error:
+                if unreadable is None:
+                    raise
+                unreadable(index, error)
+                continue
             if target is None or fit == "native":
                 target = checked_target(native_size(array, patch, index, first=target), patch)
             with clock.stage("fit"):
