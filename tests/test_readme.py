@@ -13,7 +13,7 @@ from PIL import Image
 
 from saccade.cli.main import build_parser
 from saccade.engines import store
-from saccade.runtime.overlay import GAP
+from saccade.runtime.sheet import GAP, caption_height
 from saccade.validate.bench_plan import pairs_of
 
 ROOT = Path(__file__).parents[1]
@@ -28,8 +28,9 @@ def test_readme_commands_write_what_they_name(readme_folder: Path) -> None:
     assert features["indices"].shape == (1, 136)
     assert (readme_folder / "overlay.png").stat().st_size > 10_000
     with Image.open(readme_folder / "pca.png") as pca, Image.open(readme_folder / "heads.png") as heads:
-        assert pca.size == (4 * 480 + 3 * GAP, 320)  # both photographs, each beside its colours
-        assert heads.size == (2 * (3 * 480 + 2 * GAP) + GAP, 3 * 320 + 2 * GAP)  # each with six heads
+        height = 2 * (caption_height(480) + 320 + GAP) + GAP  # a row for each photograph
+        assert pca.size == (2 * (480 + GAP) + GAP, height)  # itself and its colours
+        assert heads.size == (7 * (480 + GAP) + GAP, height)  # itself and six heads
     assert np.load(readme_folder / "dense.npz")["dense"].shape == (2, 384, 20, 30)
     assert "Parity with PyTorch: <span class=\"pass\">equal" in (readme_folder / "dino.html").read_text()
     assert "Parity with PyTorch: <span class=\"pass\">equal" in (readme_folder / "parity.html").read_text()

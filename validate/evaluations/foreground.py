@@ -124,7 +124,7 @@ def evaluate(data: VocSplits, extract: Extractor, settings: ForegroundSettings) 
         runs=len(results[first]),
         notes=(*dict.fromkeys(splits[0].notes + splits[1].notes), *run_note(results[first])),
         details={"threshold": threshold, **{name: run_details(LABELS.classes, runs) for name, runs in results.items()}},
-        pictures=sheet_pictures(shown, prepare, LABELS.ignore),
+        pictures=sheet_pictures(shown, prepare, LABELS),
     )
 
 

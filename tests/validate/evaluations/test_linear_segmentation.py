@@ -11,10 +11,12 @@ from PIL import Image
 
 from saccade.cli.console import progress_bar
 from saccade.errors import SaccadeError
+from saccade.runtime.sheet import GAP, caption_height
 from saccade.validate.evaluation import compare, evaluate_sources
 from saccade.validate.evaluations.linear_segmentation import TASK, LinearSegmentationSettings
 from saccade.validate.extraction import Extractor
 from saccade.validate.features import Features
+from saccade.validate.segmentation_sheet import CELL
 
 MOST = 100 * 3 / 21  # three of VOC's classes are in the masks, and the mean is over all
 
@@ -114,7 +116,8 @@ def test_pictures_show_image_truth_and_prediction(voc_mosaics: Path, patch_colou
     (found,) = evaluate(voc_mosaics, tmp_path, patch_colours())
     ((name, sheet),) = found.outcome.pictures()
     assert name == "segmentation.png"
-    image, truth, prediction = (np.asarray(sheet)[:224, start : start + 224] for start in (0, 228, 456))
+    top, lefts = GAP + caption_height(CELL), [GAP + column * (CELL + GAP) for column in range(3)]
+    image, truth, prediction = (np.asarray(sheet)[top : top + CELL, left : left + CELL] for left in lefts)
     mask = np.array(Image.open(voc_mosaics / "VOCSegmentation/SegmentationClass/0010.png")).repeat(2, 0).repeat(2, 1)
     for label, colour in ((0, (0, 0, 0)), (1, (128, 0, 0)), (2, (0, 128, 0)), (255, (224, 224, 192))):
         assert np.array_equal((truth == colour).all(axis=-1), mask == label)
