@@ -1,6 +1,7 @@
 """The README is true: its commands and its Python run as they stand there, and what it names exists."""
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import subprocess
@@ -64,6 +65,20 @@ def test_readme_commands_are_ones_that_saccade_takes(command: str) -> None:
 def test_readme_has_its_commands() -> None:
     assert {command.split()[1] for command in commands()} >= {"export", "build", "run", "parity", "convert", "bench"}
     assert sum(command.startswith("saccade bench") for command in commands()) == 4
+
+
+OUTPUTS = ("-o", "--overlay", "--pca", "--attention", "--report", "--plots", "--output")
+
+
+def test_what_readme_commands_write_is_ignored_by_git() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone, so it is not known what git ignores")
+    words = [shlex.split(command) for command in commands()]
+    written = {after for each in words for flag, after in itertools.pairwise(each) if flag in OUTPUTS}
+    assert {"lookwhere_dinov2.pt", "lookwhere", "features.npz", "overlay.png", "parity.html", "dino", "plots"} <= written
+    folders = [f"{name}/file" if not Path(name).suffix else name for name in sorted(written)]
+    found = subprocess.run(["git", "check-ignore", *folders], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.stdout.split() == folders
 
 
 def test_readme_names_only_make_targets_that_exist() -> None:
