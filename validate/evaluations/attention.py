@@ -26,6 +26,7 @@ from saccade.validate.preparation import Squash, checked_side
 from saccade.validate.sources import ATTENTION
 
 SIZE = 480
+COLUMNS = 4  # of a sheet, which shows one image
 DIMMED = 4  # what the foreground leaves out is shown at a quarter of its brightness
 
 
@@ -101,7 +102,7 @@ def _pictures(
         maps = attention_panels(pixels, attention, patch, mass_mask(attention, mass))
         heads = [Panel(each.picture, f"{each.caption}: {share:.0%}") for each, share in zip(maps, shares, strict=True)]
         panels = [image_panel(pixels, path.name), image_panel(truth, "truth: the foreground"), *heads]
-        yield f"{path.stem}.png", sheet(wrapped(panels))
+        yield f"{path.stem}.png", sheet(wrapped(panels, COLUMNS))
 
 
 TASK = Task(
