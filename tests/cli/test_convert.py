@@ -189,15 +189,16 @@ def test_the_manifest_names_no_file_before_it_is_there(
 
 @pytest.mark.parametrize(("engine", "precision"), [("onnxruntime", "int8"), ("openvino", "int8"), ("openvino", "bf16")])
 def test_engines_are_built_run_and_verified_from_the_variants(
-    engine: str, precision: str, converted_bundle: Path, photo_folder: Path, say: Say, lenient: None
+    engine: str, precision: str, converted_bundle: Path, photo_folder: Path, say: Say, lenient: None, tmp_path: Path
 ) -> None:
     if precision not in backend(engine).capabilities().precisions:
         pytest.skip(f"{engine} has no {precision} on this CPU")
+    bundle = shutil.copytree(converted_bundle, tmp_path / "bundle")
     options = ["--engine", engine, "--precision", precision, "--json"]
-    assert json.loads(say("build", converted_bundle, *options))["precision"] == precision
-    run = json.loads(say("run", converted_bundle, photo_folder / "00.png", *options))
+    assert json.loads(say("build", bundle, *options))["precision"] == precision
+    run = json.loads(say("run", bundle, photo_folder / "00.png", *options))
     assert (run["engine"], run["precision"]) == (engine, precision)
-    verdict = json.loads(say("verify", converted_bundle, *options))
+    verdict = json.loads(say("verify", bundle, *options))
     assert (verdict["passed"], verdict["precision"]) == (True, precision)
     if engine == "onnxruntime":  # computed and not passed through: the graph is another one
         assert verdict["measures"]["patches"]["value"] > 1e-7
