@@ -206,7 +206,7 @@ def _check_against_pytorch(bundle: Bundle) -> dict[str, Any]:
     with load(bundle, engine="onnxruntime", note=lambda line: None) as pipeline:
         result = verify(pipeline)
     shutil.rmtree(bundle.path / ENGINES_FOLDER)  # only a receipt for this machine; bundles travel without it
-    summary = result.summary() | measured_on(pipeline.receipt, None)
+    summary = result.summary() | measured_on(bundle, pipeline.receipt, None)
     if not result.passed:
         failed = [measure.name for measure in result.measures if not measure.passed]
         raise SaccadeError(
