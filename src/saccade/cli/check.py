@@ -30,18 +30,11 @@ if TYPE_CHECKING:
 MAX_RECEIPTS = 32  # verdicts kept in a manifest
 
 
-def add_commands(commands: Any) -> None:
-    """Add both commands to the parser."""
-    _add_parity(commands)
-    _add_verify(commands)
-
-
-def _add_verify(commands: Any) -> None:
-    parser = commands.add_parser(
-        "verify",
-        help="self-test an engine against the bundle's own reference outputs, without torch",
-        description="Run the engine on the images in golden.npz and compare with the outputs that PyTorch gave at export. "
-        "The verdict is kept in the bundle, and 'saccade inspect' shows it for as long as what it judged is there.",
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """Add the options of verify."""
+    parser.description = (
+        "Run the engine on the images in golden.npz and compare with the outputs that PyTorch gave at export. "
+        "The verdict is kept in the bundle, and 'saccade inspect' shows it for as long as what it judged is there."
     )
     shared.add_bundle(parser)
     shared.add_running(parser)
@@ -63,12 +56,9 @@ def verify(options: argparse.Namespace) -> Report:
     return Report(data, _lines(data, result), result.passed)
 
 
-def _add_parity(commands: Any) -> None:
-    parser = commands.add_parser(
-        "parity",
-        help="prove an engine equal to PyTorch on your images",
-        description="Run the checkpoint in PyTorch and the engine on the same images, and compare by a few numbers.",
-    )
+def add_parity(parser: argparse.ArgumentParser) -> None:
+    """Add the options of parity."""
+    parser.description = "Run the checkpoint in PyTorch and the engine on the same images, and compare by a few numbers."
     shared.add_bundle(parser)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="CHECKPOINT", help="what the bundle was made of")
     parser.add_argument("--images", type=Path, metavar="DIR", help="a folder of images (default: the bundle's golden ones)")

@@ -36,13 +36,11 @@ NEEDED = {"onnx_ir": "onnx-ir", "ml_dtypes": "ml-dtypes", "onnxruntime": "onnxru
 Pair = dict[str, Path]  # role -> graph file
 
 
-def add_commands(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser(
-        "convert",
-        help="add a precision to a bundle: calibrated, judged, kept only if it holds",
-        description="Write a bundle's graphs in another precision. They are kept only if parity with PyTorch holds. "
-        "fp16 and bf16 take seconds, int8 and fp8 minutes: how many is said when the first images have been run.",
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.description = (
+        "Write a bundle's graphs in another precision. They are kept only if parity with PyTorch holds. "
+        "fp16 and bf16 take seconds, int8 and fp8 minutes: how many is said when the first images have been run."
     )
     shared.add_bundle(parser)
     parser.add_argument("--precision", choices=PRECISIONS, required=True)

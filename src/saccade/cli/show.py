@@ -17,23 +17,21 @@ from saccade.engines import store
 from saccade.errors import SaccadeError
 
 
-def add_commands(commands: Any) -> None:
-    """Add both commands to the parser."""
-    parser = commands.add_parser(
-        "inspect",
-        help="what a bundle and its engines hold, after checking every hash, or how a checkpoint is understood",
-        description="Check every file of a bundle and its engines against its hash and say what is whole, stale or damaged. "
-        "Of a checkpoint file, say what is read from it (needs torch).",
+def add_inspect(parser: argparse.ArgumentParser) -> None:
+    """Add the options of inspect."""
+    parser.description = (
+        "Check every file of a bundle and its engines against its hash and say what is whole, stale or damaged. "
+        "Of a checkpoint file, say what is read from it (needs torch)."
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE|CHECKPOINT", help="a bundle folder, or a checkpoint file")
     parser.add_argument("--family", choices=FAMILIES, help="of a checkpoint: whose code it is from, as for 'export'")
     parser.add_argument("--checkpoint-key", choices=NETWORKS, help="of a checkpoint: which of its networks")
     parser.set_defaults(execute=inspect)
-    parser = commands.add_parser(
-        "doctor",
-        help="what is installed here, what is missing for which engine, and the remedy",
-        description="Look at the machine and the installed packages, and say which engines build and run here.",
-    )
+
+
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    """Add the options of doctor, which has none of its own."""
+    parser.description = "Look at the machine and the installed packages, and say which engines build and run here."
     parser.set_defaults(execute=doctor)
 
 
