@@ -10,7 +10,7 @@ from typing import Any
 from saccade.errors import SaccadeError
 from saccade.validate.evaluations.task import Outcome, Task
 from saccade.validate.extraction import Extractor
-from saccade.validate.metrics.compare import Difference, paired_bootstrap
+from saccade.validate.metrics.compare import FEWEST_UNITS, Difference, paired_bootstrap
 from saccade.validate.sources import Kept
 
 WARM_UP, TIMED = 2, 9  # images of a latency
@@ -66,7 +66,16 @@ def compare(first: Evaluated, second: Evaluated) -> Difference:
     if first.failed != second.failed:
         image = min(first.failed ^ second.failed)
         raise SaccadeError(f"{image} could be read for one of {first.label} and {second.label} alone; repeat the command")
-    return paired_bootstrap(ours.samples, theirs.samples, ours.statistic, runs=ours.runs)
+    return paired_bootstrap(ours.samples, theirs.samples, ours.statistic, runs=ours.runs, groups=ours.groups)
+
+
+def few_units_note(differences: Sequence[Difference]) -> tuple[str, ...]:
+    """Say where intervals rest on so few independent units that they are too narrow."""
+    few = sorted({each.units for each in differences if each.units < FEWEST_UNITS})
+    return tuple(
+        f"intervals rest on {units} independent samples or groups of them; of fewer than {FEWEST_UNITS} they are too narrow"
+        for units in few
+    )
 
 
 def _latencies(calls: Sequence[Callable[[], object]]) -> list[float]:
