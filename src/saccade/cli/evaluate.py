@@ -108,7 +108,7 @@ def evaluate(task: Task, options: argparse.Namespace) -> Report:
         extractors = [
             [Extractor(source, root, progress_bar, options.batch, options.workers) for source in side] for side in sides
         ]
-        found = evaluate_sources(task, data, settings, [extract for side in extractors for extract in side])
+        found = evaluate_sources(task, data, settings, *extractors)
     first, second = found[: len(ks)], found[len(ks) :]
     differences = [compare(*pair) for pair in zip(first, second, strict=True)] if second else []
     conditions = conditions_of(
