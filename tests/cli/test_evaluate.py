@@ -21,6 +21,7 @@ import saccade
 from saccade import atomic
 from saccade.cli.main import main
 from saccade.errors import SaccadeError
+from saccade.runtime.loading import load
 from saccade.validate.evaluations import TASKS
 from saccade.validate.sources import BackboneSource
 
@@ -160,6 +161,24 @@ def test_a_sweep_of_k_on_two_engines_ends_in_a_plot(run: Run, lookwhere: Path, f
     assert (tmp_path / "s.md").read_text().startswith(f"# knn of {lookwhere} on {few_digits}\n")
     with Image.open(tmp_path / "s.png") as picture:
         assert min(picture.size) > 400
+
+
+def test_an_engine_is_opened_once_for_all_k_and_all_extractions_of_its_side(
+    run: Run, lookwhere: Path, few_digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[str, int]] = []
+
+    def counted(bundle: Any, **options: Any) -> Any:
+        opened.append((options["engine"], options.get("streams", 1)))
+        return load(bundle, **options)
+
+    monkeypatch.setattr("saccade.cli.sources.load", counted)
+    monkeypatch.setattr("saccade.cli.sources.lanes_of", lambda engine, *options: 2 if engine == "openvino" else 1)
+    run("knn", lookwhere, few_digits, *KNN, "--k", 2, 3, "--compare", "onnxruntime:fp32")
+    assert opened == [("openvino", 1), ("onnxruntime", 1), ("openvino", 2)]
+    del opened[:]
+    run("knn", lookwhere, few_digits, *KNN, "--k", 2, 3)
+    assert opened == [("openvino", 1)]  # all features are kept
 
 
 def test_lookwhere_keeps_the_share_of_every_grid_that_its_bundle_says(

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from saccade.cli.console import progress_bar
 from saccade.errors import SaccadeError
 from saccade.validate import evaluation, evaluation_plot, evaluation_table
 from saccade.validate.evaluation import Evaluated, compare, evaluate_sources
 from saccade.validate.evaluations.task import Outcome, Score, Settings, Task, mean_percent, no_pictures
 from saccade.validate.extraction import Extractor
+from saccade.validate.preparation import Squash
 from saccade.validate.sources import Kept
 
 
@@ -67,6 +69,36 @@ def test_a_task_without_a_network_has_no_latency() -> None:
     (found,) = evaluate_sources(task({"a": outcome([1])}, network=False), None, None, extractors(Slow("a", 0)))
     assert found.latency_ms is None
     assert found.data()["latency_ms"] is None
+
+
+class Streaming(Slow):
+    """A source that writes down when it streams and when it rests."""
+
+    def __init__(self, label: str, events: list[str]) -> None:
+        super().__init__(label, 0)
+        self._events = events
+
+    def stream(self, batches: Iterable[list[np.ndarray]], outputs: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+        self._events.append(self.label)
+        return (self.run(batch, outputs) for batch in batches)
+
+    def rest(self) -> None:
+        self._events.append(f"{self.label} rests")
+
+
+def test_what_streams_hold_is_freed_when_a_side_is_done(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    events: list[str] = []
+    task = Task("some", "a task", "nothing", Settings, lambda root, settings: None, extracting_twice, on_lookwhere=True)
+    sides = [[Extractor(Streaming(f"{side}{k}", events), tmp_path, progress_bar) for k in "12"] for side in "ab"]
+    evaluate_sources(task, tmp_path / "image.png", None, *sides)
+    assert events == [f"{side}{each}" for side in "ab" for each in ("1", "1", "2", "2", "1 rests", "2 rests")]
+
+
+def extracting_twice(image: Any, extract: Extractor, settings: Any) -> Outcome:
+    for side in (8, 16):
+        extract([image], Squash((side, side)), ["cls"])
+    return outcome([1, 1])
 
 
 def test_a_difference_is_the_second_less_the_first_on_the_same_samples() -> None:

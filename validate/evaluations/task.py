@@ -45,14 +45,17 @@ class Outcome:
 
     `samples` (N,) or (N, ...) are what the headline, the first score, is made of: `statistic` of their mean over N,
     flattened. `--compare` resamples them. Where chance begins several `runs`, samples are (N, runs, ...), the headline is
-    the mean of each run's, and runs are drawn too. `notes` count and name what is missing or left out of the data set.
-    `details` is what JSON holds beside. `pictures` yields file names, relative, with the pictures to write there.
+    the mean of each run's, and runs are drawn too. Where samples depend on each other (queries of one landmark), `groups`
+    (N,) numbers those that belong together, and whole groups are drawn. `notes` count and name what is missing or left out
+    of the data set. `details` is what JSON holds beside. `pictures` yields file names, relative, with the pictures to write
+    there.
     """
 
     scores: tuple[Score, ...]
     samples: np.ndarray
     statistic: Statistic = mean_percent
     runs: int = 1
+    groups: np.ndarray | None = None
     notes: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     pictures: Pictures = no_pictures

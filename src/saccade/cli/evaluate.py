@@ -27,7 +27,7 @@ from saccade.errors import SaccadeError
 from saccade.validate import evaluation_table
 from saccade.validate.bench_plan import pair_of
 from saccade.validate.bench_plots import require_matplotlib
-from saccade.validate.evaluation import Evaluated, compare, evaluate_sources
+from saccade.validate.evaluation import Evaluated, compare, evaluate_sources, few_units_note
 from saccade.validate.evaluation_conditions import conditions_of
 from saccade.validate.evaluation_plot import write_plot
 from saccade.validate.evaluations import TASKS
@@ -104,7 +104,7 @@ def evaluate(task: Task, options: argparse.Namespace) -> Report:
         extractors = [
             [Extractor(source, root, progress_bar, options.batch, options.workers) for source in side] for side in sides
         ]
-        found = evaluate_sources(task, data, settings, [extract for side in extractors for extract in side])
+        found = evaluate_sources(task, data, settings, *extractors)
     first, second = found[: len(ks)], found[len(ks) :]
     differences = [compare(*pair) for pair in zip(first, second, strict=True)] if second else []
     conditions = conditions_of(
@@ -177,6 +177,7 @@ def _result(
     """Return what JSON and the tables hold."""
     unit = found[0].outcome.scores[0].unit
     passed = all(each.low >= -options.max_drop for each in differences) if options.max_drop is not None else True
+    notes = [*(note for each in found for note in each.outcome.notes), *few_units_note(differences)]
     return {
         "task": task.name,
         "bundle": str(options.bundle),
@@ -187,7 +188,7 @@ def _result(
         "sides": [each.data() for each in found],
         "differences": [{**asdict(each), "significant": each.is_significant} for each in differences],
         "max_drop": options.max_drop,
-        "notes": list(dict.fromkeys(note for each in found for note in each.outcome.notes)),
+        "notes": list(dict.fromkeys(notes)),
         "passed": passed,
     }
 
