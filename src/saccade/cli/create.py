@@ -22,8 +22,8 @@ from saccade.bundle import (
     sha256_of_file,
     write_manifest,
 )
+from saccade.cli import normalisation, profile, self_test
 from saccade.cli import options as shared
-from saccade.cli import profile, self_test
 from saccade.cli.console import Phases, Report, size_text, table
 from saccade.cli.verdicts import measured_on
 from saccade.engines import store
@@ -63,6 +63,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=("features", "classify", "segment"), help="needed where there is a head")
     parser.add_argument("--family", choices=FAMILIES, help="whose code the model is from, where the file cannot tell")
     parser.add_argument("--checkpoint-key", choices=NETWORKS, help="which network of a training checkpoint")
+    normalisation.add_options(parser)
     parser.add_argument("--force", action="store_true", help="replace a bundle that holds converted graphs")
     parser.set_defaults(execute=export)
 
@@ -85,8 +86,10 @@ def export(options: argparse.Namespace) -> Report:
         manifest = read_bundle(target).manifest
         files = {path.name: path.stat().st_size for path in sorted(target.iterdir()) if path.is_file()}
     task, layout = manifest.task, manifest.provenance["checkpoint_layout"]
-    data = {"bundle": str(target), "task": task, "files": files, "parity": summary}
+    data: dict[str, Any] = {"bundle": str(target), "task": task, "files": files, "parity": summary}
+    data |= {"mean": manifest.image.mean, "std": manifest.image.std}
     lines = [f"{target}: {task}, equal to PyTorch on {summary['images']} images", f"  from {layout}"]
+    lines.append(f"  images: {manifest.image.in_words()}")
     lines += table([(f"  {name}", size_text(size)) for name, size in files.items()])
     return Report(data | {"seconds": round(time.perf_counter() - start, 2)}, lines)
 
@@ -101,6 +104,7 @@ def _export_to(target: Path, options: argparse.Namespace, phases: Phases) -> dic
     phases("read the checkpoint")
     if options.family not in (None, LOOKWHERE) or is_plain_backbone(options.checkpoint):
         return _export_backbone_to(target, options, phases)
+    normalisation.refuse_for_lookwhere(options)
     if options.checkpoint_key is not None:
         raise SaccadeError("--checkpoint-key chooses among a training checkpoint's networks; a LookWhere file has none")
     checkpoint = read_checkpoint(options.checkpoint)
@@ -121,14 +125,20 @@ def _export_backbone_to(target: Path, options: argparse.Namespace, phases: Phase
     from saccade.export.backbone_checkpoint import read_backbone
     from saccade.export.backbone_export import write_backbone_bundle
     from saccade.export.golden_cases import backbone_golden_cases
+    from saccade.export.reference import IMAGENET
 
     given = {"--k": options.k, "--k-ratio": options.k_ratio, "--task": options.task}
     for flag in (name for name, value in given.items() if value is not None):
         raise SaccadeError(f"{flag} means nothing to a plain backbone: it keeps every patch and has no head; leave it out")
+    statistics = normalisation.given_contract(options)
     checkpoint = read_backbone(options.checkpoint, options.family, options.checkpoint_key)
+    assumption = normalisation.assumption_of(checkpoint, statistics)
+    if assumption:
+        phases.note(f"warning: {assumption}")
+    image = statistics or IMAGENET
     with atomic.pending_folder(target) as folder:
-        write_backbone_bundle(checkpoint, options.size, folder, phases)
-        bundle = _add_golden(folder, backbone_golden_cases(checkpoint, phases))
+        write_backbone_bundle(checkpoint, options.size, folder, phases, image)
+        bundle = _add_golden(folder, backbone_golden_cases(checkpoint, phases, image))
         phases("check the graph against PyTorch")
         summary = _check_against_pytorch(bundle)
         phases("move into place")
