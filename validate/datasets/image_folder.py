@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from saccade.errors import SaccadeError
+from saccade.runtime.images import IMAGE_SUFFIXES
 from saccade.validate.features import Features
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})  # ImageFolder's
 SPLITS = ("train", "val")
 
 
