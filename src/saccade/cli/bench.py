@@ -19,15 +19,11 @@ from saccade.validate import bench_plan, bench_table
 from saccade.validate.bench_plan import CHAIN, Side
 
 
-def add_commands(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser(
-        "bench",
-        help="time the chain, engines and other ways to run the model in turns",
-        description="Time engines and peers side by side: a process each, taken in turns, medians after warm-up.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="peers:\n" + "\n".join(f"  {name:14}  {text}" for name, text in bench_plan.PEERS.items()),
-    )
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.description = "Time engines and peers side by side: a process each, taken in turns, medians after warm-up."
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "peers:\n" + "\n".join(f"  {name:14}  {text}" for name, text in bench_plan.PEERS.items())
     shared.add_bundle(parser)
     _add_sides(parser)
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each side (default: %(default)s)")

@@ -51,18 +51,9 @@ if TYPE_CHECKING:
     from saccade.golden import StoredCase
 
 
-def add_commands(commands: Any) -> None:
-    """Add both commands to the parser."""
-    _add_export(commands)
-    _add_build(commands)
-
-
-def _add_export(commands: Any) -> None:
-    parser = commands.add_parser(
-        "export",
-        help="checkpoint -> bundle: both ONNX graphs, checked against PyTorch",
-        description="Write a bundle from a checkpoint. If its graphs do not equal PyTorch, there is no bundle.",
-    )
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """Add the options of export."""
+    parser.description = "Write a bundle from a checkpoint. If its graphs do not equal PyTorch, there is no bundle."
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a .pt file of tensors")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="the folder to write")
     parser.add_argument("--size", type=int, metavar="S", help="default pixels of a run (default: the position table's)")
@@ -206,7 +197,7 @@ def _check_against_pytorch(bundle: Bundle) -> dict[str, Any]:
     with load(bundle, engine="onnxruntime", note=lambda line: None) as pipeline:
         result = verify(pipeline)
     shutil.rmtree(bundle.path / ENGINES_FOLDER)  # only a receipt for this machine; bundles travel without it
-    summary = result.summary() | measured_on(pipeline.receipt, None)
+    summary = result.summary() | measured_on(bundle, pipeline.receipt, None)
     if not result.passed:
         failed = [measure.name for measure in result.measures if not measure.passed]
         raise SaccadeError(
@@ -217,12 +208,9 @@ def _check_against_pytorch(bundle: Bundle) -> dict[str, Any]:
     return summary
 
 
-def _add_build(commands: Any) -> None:
-    parser = commands.add_parser(
-        "build",
-        help="build a bundle's engines",
-        description="Build one engine for each graph of a bundle. An engine that is there and not stale is kept.",
-    )
+def add_build(parser: argparse.ArgumentParser) -> None:
+    """Add the options of build."""
+    parser.description = "Build one engine for each graph of a bundle. An engine that is there and not stale is kept."
     shared.add_bundle(parser)
     shared.add_engine(parser)
     shared.add_static(parser)

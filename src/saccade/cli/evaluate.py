@@ -45,13 +45,9 @@ REFERENCE = "reference"
 Sides = list[list[Source]]  # the engine's and those it is compared with, each with a source for every k
 
 
-def add_commands(commands: Any) -> None:
-    """Add the command, with a command of its own for every task."""
-    parser = commands.add_parser(
-        "evaluate",
-        help="judge the features of an engine by a task: k-NN, retrieval, segmentation, …",
-        description="Extract features of a data set on any engine and score them as the official projects do.",
-    )
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    """Add a command for every task."""
+    parser.description = "Extract features of a data set on any engine and score them as the official projects do."
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
     for task in TASKS:
         _add_task(tasks, task)

@@ -26,13 +26,9 @@ CHUNK = 8  # images per call of the chain; more do not run faster and cost memor
 TOP = 5
 
 
-def add_commands(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser(
-        "run",
-        help="images -> features, on any engine",
-        description="Run a bundle on images and write what it gives. All images of one run share a size.",
-    )
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.description = "Run a bundle on images and write what it gives. All images of one run share a size."
     shared.add_bundle(parser)
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     shared.add_running(parser)
