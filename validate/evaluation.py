@@ -79,9 +79,9 @@ def compare(first: Evaluated, second: Evaluated) -> Difference:
     return paired_bootstrap(ours.samples, theirs.samples, ours.statistic, runs=ours.runs, groups=ours.groups)
 
 
-def few_units_note(differences: Sequence[Difference]) -> tuple[str, ...]:
+def few_units_note(drawn: Sequence[int]) -> tuple[str, ...]:
     """Say where intervals rest on so few independent units that they are too narrow."""
-    few = sorted({each.units for each in differences if each.units < FEWEST_UNITS})
+    few = sorted({units for units in drawn if units < FEWEST_UNITS})
     return tuple(
         f"intervals rest on {units} independent samples or groups of them; of fewer than {FEWEST_UNITS} they are too narrow"
         for units in few

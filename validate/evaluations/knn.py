@@ -57,15 +57,18 @@ def evaluate(data: ImageFolder, extract: Extractor, settings: KnnSettings) -> Ou
     labels = labels_of(data.val, val)
     results = evaluate_knn(
         np.asarray(train.arrays[CLS]), training_labels(data, train), np.asarray(val.arrays[CLS]), labels,
-        len(data.classes), usable, settings.temperature,
+        len(data.classes), sorted(usable), settings.temperature,
     )  # fmt: skip
-    results.sort(key=lambda result: result.k != USUAL)
+    headline = sorted(usable).index(USUAL if USUAL in usable else usable[0])
+    hits = results[headline].top1_hits
     left_out = [k for k in settings.neighbours if k not in usable]
     too_many = (f"neighbours {left_out} are more than {len(train.names)} training images and are left out",)
     notes = (*data.notes, *failed_note(train, "train"), *failed_note(val, "val"), *(too_many if left_out else ()))
-    scores = [score for result in results for score in _scores(result)]
-    details = {"top1_by_class": shares_by_class(data, labels, results[0].top1_hits)}
-    return Outcome(tuple(scores), results[0].top1_hits.astype(np.float64), notes=notes, details=details)
+    scores = [_scores(result) for result in results]
+    details = {"top1_by_class": shares_by_class(data, labels, hits)}
+    listed = tuple(score for pair in scores for score in pair)
+    place = listed.index(scores[headline][0])
+    return Outcome(listed, hits.astype(np.float64), headline=place, notes=notes, details=details)
 
 
 def _scores(result: KnnResult) -> tuple[Score, Score]:
