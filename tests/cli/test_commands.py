@@ -579,10 +579,11 @@ def test_a_seed_gives_the_same_weights_and_another_seed_others(say: Say, tmp_pat
 def test_export_replaces_an_older_bundle_whole(
     small_checkpoint: Bundles, small_bundle: Bundles, copy: Path, say: Say
 ) -> None:
-    (copy / "engines").mkdir(exist_ok=True)  # of the older bundle
+    say("verify", copy)
     data = parsed(say("export", small_checkpoint("dinov2"), "-o", copy, "--k", 9, "--size", 112, "--json"))
     assert data["parity"]["passed"] is True
     assert data["parity"].keys() >= {"engine", "engine_version"}  # as parity itself calls them
+    assert data["replaced"] == {"graphs": [], "engines": ["openvino-fp32"], "verdicts": 1}
     names = ["bundle.json", "extractor.onnx", "golden.npz", "positions.npy", "selector.onnx"]
     assert sorted(data["files"]) == sorted(path.name for path in copy.iterdir()) == names
     defaults = read_bundle(copy).manifest.defaults
