@@ -55,10 +55,11 @@ def evaluate(data: ImageFolder, extract: Extractor, settings: KnnSettings) -> Ou
     val = extract(data.val.paths, prepare, [CLS], label="val")
     usable = [k for k in settings.neighbours if k <= len(train.names)] or list(settings.neighbours)
     labels = labels_of(data.val, val)
-    results = evaluate_knn(
-        np.asarray(train.arrays[CLS]), training_labels(data, train), np.asarray(val.arrays[CLS]), labels,
-        len(data.classes), usable, settings.temperature,
-    )  # fmt: skip
+    with extract.bar(len(train.names), f"{extract.source.label}: neighbours") as bar:
+        results = evaluate_knn(
+            train.arrays[CLS], training_labels(data, train), val.arrays[CLS], labels, len(data.classes), usable,
+            settings.temperature, bar.update,
+        )  # fmt: skip
     results.sort(key=lambda result: result.k != USUAL)
     left_out = [k for k in settings.neighbours if k not in usable]
     too_many = (f"neighbours {left_out} are more than {len(train.names)} training images and are left out",)
