@@ -28,7 +28,7 @@ def sweep_figure(report: Mapping[str, Any]) -> Any:
     over_k, over_latency = figure.subplots(1, 2, sharey=True)
     kept, word, axis = _kept(report)
     for number, (label, sides) in enumerate(_lines(report, kept).items()):
-        values = [side["scores"][0]["value"] for side in sides]
+        values = [_headline(report, side) for side in sides]
         over_k.plot([side[kept] for side in sides], values, marker="o", label=label)
         (line,) = over_latency.plot([side["latency_ms"] for side in sides], values, marker="o", label=label)
         place: dict[str, Any] = {"xytext": (5, -5), "va": "top"} if number % 2 else {"xytext": (-5, 5), "ha": "right"}
@@ -47,6 +47,10 @@ def sweep_figure(report: Mapping[str, Any]) -> Any:
     over_k.legend()
     figure.suptitle(f"{report['task']} on {Path(report['data']).name}")
     return figure
+
+
+def _headline(report: Mapping[str, Any], side: Mapping[str, Any]) -> float:
+    return float(next(score["value"] for score in side["scores"] if score["name"] == report["metric"]))
 
 
 def _kept(report: Mapping[str, Any]) -> tuple[str, str, str]:

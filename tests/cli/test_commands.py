@@ -91,7 +91,7 @@ def arguments_of(
         "build": ["build", bundle],
         "run": ["run", bundle, *photos, "-o", tmp_path / "out.npz", "--overlay", tmp_path / "out.png"],
         "run --look": ["run", bundle, photos[0], "--look"],
-        "verify": ["verify", bundle],
+        "verify": ["verify", copy],
         "parity": ["parity", copy, "--checkpoint", checkpoint, "--report", tmp_path / "report.html"],
         "bench": ["bench", bundle, "--rounds", 1, "--frames", 2, "-o", tmp_path / "bench.json"],
         "inspect": ["inspect", bundle],
@@ -225,13 +225,13 @@ def test_the_static_k_of_a_run_is_the_runs_own(
     assert parsed(say("run", small_bundle("dinov2"), photos[0], "--static", *options, "--json"))["static_k"] == k
 
 
-def test_verify_judges_the_static_pair(small_bundle: Bundles, say: Say) -> None:
-    plain = parsed(say("verify", small_bundle("dinov2"), "--json"))
+def test_verify_judges_the_static_pair(copy: Path, say: Say) -> None:
+    plain = parsed(say("verify", copy, "--json"))
     assert "static_k" not in plain
-    data = parsed(say("verify", small_bundle("dinov2"), "--static", "--json"))
+    data = parsed(say("verify", copy, "--static", "--json"))
     assert (data["passed"], data["static_k"], data["key"]) == (True, 8, plain["key"])
     assert data["static_key"] != data["key"]
-    assert say("verify", small_bundle("dinov2"), "--static").startswith("openvino fp32 static k=8 equals PyTorch on ")
+    assert say("verify", copy, "--static").startswith("openvino fp32 static k=8 equals PyTorch on ")
 
 
 def test_the_engine_without_tokens_is_judged_by_all_else(
@@ -251,8 +251,8 @@ def test_the_engine_without_tokens_is_judged_by_all_else(
     say(*command, "--static", "--cls-only", "--k", 12)
     # Beside the export's verdict, which is on another engine: each replaces the last one on its own form of the engine.
     kept = [verdict for verdict in read_bundle(copy).manifest.parity if verdict["engine"] == "openvino"]
-    forms = [(verdict.get("static_k"), verdict.get("cls_only")) for verdict in kept]
-    assert forms == [(None, None), (12, True)]
+    forms = [(verdict["command"], verdict.get("static_k"), verdict.get("cls_only")) for verdict in kept]
+    assert forms == [("verify", None, None), ("verify", None, True), ("parity", None, None), ("parity", 12, True)]
     assert all(verdict["passed"] for verdict in kept)
     assert of_tokens <= kept[0]["measures"].keys()
     assert "  parity: openvino fp32 static k=12 cls-only equal to PyTorch on 2 images" in say("inspect", copy)
@@ -579,10 +579,11 @@ def test_a_seed_gives_the_same_weights_and_another_seed_others(say: Say, tmp_pat
 def test_export_replaces_an_older_bundle_whole(
     small_checkpoint: Bundles, small_bundle: Bundles, copy: Path, say: Say
 ) -> None:
-    (copy / "engines").mkdir(exist_ok=True)  # of the older bundle
+    say("verify", copy)
     data = parsed(say("export", small_checkpoint("dinov2"), "-o", copy, "--k", 9, "--size", 112, "--json"))
     assert data["parity"]["passed"] is True
     assert data["parity"].keys() >= {"engine", "engine_version"}  # as parity itself calls them
+    assert data["replaced"] == {"graphs": [], "engines": ["openvino-fp32"], "verdicts": 1}
     names = ["bundle.json", "extractor.onnx", "golden.npz", "positions.npy", "selector.onnx"]
     assert sorted(data["files"]) == sorted(path.name for path in copy.iterdir()) == names
     defaults = read_bundle(copy).manifest.defaults
@@ -651,8 +652,11 @@ def test_ctrl_c_during_export_leaves_what_was_there(small_checkpoint: Bundles, c
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_verify_passes_on_every_kind_and_engine(kind: str, engine: str, small_bundle: Bundles, say: Say) -> None:
-    data = parsed(say("verify", small_bundle(kind), "--engine", engine, "--json"))
+def test_verify_passes_on_every_kind_and_engine(
+    kind: str, engine: str, small_bundle: Bundles, say: Say, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(small_bundle(kind), tmp_path / "bundle")
+    data = parsed(say("verify", bundle, "--engine", engine, "--json"))
     assert (data["passed"], data["images"], data["engine"]) == (True, 4, engine)
     assert all(measure["passed"] for measure in data["measures"].values())
 

@@ -21,6 +21,7 @@ import saccade
 from saccade import atomic
 from saccade.cli.main import main
 from saccade.errors import SaccadeError
+from saccade.runtime.loading import load
 from saccade.validate.evaluations import TASKS
 from saccade.validate.sources import BackboneSource
 
@@ -67,17 +68,41 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
 KNN = ("--size", 28, "--neighbours", 5)
 
 
-def test_people_get_a_table_a_verdict_and_the_notes(run: Run, backbone: Path, few_digits: Path) -> None:
+def test_people_get_tables_a_verdict_the_notes_and_the_conditions(run: Run, backbone: Path, few_digits: Path) -> None:
     options = ["--compare", "onnxruntime:fp32", "--max-drop", 10]
     lines = run("knn", backbone, few_digits, *KNN, "--neighbours", 5, 900, *options).splitlines()
     assert re.fullmatch(r"knn +openvino fp32 +onnxruntime fp32", lines[0])
-    assert re.fullmatch(r"top-1, 5 neighbours +\d+\.\d\d % +\d+\.\d\d %", lines[1])
+    assert re.fullmatch(r"top-1, 5 neighbours \(headline\) +\d+\.\d\d % +\d+\.\d\d %", lines[1])
     assert re.fullmatch(r"ms per image, batch 1 +\d+\.\d +\d+\.\d", lines[3])
-    numbers = r" +[\d.]+ +[\d.]+ +\S+ +\S+ to \S+ +"
-    assert re.fullmatch(f"onnxruntime fp32 against openvino fp32{numbers}no difference shown", lines[6])
-    assert lines[7:] == [
+    assert re.fullmatch(r"headline +openvino fp32 +onnxruntime fp32 +difference +95% interval +at most 10 below", lines[5])
+    assert re.fullmatch(r"top-1, 5 neighbours +[\d.]+ +[\d.]+ +\S+ +\S+ to \S+ +no difference shown +pass", lines[6])
+    assert lines[8:10] == [
         "pass: at most 10 % below", "note: neighbours [900] are more than 36 training images and are left out"
     ]  # fmt: skip
+    version = re.escape(openvino.__version__.partition("-")[0])
+    assert re.fullmatch(
+        rf"openvino fp32: version {version}, onnxruntime fp32: version [\d.]+; saccade {saccade.__version__}", lines[10]
+    )
+    assert re.fullmatch(r"device the engine's choice, threads the engine's choice, batch 8, CPU \S.*", lines[11])
+    assert len(lines) == 12
+
+
+def test_every_other_side_is_compared_with_the_first_and_judged(
+    run: Run, backbone: Path, few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saccade.cli.sources.BackboneSource", Tired)
+    monkeypatch.setattr(Tired, "opened", 0)
+    others = ["openvino:fp32", "reference", "onnxruntime:fp32"]  # the first of which is tired
+    options = ["--compare", *others, "--checkpoint", backbone.with_suffix(".pt"), "--max-drop", 20]
+    said = run("knn", backbone, few_digits, *KNN, *options, "-o", tmp_path / "k.json", code=1)
+    assert "FAIL: at most 20 % below: openvino fp32\n" in said
+    found = json.loads((tmp_path / "k.json").read_text())
+    labels = [side["label"] for side in found["sides"]]
+    assert labels == ["openvino fp32", "openvino fp32", "PyTorch fp32", "onnxruntime fp32"]
+    assert [each["first_side"] for each in found["differences"]] == labels[:1] * 3
+    assert [each["second_side"] for each in found["differences"]] == labels[1:]
+    assert [each["passed"] for each in found["differences"]] == [False, True, True]
+    assert not found["passed"]
 
 
 class Tired(BackboneSource):
@@ -148,6 +173,8 @@ def test_a_sweep_of_k_on_two_engines_ends_in_a_plot(run: Run, lookwhere: Path, f
     options = ["--k", 2, 8, 16, "--compare", "onnxruntime:fp32", "--max-drop", 50]
     said = run("knn", lookwhere, few_digits, "--size", 56, "--neighbours", 5, *options, *written)
     assert [f"wrote {path}" for path in written[1::2]] == said.splitlines()[-3:]
+    assert re.search(r"^knn, onnxruntime fp32 +k=2 +k=8 +k=16$", said, re.MULTILINE)
+    assert re.search(r"^top-1, 5 neighbours, k=16 .* pass$", said, re.MULTILINE)
     result = json.loads((tmp_path / "s.json").read_text())
     assert [side["label"] for side in result["sides"]] == [
         f"{engine} fp32 k={k}" for engine in ("openvino", "onnxruntime") for k in (2, 8, 16)
@@ -160,6 +187,24 @@ def test_a_sweep_of_k_on_two_engines_ends_in_a_plot(run: Run, lookwhere: Path, f
     assert (tmp_path / "s.md").read_text().startswith(f"# knn of {lookwhere} on {few_digits}\n")
     with Image.open(tmp_path / "s.png") as picture:
         assert min(picture.size) > 400
+
+
+def test_an_engine_is_opened_once_for_all_k_and_all_extractions_of_its_side(
+    run: Run, lookwhere: Path, few_digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[str, int]] = []
+
+    def counted(bundle: Any, **options: Any) -> Any:
+        opened.append((options["engine"], options.get("streams", 1)))
+        return load(bundle, **options)
+
+    monkeypatch.setattr("saccade.cli.sources.load", counted)
+    monkeypatch.setattr("saccade.cli.sources.lanes_of", lambda engine, *options: 2 if engine == "openvino" else 1)
+    run("knn", lookwhere, few_digits, *KNN, "--k", 2, 3, "--compare", "onnxruntime:fp32")
+    assert opened == [("openvino", 1), ("onnxruntime", 1), ("openvino", 2)]
+    del opened[:]
+    run("knn", lookwhere, few_digits, *KNN, "--k", 2, 3)
+    assert opened == [("openvino", 1)]  # all features are kept
 
 
 def test_lookwhere_keeps_the_share_of_every_grid_that_its_bundle_says(
@@ -208,7 +253,9 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     [
         (["--batch", 0], "--batch 0 is out of range; give 1 to 1024"),
         (["--workers", 2000], "--workers 2000 is out of range; give 1 to 1024"),
-        (["--max-drop", 1], "--max-drop is how far the side of --compare may fall behind; give --compare too"),
+        (["--max-drop", 1], "--max-drop is how far a side of --compare may fall behind; give --compare too"),
+        (["--compare", "openvino:fp32", "onnxruntime:fp32", "openvino:fp32"], ":fp32 openvino:fp32: give each once"),
+        (["--compare", "openvino:fp32", "reference"], "--compare reference and --checkpoint belong together"),
         (["--compare", "openvino:fp32", "--max-drop", -1], "give --compare too, and 0 or more"),
         (["--compare", "openvino:fp32", "--max-drop", "nan"], "give --compare too, and 0 or more"),
         (["--compare", "reference"], "--compare reference and --checkpoint belong together; give both or neither"),
@@ -285,7 +332,7 @@ def test_a_result_is_shown_even_where_its_file_cannot_be_written(
     monkeypatch.setattr("saccade.cli.evaluate.atomic.write_bytes", full)
     options = (*KNN, "-o", tmp_path / "x.json")
     said = run("knn", backbone, few_digits, *options, code=1)
-    assert re.search(r"^top-1, 5 neighbours +[\d.]+ %$", said, re.MULTILINE)
+    assert re.search(r"^top-1, 5 neighbours \(headline\) +[\d.]+ %$", said, re.MULTILINE)
     assert f"not written: cannot write {tmp_path / 'x.json'}: No space left on device\n" in said
     found = json.loads(run("knn", backbone, few_digits, *options, "--json", code=1).splitlines()[0])
     assert found["sides"][0]["scores"]

@@ -15,6 +15,7 @@ from saccade.validate.datasets.image_folder import failed_note
 from saccade.validate.evaluations.task import Outcome, Score, Settings, Task
 from saccade.validate.extraction import Extractor
 from saccade.validate.features import Features
+from saccade.validate.metrics.compare import groups_of
 from saccade.validate.metrics.copydays import block_ap, copy_features, retrieve, whiten
 from saccade.validate.preparation import Squash, checked_side
 from saccade.validate.sources import CLS, TOKENS
@@ -66,6 +67,7 @@ def evaluate(data: CopyData, extract: Extractor, settings: CopydaysSettings) -> 
     return Outcome(
         tuple(Score(f"mAP {name}", float(100 * ap.mean())) for name, ap in aps.items()),
         aps[STRONG],
+        groups=groups_of([each.originals for each in found[STRONG]]),
         notes=(*data.copydays.notes, *failed, *_orphans_note(found, parts)),
         details={"ap_by_strong_copy": {Path(each.name).name: float(100 * ap) for each, ap in strong}},
     )

@@ -11,7 +11,7 @@ from saccade.bundle import RULE_WORDS, BackboneModel, Bundle, DataFile, GraphFil
 from saccade.cli import options as shared
 from saccade.cli.console import Report, size_text, table
 from saccade.cli.create import FAMILIES, LOOKWHERE, NETWORKS, audit_lines, receipt_data
-from saccade.cli.verdicts import changed_graphs, graphs_of, state_of, title_of
+from saccade.cli.verdicts import changed_graphs, graphs_of, line_of, state_of, unjudged
 from saccade.contract import extras_of
 from saccade.engines import store
 from saccade.errors import SaccadeError
@@ -49,12 +49,13 @@ def inspect(options: argparse.Namespace) -> Report:
     engines = [_inspect_engine(bundle, folder) for folder in sorted(bundle.engines_path.glob("[!.]*"))]
     verdicts = [verdict | {"state": state_of(bundle, verdict)} for verdict in manifest.parity]
     data = {"bundle": str(bundle.path), **msgspec.to_builtins(manifest), "files": files}
-    data |= {"engines": [each.data for each in engines], "parity": verdicts}
+    data |= {"engines": [each.data for each in engines], "parity": verdicts, "unjudged": unjudged(bundle)}
     lines = [
         f"{bundle.path}: {family_of(manifest.model)}, task {manifest.task}",
         f"  from {manifest.provenance.get('checkpoint_layout', 'an unnamed checkpoint')}",
         *_model_lines(manifest.model),
         f"  defaults: {_defaults(bundle)}",
+        f"  images: {manifest.image.in_words()}",
         *table([(f"  {name}", size_text(size), "hash checked") for name, size in files.items()]),
     ]
     for role, variants in manifest.graphs.items():
@@ -62,11 +63,9 @@ def inspect(options: argparse.Namespace) -> Report:
             ends = [", ".join(f"{t.name} {list(t.shape)}" for t in tensors) for tensors in (graph.inputs, graph.outputs)]
             lines.append(f"  {role} {precision}: {ends[0]} -> {ends[1]}".replace("'", ""))
     lines += [line for each in engines for line in each.lines]
-    for verdict in verdicts:
-        word = "equal to PyTorch" if verdict.get("passed") else "DIFFERENT from PyTorch"
-        version = verdict.get("engine_version") or verdict.get("version") or "of unknown version"
-        where = f"{title_of(verdict)} {word} on {verdict.get('images')} images"
-        lines.append(f"  parity: {where} ({version}, device {verdict.get('device', 'unknown')}); {verdict['state']}")
+    lines += [f"  {line_of(bundle, verdict)}" for verdict in manifest.parity]
+    for name in unjudged(bundle):
+        lines.append(f"  {name}: judged on no engine; run 'saccade verify {bundle.path} --precision {name}'")
     return Report(data, lines, all(each.passed for each in engines))
 
 

@@ -5,14 +5,13 @@ import argparse
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from saccade.bundle import BackboneModel, Bundle
 from saccade.cli.console import Phases
 from saccade.errors import SaccadeError
 from saccade.runtime.backbone import BackbonePipeline
 from saccade.runtime.loading import load
-from saccade.validate.sources import BackboneSource, Kept, LookWhereSource, Source, lanes_of
+from saccade.validate.sources import BackboneSource, Kept, Lanes, LookWhereSource, Source, lanes_of
 
 
 def add_kept(parser: argparse.ArgumentParser, *, several: bool) -> None:
@@ -53,8 +52,8 @@ def open_sources(
     with Phases() as phases:
         pipeline = opened(build=not options.no_build, progress=phases, note=phases.note)
     streams = lanes_of(engine, options.device, options.threads)
-    lanes: Any = functools.partial(opened, build=False, streams=streams) if streams > 1 else None
-    with pipeline:
+    lanes = Lanes(functools.partial(opened, build=False, streams=streams)) if streams > 1 else None
+    with pipeline, contextlib.closing(lanes) if lanes else contextlib.nullcontext():
         if isinstance(pipeline, BackbonePipeline):
             yield [BackboneSource(pipeline, lanes)]
         else:
