@@ -203,11 +203,17 @@ def _log_axes(panel: Any, ticks: Mapping[int, str]) -> None:
 
 
 def _plain_ticks(axis: Any) -> None:
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
     plain = FuncFormatter(lambda value, _: f"{value:g}")
     axis.set_major_formatter(plain)
-    if axis.get_scale() == "log":
+    if axis.get_scale() != "log":
+        return
+    low, high = axis.get_view_interval()
+    if high < 10 * low:  # powers of ten and their 2, 3 and 5 would leave one number, or none
+        axis.set_major_locator(MaxNLocator(6))
+        axis.set_minor_locator(NullLocator())
+    else:
         axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else ""))
 
 
@@ -255,4 +261,4 @@ def _caption(data: Result) -> str:
     conditions = data["conditions"]
     frames = conditions["rounds"] * conditions["frames_per_round"]
     where = f"{conditions['cpu']['name']}, {conditions['threads']} threads"
-    return f"{where}, {frames} frames a side, saccade {conditions['saccade']}"
+    return f"{where}, {frames} frame{'s' if frames > 1 else ''} a side, saccade {conditions['saccade']}"

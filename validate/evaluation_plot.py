@@ -27,17 +27,23 @@ def sweep_figure(report: Mapping[str, Any]) -> Any:
     figure = Figure(figsize=SIZE, layout="constrained")
     over_k, over_latency = figure.subplots(1, 2, sharey=True)
     kept, word, axis = _kept(report)
-    for label, sides in _lines(report, kept).items():
+    for number, (label, sides) in enumerate(_lines(report, kept).items()):
         values = [_headline(report, side) for side in sides]
         over_k.plot([side[kept] for side in sides], values, marker="o", label=label)
-        over_latency.plot([side["latency_ms"] for side in sides], values, marker="o", label=label)
+        (line,) = over_latency.plot([side["latency_ms"] for side in sides], values, marker="o", label=label)
+        place: dict[str, Any] = {"xytext": (5, -5), "va": "top"} if number % 2 else {"xytext": (-5, 5), "ha": "right"}
         for side, value in zip(sides, values, strict=True):
-            over_latency.annotate(f"{word}={side[kept]:g}", (side["latency_ms"], value), (4, 4), textcoords="offset points")
+            over_latency.annotate(
+                f"{word}{side[kept]:g}", (side["latency_ms"], value), textcoords="offset points",
+                color=line.get_color(), fontsize=8, **place,
+            )  # fmt: skip
     over_k.set_xlabel(axis)
     over_latency.set_xlabel("ms per image, batch 1")
+    over_latency.set_title(f"beside each point: {axis}", fontsize=9, color="0.4")
     over_k.set_ylabel(f"{report['metric']}, {report['unit']}".rstrip(", "))
     for panel in (over_k, over_latency):
         panel.grid(alpha=0.3)
+        panel.margins(0.1)  # room for what stands beside the outermost points
     over_k.legend()
     figure.suptitle(f"{report['task']} on {Path(report['data']).name}")
     return figure
@@ -48,10 +54,10 @@ def _headline(report: Mapping[str, Any], side: Mapping[str, Any]) -> float:
 
 
 def _kept(report: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Return by which field the sides of a sweep differ, its word in labels, and what the axis says."""
+    """Return by which field the sides of a sweep differ, what stands before it beside a point, and what the axis says."""
     if "k" in report["sides"][0]:
-        return "k", "k", "k, patches kept"
-    return "k_ratio", "k-ratio", "share of the patches kept"
+        return "k", "k=", "k, patches kept"
+    return "k_ratio", "", "share of the patches kept"
 
 
 def _lines(report: Mapping[str, Any], kept: str) -> dict[str, list[Mapping[str, Any]]]:

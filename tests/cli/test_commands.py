@@ -30,7 +30,7 @@ from saccade.engines.openvino import OpenVINOEngine
 from saccade.golden import read_cases, write_cases
 from saccade.runtime import chain
 from saccade.runtime import pipeline as images_of_pipeline
-from saccade.runtime.overlay import GAP
+from saccade.runtime.sheet import GAP, caption_height
 
 KINDS = ("dinov2", "franca", "classify", "segment")
 SMALL = ["--dim", "64", "--depth", "1", "--selector-depth", "1", "--grid", "3"]
@@ -440,13 +440,13 @@ def test_the_overlay_is_a_png_of_every_image(
     say("run", small_bundle("dinov2"), *(photos * 2)[:count], "--size", "112x448", "--overlay", tmp_path / "o.png")
     with Image.open(tmp_path / "o.png") as picture:
         assert (picture.format, picture.mode) == ("PNG", "RGB")
-        assert picture.size == (columns * (448 + GAP) - GAP, rows * (112 + GAP) - GAP)
+        assert picture.size == (columns * (448 + GAP) + GAP, rows * (caption_height(448) + 112 + GAP) + GAP)
 
 
 def test_the_overlay_frames_the_kept_patches(small_bundle: Bundles, photos: list[Path], say: Say, tmp_path: Path) -> None:
     out, overlay = tmp_path / "out.npz", tmp_path / "o.png"
     say("run", small_bundle("dinov2"), photos[0], "--k", 5, "--size", 448, "-o", out, "--overlay", overlay)
-    picture = np.asarray(Image.open(overlay))
+    picture = np.asarray(Image.open(overlay))[GAP + caption_height(448) :, GAP:]
     framed = [
         cell for cell in range(32 * 32)
         if (picture[cell // 32 * 14, cell % 32 * 14 : cell % 32 * 14 + 14] == 255).all()

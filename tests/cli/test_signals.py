@@ -213,14 +213,3 @@ def test_an_interrupt_that_the_caller_ignores_stays_ignored() -> None:
     code = ignored + SLOW_IMPORT.replace("NAME", repr("saccade.cli.run"))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr[:15]) == (1, "saccade: error:")
-
-
-@needs_proc
-def test_an_interrupt_of_a_command_that_has_just_started_leaves_no_traceback() -> None:
-    command = [*CLI, "evaluate", "knn", "--help"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    maps = Path(f"/proc/{process.pid}/maps")
-    wait_for(lambda: "_multiarray_umath" in maps.read_text())  # NumPy is being imported
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=DEADLINE_S)
-    assert (process.returncode, out, err) == (130, "", f"{INTERRUPTED}\n")

@@ -255,6 +255,15 @@ def test_the_plot_has_a_line_for_every_engine_over_k_and_over_latency(tmp_path: 
     assert over_latency.lines[0].get_xydata().tolist() == [[2, 20], [3, 40], [5, 80]]
     assert [text.get_text() for text in over_latency.texts[:3]] == ["k=2", "k=4", "k=8"]
     assert over_k.get_ylabel() == "top-1, %"
+    colours = {text.get_color() for text in over_latency.texts}
+    assert colours == {line.get_color() for line in over_latency.lines}
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    frame = over_latency.get_window_extent(canvas.get_renderer())
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in over_latency.texts]
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
     evaluation_plot.write_plot(report(sides=sides), tmp_path / "sweep.png")
     with Image.open(tmp_path / "sweep.png") as picture:
         assert picture.format == "PNG"

@@ -81,7 +81,7 @@ def evaluate(data: Segmentation, extract: Extractor, settings: DenseNnSettings) 
         mean_iou_of_counts,
         notes=(*dict.fromkeys(train.notes + val.notes), *_memory_note(settings.memory)),
         details={"iou_by_class": iou_by_class(data.labels.classes, total.iou), "memory": len(memory.features)},
-        pictures=sheet_pictures(shown, prepare, data.labels.ignore),
+        pictures=sheet_pictures(shown, prepare, data.labels),
     )
 
 

@@ -125,7 +125,7 @@ def evaluate(data: VocSplits, extract: Extractor, settings: ForegroundSettings) 
         runs=len(results),
         notes=(*dict.fromkeys(splits[0].notes + splits[1].notes), *run_note(results)),
         details={"threshold": threshold, **{name: run_details(LABELS.classes, each) for name, (each, _) in scored.items()}},
-        pictures=sheet_pictures(shown, prepare, LABELS.ignore),
+        pictures=sheet_pictures(shown, prepare, LABELS),
     )
 
 

@@ -87,7 +87,7 @@ def evaluate(data: Segmentation, extract: Extractor, settings: LinearSegmentatio
         mean_iou_of_counts,
         notes=tuple(dict.fromkeys(train[0].notes + val.notes)),
         details={"iou_by_class": iou_by_class(data.labels.classes, total.iou)},
-        pictures=sheet_pictures(shown, whole, data.labels.ignore),
+        pictures=sheet_pictures(shown, whole, data.labels),
     )
 
 

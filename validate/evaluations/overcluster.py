@@ -70,7 +70,7 @@ def evaluate(data: Segmentation, extract: Extractor, settings: OverclusterSettin
         runs=settings.seeds,
         notes=(*val.notes, *run_note(results[numbers[0]])),
         details={str(each): run_details(data.labels.classes, found) for each, found in results.items()},
-        pictures=sheet_pictures(shown, prepare, ignore),
+        pictures=sheet_pictures(shown, prepare, data.labels),
     )
 
 

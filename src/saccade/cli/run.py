@@ -71,7 +71,8 @@ def run(options: argparse.Namespace) -> Report:
         if rows:
             rows.write(options.output, np.array([printable(str(path)) for path in given.paths]))
     if given.pictured:
-        write_pictures(options, given.pictured, _concatenated(given.parts), bundle.manifest.model.patch)
+        names = [path.name for path in given.paths]
+        write_pictures(options, names, given.pictured, _concatenated(given.parts), bundle.manifest.model.patch)
     return _report(options, given, pipeline)
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from saccade.cli.console import progress_bar
 from saccade.cli.main import main
 from saccade.errors import SaccadeError
+from saccade.runtime.sheet import GAP, caption_height
 from saccade.validate.evaluation import compare, evaluate_sources
 from saccade.validate.evaluations.attention import TASK, AttentionSettings
 from saccade.validate.extraction import Extractor
@@ -94,7 +95,7 @@ def test_an_engine_equals_itself_and_draws_its_heads(
     assert (difference["difference"], difference["low"], difference["high"]) == (0, 0, 0)
     heads = len(found["sides"][0]["details"]["heads"])
     with Image.open(tmp_path / "0.png") as picture:
-        assert picture.size == (64 * (1 + heads), 2 * 64)
+        assert picture.size == ((2 + heads) * (448 + GAP) + GAP, caption_height(448) + 448 + 2 * GAP)
     assert len(list(tmp_path.glob("*.png"))) == PICTURES
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from saccade.cli.console import progress_bar
 from saccade.cli.main import main
 from saccade.errors import SaccadeError
+from saccade.runtime.sheet import GAP, caption_height
 from saccade.validate.evaluation import compare, evaluate_sources
 from saccade.validate.evaluations import foreground
 from saccade.validate.evaluations.foreground import TASK, ForegroundSettings
@@ -75,7 +76,8 @@ def test_communities_join_the_clusters_of_an_object(voc_mosaics: Path, patch_col
 def test_the_picture_shows_validation_images(voc_mosaics: Path, patch_colours: Any, tmp_path: Path) -> None:
     (found,) = evaluate(voc_mosaics, tmp_path, patch_colours(), seeds=1)
     ((_, sheet),) = found.outcome.pictures()
-    image = np.asarray(sheet)[:224, :224].astype(int)
+    top = GAP + caption_height(224)
+    image = np.asarray(sheet)[top : top + 224, GAP : GAP + 224].astype(int)
     first = Image.open(voc_mosaics / "VOCSegmentation/images/0010.jpg").resize((224, 224), Image.Resampling.BICUBIC)
     assert np.abs(image - np.asarray(first)).max() <= 1
 

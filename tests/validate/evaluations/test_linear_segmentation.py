@@ -11,6 +11,7 @@ from PIL import Image
 
 from saccade.cli.console import progress_bar
 from saccade.errors import SaccadeError
+from saccade.runtime.sheet import GAP, caption_height
 from saccade.validate import masked_features
 from saccade.validate.datasets.masked_split import MaskedSplit, identity_labels
 from saccade.validate.evaluation import compare, evaluate_sources
@@ -20,6 +21,7 @@ from saccade.validate.features import Features
 from saccade.validate.masked_features import MaskedFeatures
 from saccade.validate.metrics.linear_head import LinearHead
 from saccade.validate.metrics.segmentation import ClassCounts
+from saccade.validate.segmentation_sheet import CELL
 
 GOLDEN = np.load(Path(__file__).parents[2] / "golden/neco_linear_segmentation.npz")
 MOST = 100 * 3 / 21  # three of VOC's classes are in the masks, and the mean is over all
@@ -147,7 +149,8 @@ def test_pictures_show_image_truth_and_prediction(voc_mosaics: Path, patch_colou
     (found,) = evaluate(voc_mosaics, tmp_path, patch_colours())
     ((name, sheet),) = found.outcome.pictures()
     assert name == "segmentation.png"
-    image, truth, prediction = (np.asarray(sheet)[:224, start : start + 224] for start in (0, 228, 456))
+    top, lefts = GAP + caption_height(CELL), [GAP + column * (CELL + GAP) for column in range(3)]
+    image, truth, prediction = (np.asarray(sheet)[top : top + CELL, left : left + CELL] for left in lefts)
     mask = np.array(Image.open(voc_mosaics / "VOCSegmentation/SegmentationClass/0010.png")).repeat(2, 0).repeat(2, 1)
     for label, colour in ((0, (0, 0, 0)), (1, (128, 0, 0)), (2, (0, 128, 0)), (255, (224, 224, 192))):
         assert np.array_equal((truth == colour).all(axis=-1), mask == label)

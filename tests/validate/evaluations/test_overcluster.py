@@ -11,9 +11,11 @@ from PIL import Image
 
 from saccade.cli.console import progress_bar
 from saccade.errors import SaccadeError
+from saccade.runtime.sheet import GAP, caption_height
 from saccade.validate.evaluation import compare, evaluate_sources
 from saccade.validate.evaluations.overcluster import TASK, OverclusterSettings
 from saccade.validate.extraction import Extractor
+from saccade.validate.segmentation_sheet import CELL
 
 MOST = 100 * 3 / 21  # three of VOC's classes are in the masks, and the mean is over all
 OPTIONS = ["--size", 112, "--clusters", 30, "--seeds", 2]
@@ -50,9 +52,10 @@ def test_random_weights_keep_the_colours_apart_and_an_engine_equals_itself(
     assert (difference["difference"], difference["low"], difference["high"], difference["samples"]) == (0, 0, 0, 6)
     assert difference["first"] == pytest.approx(score["value"])
     sheet = np.asarray(Image.open(tmp_path / "segmentation.png"))
-    assert sheet.shape == (6 * 228 - 4, 3 * 228 - 4, 3)
-    colours = {tuple(colour) for colour in sheet[:, 456:].reshape(-1, 3).tolist()}
-    assert colours == {(0, 0, 0), (128, 0, 0), (0, 128, 0), (255, 255, 255)}  # VOC's for classes 0 to 2, and the gaps
+    top, left = GAP + caption_height(CELL), GAP + 2 * (CELL + GAP)
+    predictions = [sheet[top + row * (top + CELL) :, left:][:CELL, :CELL] for row in range(6)]
+    colours = {tuple(colour) for colour in np.stack(predictions).reshape(-1, 3).tolist()}
+    assert colours == {(0, 0, 0), (128, 0, 0), (0, 128, 0)}  # VOC's for classes 0 to 2
 
 
 def test_a_damaged_engine_is_caught(
