@@ -487,7 +487,7 @@ def test_a_bundle_on_a_read_only_disk_is_one_line(copy: Path, disk: Path, refuse
     bundle = shutil.copytree(copy, disk / "bundle")
     remount(disk, "ro")
     message = refused("convert", bundle, "--precision", "fp16")
-    assert message.startswith(f"cannot write {bundle}/convert: the file system is read-only")
+    assert message.startswith(f"cannot write {bundle}: the file system is read-only; copy the bundle")
 
 
 @pytest.mark.parametrize("room", [8, 1200], ids=lambda room: f"{room} kB")
@@ -508,7 +508,7 @@ def test_a_bundle_that_cannot_be_written_is_one_line(
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    assert "the file system is read-only; choose a place" in refused("convert", copy, "--precision", "fp16")
+    assert "the file system is read-only; copy the bundle" in refused("convert", copy, "--precision", "fp16")
 
 
 # ---- with others at work

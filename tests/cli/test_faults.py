@@ -638,7 +638,32 @@ def test_a_bundle_on_a_read_only_disk_is_one_line(refused: Refused, disk: Path) 
     read_only(disk)
     for command in ("build disk/bundle", "run disk/bundle photo.png", "build disk/bundle --engine onnxruntime"):
         message = refused(*command.split())
-        assert message.startswith("cannot write disk/bundle/engines: the file system is read-only; choose a place")
+        assert message == (
+            "cannot write disk/bundle/engines: the file system is read-only; copy the bundle to a place that can be written"
+        )
+
+
+@pytest.mark.parametrize("has_engines", [False, True])
+def test_a_bundle_that_belongs_to_somebody_else_is_one_line_with_what_to_do(
+    has_engines: bool, refused: Refused, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that root has installed: with the engines of others, or with none."""
+    shutil.copytree("bundle", "theirs", ignore=shutil.ignore_patterns("engines"))
+    denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    def deny(*_: object, **__: object) -> object:
+        raise denied
+
+    if has_engines:
+        (place / "theirs/engines").mkdir()
+        monkeypatch.setattr("saccade.atomic.tempfile.TemporaryFile", deny)
+    else:
+        monkeypatch.setattr(Path, "mkdir", deny)
+    for command in ("build theirs --engine onnxruntime", "run theirs photo.png --engine onnxruntime"):
+        message = refused(*command.split())
+        assert message == (
+            "cannot write theirs/engines: permission denied; run it as a user who may write there, or copy the bundle"
+        )
 
 
 def test_parity_on_a_read_only_bundle_still_gives_its_verdict(disk: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -71,6 +71,7 @@ def convert(options: argparse.Namespace) -> Report:
     busy = f"{options.bundle} is being exported, converted or built by another process; repeat when it is done"
     with locks.reserved(options.bundle, busy):
         bundle = read_bundle(options.bundle)
+        atomic.prepare_in_bundle(bundle.path)
         phases = Steps(_step_count(bundle, options))
         with phases, atomic.scratch_folder(bundle.path / "convert") as folder:
             phases("open the fp32 graphs")
