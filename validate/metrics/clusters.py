@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from saccade.counted import counted
 from saccade.validate.metrics.checks import check_enough, check_finite, check_shape
 from saccade.validate.metrics.libraries import library
 from saccade.validate.metrics.neighbours import BLOCK_VALUES, normalize_rows
@@ -92,7 +93,7 @@ def spherical_kmeans(features: np.ndarray, clusters: int, seed: int) -> np.ndarr
 def _training_rows(features: np.ndarray, clusters: int, seed: int, rows: np.ndarray) -> np.ndarray:
     check_shape("features", features, (None, None))
     check_finite("features", features)
-    check_enough("patches", len(np.unique(rows)), clusters, f"{clusters} clusters")
+    check_enough("patches", len(np.unique(rows)), clusters, counted(clusters, "cluster"))
     chosen = np.random.default_rng(seed).permutation(rows)[: clusters * POINTS_PER_CENTROID]
     return np.asarray(features[np.sort(chosen)], np.float32)
 

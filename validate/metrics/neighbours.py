@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from saccade.counted import counted
 from saccade.validate.metrics.checks import check_enough, check_finite, check_shape
 
 BLOCK_VALUES = 1 << 24  # similarities held at once: 64 MiB of float32
@@ -23,7 +24,7 @@ def nearest(queries: np.ndarray, memory: np.ndarray, k: int) -> tuple[np.ndarray
     queries (Q, D) and memory (M, D) are float32; nothing is normalised here. Equal products come lower row first.
     """
     check_shape("queries", queries, (None, memory.shape[1]))
-    check_enough("memory rows", len(memory), k, f"{k} neighbours")
+    check_enough("memory rows", len(memory), k, counted(k, "neighbour"))
     check_finite("queries", queries)
     check_finite("memory", memory)
     similarities = np.empty((len(queries), k), np.float32)

@@ -26,6 +26,7 @@ from saccade.cli import options as shared
 from saccade.cli import profile, self_test
 from saccade.cli.console import Phases, Report, size_text, table
 from saccade.cli.verdicts import measured_on
+from saccade.counted import counted
 from saccade.engines import store
 from saccade.engines.engine import ENGINE_NAMES, EngineRequest, default_request, refuse_path
 from saccade.errors import SaccadeError
@@ -86,7 +87,7 @@ def export(options: argparse.Namespace) -> Report:
         files = {path.name: path.stat().st_size for path in sorted(target.iterdir()) if path.is_file()}
     task, layout = manifest.task, manifest.provenance["checkpoint_layout"]
     data = {"bundle": str(target), "task": task, "files": files, "parity": summary}
-    lines = [f"{target}: {task}, equal to PyTorch on {summary['images']} images", f"  from {layout}"]
+    lines = [f"{target}: {task}, equal to PyTorch on {counted(summary['images'], 'image')}", f"  from {layout}"]
     lines += table([(f"  {name}", size_text(size)) for name, size in files.items()])
     return Report(data | {"seconds": round(time.perf_counter() - start, 2)}, lines)
 
@@ -236,7 +237,7 @@ def build(options: argparse.Namespace) -> Report:
             phases.note(f"{folder} takes all that and more; delete it for an engine of just these limits")
         verdict = None if check is None else self_test.verdict_on(folder, receipt, check)
     lines = _build_lines(folder, receipt, kept=kept)
-    lines += [f"  equal to PyTorch on {verdict['images']} images"] if verdict else []
+    lines += [f"  equal to PyTorch on {counted(verdict['images'], 'image')}"] if verdict else []
     return Report(receipt_data(folder, receipt) | {"built": not kept, "self_test": verdict}, lines)
 
 
