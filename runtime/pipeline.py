@@ -14,13 +14,13 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from saccade.bundle import Bundle
+from saccade.bundle import Bundle, family_of
 from saccade.engines import store
 from saccade.engines.engine import Engine, load_roles
 from saccade.errors import SaccadeError
 from saccade.runtime import kernels
 from saccade.runtime.images import FITS, Fit, ImageLike, as_list, check_size, fit_image, native_size, read_rgb
-from saccade.runtime.kept import MAX_CELLS
+from saccade.runtime.kept import MAX_CELLS, described
 from saccade.runtime.stream import in_order
 
 Own = TypeVar("Own", bound="ImagePipeline")
@@ -39,6 +39,12 @@ class ImagePipeline:
         self._positions: dict[tuple[int, int], np.ndarray] = {}  # by grid
         image = bundle.manifest.image
         self._table = kernels.normalization_table(image.mean, image.std)
+
+    def __repr__(self) -> str:
+        manifest, receipt = self.bundle.manifest, self.receipt
+        size = " x ".join(map(str, manifest.defaults.size))
+        model = f"{self.bundle.path.name}: {family_of(manifest.model)}"
+        return f"<{type(self).__name__} {model}, {receipt.engine} {receipt.precision}, {size} px by default>"
 
     def pixels(
         self,
@@ -59,15 +65,25 @@ class ImagePipeline:
         size: int | tuple[int, int] | None = None,
         fit: Fit = "squash",
         clock: Clock | None = None,
+        unreadable: Callable[[int, SaccadeError], None] | None = None,
     ) -> Iterator[np.ndarray]:
-        """Yield what `pixels` returns, image by image: each is decoded when it is asked for, and only one is held."""
+        """Yield what `pixels` returns, image by image: each is decoded when it is asked for, and only one is held.
+
+        An image that cannot be read is an error, or, where `unreadable` is given, left out and told to it by its number.
+        """
         clock, given, patch = clock or Clock(), as_list(images), self.bundle.manifest.model.patch
         if not given:
             raise SaccadeError("no images given")
         target = self._target(size, fit)
         for index, image in enumerate(given):
-            with clock.stage("decode"):
-                array = read_rgb(image, f"image {index}")
+            try:
+                with clock.stage("decode"):
+                    array = read_rgb(image, f"image {index}")
+            except SaccadeError as error:
+                if unreadable is None:
+                    raise
+                unreadable(index, error)
+                continue
             if target is None or fit == "native":
                 target = checked_target(native_size(array, patch, index, first=target), patch)
             with clock.stage("fit"):
@@ -122,6 +138,14 @@ class ImagePipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Arrays:
+    """What a pipeline gives: shown by the types and shapes of its arrays and not by their numbers."""
+
+    def __repr__(self) -> str:
+        fields = [f"{name}={described(value)}" for name, value in vars(self).items() if isinstance(value, np.ndarray)]
+        return f"{type(self).__name__}({', '.join(fields)})"
 
 
 class Clock:

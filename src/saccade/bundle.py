@@ -84,6 +84,11 @@ class ImageContract(Struct, frozen=True, forbid_unknown_fields=True):
     fit_filter: Literal["bicubic-antialias"] = "bicubic-antialias"
     selector_resize: Literal["bilinear"] = "bilinear"  # half-pixel centres, no antialias
 
+    def in_words(self) -> str:
+        """Return the normalisation in one line."""
+        mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"(pixels/255 - mean) / std, mean {mean}, std {std}"
+
 
 class Model(Struct, frozen=True, forbid_unknown_fields=True, tag_field="family", tag="lookwhere"):
     """The facts about LookWhere's two networks, all read from the checkpoint's keys and shapes."""

@@ -112,6 +112,7 @@ def test_run_writes_what_the_pipeline_gives(
         expected = pipe(photos, size=(40, 64))
     with np.load(out) as stored:
         arrays = dict(stored)
+    assert arrays.pop("images").tolist() == [str(path) for path in photos]
     assert {name: list(array.shape) for name, array in arrays.items()} == data["outputs"] == {
         "cls": [3, DIM], "tokens": [3, 40, DIM], "attention": [3, HEADS, 40], "cls_last4": [3, 4, DIM],
         "dense": [3, DIM, 5, 8],

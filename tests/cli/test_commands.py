@@ -23,7 +23,7 @@ from saccade import read_bundle
 from saccade.atomic import PENDING_PREFIX
 from saccade.bundle import DataFile, sha256_of_file, write_manifest
 from saccade.cli.main import main
-from saccade.cli.run import CHUNK
+from saccade.cli.run import CHUNK, MOST_PICTURED
 from saccade.engines import store
 from saccade.engines.engine import default_request
 from saccade.engines.openvino import OpenVINOEngine
@@ -179,6 +179,7 @@ def test_run_writes_the_arrays_of_its_task(
     data = parsed(say("run", small_bundle(kind), *photos, "--k", 12, "--dense", "-o", out, "--json"))
     with np.load(out, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
+    assert arrays.pop("images").tolist() == [str(path) for path in photos]
     found = {name: (str(array.dtype), array.shape) for name, array in arrays.items()}
     assert found == expected_arrays(kind, images=2, k=12)
     assert data["outputs"] == {name: list(array.shape) for name, array in arrays.items()}
@@ -297,6 +298,74 @@ def test_run_takes_more_images_than_it_runs_at_once(
         np.testing.assert_allclose(together["cls"][-1:], alone["cls"], rtol=1e-4, atol=2e-5)
 
 
+def test_a_folder_stands_for_its_images_in_order_of_their_names(
+    small_bundle: Bundles, photo_folder: Path, photos: list[Path], say: Say, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    (folder / "deeper").mkdir(parents=True)
+    for name in ("b.PNG", "a.png", "deeper/c.png"):
+        shutil.copy(photo_folder / "00.png", folder / name)
+    (folder / "notes.txt").write_text("no image")
+    expected = [str(path) for path in (photos[1], folder / "a.png", folder / "b.PNG", photos[0])]
+    out = tmp_path / "out.npz"
+    command = ["run", small_bundle("classify"), photos[1], folder, photos[0]]
+    data = parsed(say(*command, "-o", out, "--json"))
+    assert data["images"] == expected
+    assert data["unreadable"] == {}
+    with np.load(out, allow_pickle=False) as stored:
+        assert stored["images"].tolist() == expected
+        np.testing.assert_array_equal(stored["logits"][1], stored["logits"][2])
+        best = [top[0]["class"] for top in data["top"]]
+        assert stored["logits"].argmax(axis=1).tolist() == best
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "out.npz"]
+
+
+def test_what_cannot_be_read_is_left_out_on_request_alone(
+    small_bundle: Bundles, photo_folder: Path, say: Say, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    paths = [tmp_path / f"{i:02}.png" for i in range(CHUNK + 4)]
+    for path in paths:
+        shutil.copy(photo_folder / "00.png", path)
+    bad = {paths[0]: b"hello", paths[CHUNK + 1]: b""}
+    for path, content in bad.items():
+        path.write_bytes(content)
+    out = tmp_path / "out.npz"
+    assert main(["run", str(small_bundle("dinov2")), str(tmp_path), "-o", str(out)]) == 1
+    assert capfd.readouterr().err.endswith(f"saccade: error: {paths[0]} is not an image that Pillow can read\n")
+    assert not out.exists()
+    command = ["run", small_bundle("dinov2"), tmp_path, "-o", out, "--skip-bad"]
+    data = parsed(say(*command, "--json"))
+    assert data["images"] == [str(path) for path in paths if path not in bad]
+    assert data["unreadable"] == {
+        str(paths[0]): f"{paths[0]} is not an image that Pillow can read",
+        str(paths[CHUNK + 1]): f"{paths[CHUNK + 1]} is empty",
+    }
+    assert data["outputs"]["cls"] == [CHUNK + 2, DIM]
+    with np.load(out) as stored:
+        assert stored["images"].tolist() == data["images"]
+        assert {len(stored[name]) for name in stored.files} == {CHUNK + 2}
+    lines = say(*command).splitlines()
+    assert f"left out: {paths[CHUNK + 1]} is empty" in lines
+    assert f"2 images could not be read and are left out, {CHUNK + 2} are not" in lines
+
+
+def test_a_run_without_one_readable_image_is_an_error(
+    small_bundle: Bundles, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
+    assert main(["run", str(small_bundle("dinov2")), str(tmp_path), "-o", str(tmp_path / "out.npz"), "--skip-bad"]) == 1
+    assert f"none of 2 images can be read, first: {tmp_path}/a.png is empty" in capfd.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+def test_a_picture_of_too_many_images_is_refused_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for number in range(MOST_PICTURED + 1):
+        (tmp_path / f"{number}.png").touch()
+    assert main(["run", "no-such-bundle", str(tmp_path), "--overlay", str(tmp_path / "out.png")]) == 1
+    assert capfd.readouterr().err == "saccade: error: --overlay shows at most 64 images, and these are 65; give fewer\n"
+
+
 def test_run_decodes_no_image_of_a_later_chunk_before_it_has_run_the_earlier(
     small_bundle: Bundles, photos: list[Path], say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,7 +403,7 @@ def test_look_writes_the_runs_own_map(small_bundle: Bundles, photos: list[Path],
     say("run", small_bundle("dinov2"), *photos, "--look", "-o", tmp_path / "look.npz")
     say("run", small_bundle("dinov2"), *photos, "-o", tmp_path / "run.npz")
     with np.load(tmp_path / "look.npz") as look, np.load(tmp_path / "run.npz") as run:
-        assert sorted(look.files) == ["prefix", "score_map"]
+        assert sorted(look.files) == ["images", "prefix", "score_map"]
         for name in look.files:
             np.testing.assert_array_equal(look[name], run[name])
 
@@ -510,10 +579,11 @@ def test_a_seed_gives_the_same_weights_and_another_seed_others(say: Say, tmp_pat
 def test_export_replaces_an_older_bundle_whole(
     small_checkpoint: Bundles, small_bundle: Bundles, copy: Path, say: Say
 ) -> None:
-    (copy / "engines").mkdir(exist_ok=True)  # of the older bundle
+    say("verify", copy)
     data = parsed(say("export", small_checkpoint("dinov2"), "-o", copy, "--k", 9, "--size", 112, "--json"))
     assert data["parity"]["passed"] is True
     assert data["parity"].keys() >= {"engine", "engine_version"}  # as parity itself calls them
+    assert data["replaced"] == {"graphs": [], "engines": ["openvino-fp32"], "verdicts": 1}
     names = ["bundle.json", "extractor.onnx", "golden.npz", "positions.npy", "selector.onnx"]
     assert sorted(data["files"]) == sorted(path.name for path in copy.iterdir()) == names
     defaults = read_bundle(copy).manifest.defaults

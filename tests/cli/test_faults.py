@@ -20,7 +20,7 @@ from PIL import Image
 
 import saccade
 from saccade import locks
-from saccade.cli import create
+from saccade.cli import create, npz_rows
 from saccade.cli.main import main
 from saccade.engines import openvino as openvino_engine
 from saccade.engines.cuda import find_gpus
@@ -327,7 +327,8 @@ def test_an_image_that_cannot_be_used_is_one_line(case: str, refused: Refused, p
 
 def test_a_missing_image_and_a_folder_are_one_line(refused: Refused) -> None:
     assert refused("run", "bundle", "gone.png") == "gone.png: no such image file"
-    assert refused("run", "bundle", "bundle") == "bundle is a folder; give image files"
+    assert refused("run", "bundle", "photos.png", "--skip-bad") == "photos.png: no such image file"
+    assert refused("run", "bundle", "bundle").startswith("IMAGE bundle: holds no images (.bmp, .jpeg, ")
     message = refused("parity", "bundle", "--checkpoint", "model.pt", "--images", "model.pt")
     assert message.startswith("model.pt is not an image")
 
@@ -746,12 +747,12 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(
 
 
 def test_ctrl_c_in_the_middle_of_an_output_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(file: io.IOBase, **arrays: np.ndarray) -> None:
-        file.write(b"half")
+    def interrupt(rows: io.IOBase, member: io.IOBase) -> None:
+        member.write(rows.read(4))
         raise KeyboardInterrupt
 
     before = tree(place)
-    monkeypatch.setattr(np, "savez", interrupt)
+    monkeypatch.setattr(npz_rows.shutil, "copyfileobj", interrupt)
     assert main(["run", "bundle", "photo.png", "-o", "out.npz"]) == 130
     assert tree(place) == before
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from saccade.counted import agreeing, counted
 from saccade.errors import SaccadeError
+from saccade.runtime.images import IMAGE_SUFFIXES
 from saccade.validate.features import Features
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})  # ImageFolder's
 SPLITS = ("train", "val")
 
 

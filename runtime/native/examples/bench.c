@@ -75,6 +75,9 @@ static settings settings_from(int argc, char** argv) {
                 fail("--size, --k, --frames and --warm-up take whole numbers from 1 on");
             } else if (strcmp(name, "--precision") == 0) {
                 chosen.precision = value;
+                if (saccade_precision_from_name(value) < 0) {
+                    fail("--precision takes fp32, fp16, bf16, int8 or fp8");
+                }
             } else if (strcmp(name, "--engine-library") == 0) {
                 chosen.engine_library = value;
             } else if (place == NULL) {

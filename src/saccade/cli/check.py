@@ -115,7 +115,8 @@ def _measured(
 
     if isinstance(pipeline, BackbonePipeline):
         assert isinstance(checkpoint, BackboneCheckpoint)
-        return measure_backbone(pipeline, backbone_cases(checkpoint, groups, threads), on_case)
+        image = pipeline.bundle.manifest.image
+        return measure_backbone(pipeline, backbone_cases(checkpoint, image, groups, threads), on_case)
     assert not isinstance(checkpoint, BackboneCheckpoint)
     return measure_parity(pipeline, reference_cases(checkpoint, pipeline.bundle.manifest.task, groups, threads), on_case)
 

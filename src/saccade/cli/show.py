@@ -56,6 +56,7 @@ def inspect(options: argparse.Namespace) -> Report:
         f"  from {manifest.provenance.get('checkpoint_layout', 'an unnamed checkpoint')}",
         *_model_lines(manifest.model),
         f"  defaults: {_defaults(bundle)}",
+        f"  images: {manifest.image.in_words()}",
         *table([(f"  {name}", size_text(size), "hash checked") for name, size in files.items()]),
     ]
     for role, variants in manifest.graphs.items():

@@ -54,14 +54,11 @@ def test_bench_times_every_stage(built: Callable[[str], Path], engine_library: P
     (["nowhere", "--frames", "0"], "--size, --k, --frames and --warm-up take whole numbers from 1 on"),
     (["nowhere", "--frames"], "--size, --k, --frames and --warm-up take whole numbers from 1 on"),
     (["nowhere", "--fames", "3"], "unknown option"),
+    (["nowhere", "--precision", "fp33"], "--precision takes fp32, fp16, bf16, int8 or fp8"),
+    (["nowhere", "--precision"], "--precision takes fp32, fp16, bf16, int8 or fp8"),
 ])  # fmt: skip
 def test_bench_says_what_is_wrong_in_one_line(arguments: list[str], line: str) -> None:
     answer = bench(*arguments)
     assert (answer.returncode, answer.stdout) == (1, "")
     assert answer.stderr.startswith(f"bench: {line}")
     assert answer.stderr.count("\n") == 1
-
-
-def test_bench_names_the_precision_that_is_none(built: Callable[[str], Path], engine_library: Path) -> None:
-    answer = bench(built("dinov2"), "--engine-library", engine_library, "--precision", "fp33")
-    assert answer.stderr.startswith("bench: precision -1 is out of range; give one of SACCADE_FP32")
