@@ -111,12 +111,19 @@ def extract_masked(
     return MaskedFeatures(extract(split.images, prepare, outputs, label=label), split, labels, size, extract)
 
 
-def token_blocks(tokens: np.ndarray, rows: np.ndarray, images: int = BATCH) -> Callable[[], Iterator[np.ndarray]]:
-    """Return a function that yields the tokens (images, N, D) of these rows as patches (n, D), some images at a time."""
+def token_blocks(
+    tokens: np.ndarray, rows: np.ndarray, images: int = BATCH, progress: Callable[[int], object] = lambda images: None
+) -> Callable[[], Iterator[np.ndarray]]:
+    """Return a function that yields the tokens (images, N, D) of these rows as patches (n, D), some images at a time.
+
+    `progress` hears of how many images each time, when the next ones are asked for.
+    """
 
     def blocks() -> Iterator[np.ndarray]:
         for start in range(0, len(rows), images):
-            yield tokens[rows[start : start + images]].reshape(-1, tokens.shape[-1])
+            chosen = rows[start : start + images]
+            yield tokens[chosen].reshape(-1, tokens.shape[-1])
+            progress(len(chosen))
 
     return blocks
 

@@ -46,16 +46,17 @@ def evaluate(data: MaskedSplit, extract: Extractor, settings: AttentionSettings)
     prepare, grid = Squash((side, side), "bilinear"), (side // patch, side // patch)
     found = extract(data.images, prepare, [ATTENTION])
     jaccards, problems = [], []
-    for name, attention in zip(found.names, found.arrays[ATTENTION], strict=True):
-        masks = mass_mask(attention, settings.mass).reshape(-1, *grid)
-        try:
-            foreground, counted = _truth(data.masks[Path(name)])
-        except SaccadeError as error:
-            problems.append(str(error))
-            continue
-        jaccards.append(mask_jaccard(masks, foreground, counted))
+    with extract.bar(len(found.names), f"{extract.source.label}: masks") as bar:
+        for name, attention in zip(found.names, found.arrays[ATTENTION], strict=True):
+            masks = mass_mask(attention, settings.mass).reshape(-1, *grid)
+            try:
+                foreground, counted = _truth(data.masks[Path(name)])
+                jaccards.append(mask_jaccard(masks, foreground, counted))
+            except SaccadeError as error:
+                problems.append(str(error))
+            bar.update(1)
     if not jaccards:
-        raise SaccadeError(f"none of {len(found.names)} masks can be used ({problems[0]})")
+        raise SaccadeError(f"{data.name}: none of {len(found.names)} masks can be used ({problems[0]})")
     return _outcome(
         np.stack(jaccards),
         (*data.notes, *failed_note(found, data.name), *left_out_note("masks", problems, len(found.names))),

@@ -54,13 +54,14 @@ def evaluate(data: ImageFolder, extract: Extractor, settings: KnnSettings) -> Ou
     prepare = ShortSideCrop(round(size * SHORT_SIDE_OF_CROP), size)
     train = extract(data.train.paths, prepare, [CLS], label="train")
     val = extract(data.val.paths, prepare, [CLS], label="val")
-    usable = [k for k in settings.neighbours if k <= len(train.names)] or list(settings.neighbours)
+    usable = sorted(k for k in settings.neighbours if k <= len(train.names)) or sorted(settings.neighbours)
     labels = labels_of(data.val, val)
-    results = evaluate_knn(
-        np.asarray(train.arrays[CLS]), training_labels(data, train), np.asarray(val.arrays[CLS]), labels,
-        len(data.classes), sorted(usable), settings.temperature,
-    )  # fmt: skip
-    headline = sorted(usable).index(USUAL if USUAL in usable else usable[0])
+    with extract.bar(len(train.names), f"{extract.source.label}: neighbours") as bar:
+        results = evaluate_knn(
+            train.arrays[CLS], training_labels(data, train), val.arrays[CLS], labels, len(data.classes), usable,
+            settings.temperature, bar.update,
+        )  # fmt: skip
+    headline = usable.index(USUAL if USUAL in usable else next(k for k in settings.neighbours if k in usable))
     hits = results[headline].top1_hits
     left_out = [k for k in settings.neighbours if k not in usable]
     trained = counted(len(train.names), "training image")

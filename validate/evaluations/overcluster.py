@@ -18,7 +18,7 @@ from saccade.validate.evaluations.task import Outcome, Settings, Task
 from saccade.validate.extraction import Extractor
 from saccade.validate.masked_features import extract_masked, token_blocks
 from saccade.validate.metrics.clusters import kmeans, reduce_blocks
-from saccade.validate.metrics.overcluster import MASK_SIZE, SEEDS, ClusterResult, score_patches
+from saccade.validate.metrics.overcluster import MASK_SIZE, SEEDS, ClusterResult, score_clusters
 from saccade.validate.metrics.resize import resize_nearest
 from saccade.validate.metrics.segmentation import mean_iou_of_counts
 from saccade.validate.preparation import Squash, checked_side
@@ -51,7 +51,8 @@ def evaluate(data: Segmentation, extract: Extractor, settings: OverclusterSettin
     prepare, grid = Squash((side, side), "bilinear"), (side // extract.source.patch,) * 2
     val = extract_masked(extract, data.val, data.labels, prepare, (side, side), [TOKENS], "val")
     rows, masks = val.resized("masks", MASK_SIZE)
-    reduced = reduce_blocks(token_blocks(val.features.arrays[TOKENS], rows))
+    with extract.bar(2 * len(rows), f"{extract.source.label}: principal components") as bar:  # seen twice
+        reduced = reduce_blocks(token_blocks(val.features.arrays[TOKENS], rows, progress=bar.update))
     classes, ignore = len(data.labels.classes), data.labels.ignore
     numbers = list(dict.fromkeys(clusters or classes for clusters in settings.clusters))
     results: dict[int, list[ClusterResult]] = {clusters: [] for clusters in numbers}
@@ -59,7 +60,7 @@ def evaluate(data: Segmentation, extract: Extractor, settings: OverclusterSettin
         for clusters in numbers:
             for seed in range(settings.seeds):
                 patches = kmeans(reduced, clusters, seed).reshape(-1, *grid)
-                results[clusters].append(score_patches(masks, patches, classes, clusters, ignore))
+                results[clusters].append(score_clusters(masks, patches, classes, clusters, ignore))
                 bar.update(1)
                 if clusters == numbers[0] and seed == 0:
                     shown = _shown(val.features.names, rows, masks, results[clusters][0].mapping[patches])

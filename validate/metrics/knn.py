@@ -1,17 +1,17 @@
 """Weighted k-NN classification of image features, as DINO's and PW-Self's eval_knn.py vote.
 
-Every neighbour gives exp(cosine / temperature) to its label. Equal votes go to the lower label.
+Every neighbour gives its label exp(cosine / temperature). Equal votes go to the lower label.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from saccade.errors import SaccadeError
 from saccade.validate.metrics.checks import check_enough, check_labels, check_shape
-from saccade.validate.metrics.neighbours import nearest, normalize_rows
+from saccade.validate.metrics.neighbours import nearest
 
 # eval_knn.py, defaults of --nb_knn and --temperature.
 NEIGHBOURS = (10, 20, 100, 200)
@@ -48,10 +48,12 @@ def evaluate_knn(
     classes: int,
     ks: Sequence[int] = NEIGHBOURS,
     temperature: float = TEMPERATURE,
+    progress: Callable[[int], object] = lambda rows: None,
 ) -> list[KnnResult]:
     """Classify test (Q, D) by train (N, D) features, float32 and not yet normalised; labels are integers 0..classes-1.
 
-    The neighbours are sought once, for the largest k. Returns one result per k, in the order of `ks`.
+    The neighbours are sought once, for the largest k; `progress` hears how many training rows have been compared. Returns
+    one result per k, in the order of `ks`.
     """
     check_shape("train labels", train_labels, (len(train_features),))
     check_shape("test labels", test_labels, (len(test_features),))
@@ -60,14 +62,19 @@ def evaluate_knn(
     check_enough("test images", len(test_features), 1, "k-NN")
     if not ks or min(ks) < 1:
         raise SaccadeError(f"k-NN: k is {tuple(ks)}; give one or more whole numbers from 1")
-    similarities, rows = nearest(normalize_rows(test_features), normalize_rows(train_features), max(ks))
+    similarities, rows = nearest(test_features, train_features, max(ks), cosine=True, progress=progress)
     labels = train_labels[rows]
     return [_result(similarities[:, :k], labels[:, :k], test_labels, classes, temperature) for k in ks]
 
 
 def knn_votes(similarities: np.ndarray, labels: np.ndarray, classes: int, temperature: float = TEMPERATURE) -> np.ndarray:
-    """Return the votes (Q, classes), float64, of neighbours with cosines and labels (Q, k)."""
-    weights = np.exp(similarities / np.float32(temperature))
+    """Return the votes (Q, classes), float64, of neighbours with cosines, descending, and labels (Q, k).
+
+    Relative to the nearest neighbour's, which is 1: exp(1 / temperature) itself is infinite for the smallest temperatures.
+    """
+    cosines = similarities.astype(np.float64)
+    with np.errstate(over="ignore"):  # to -infinity, whose exponential is 0
+        weights = np.exp((cosines - cosines[:, :1]) / temperature)
     places = labels + classes * np.arange(len(labels))[:, None]
     votes = np.bincount(places.ravel(), weights.ravel(), minlength=len(labels) * classes)
     return np.asarray(votes.reshape(len(labels), classes))

@@ -11,11 +11,17 @@ from PIL import Image
 
 from saccade.cli.console import progress_bar
 from saccade.errors import SaccadeError
+from saccade.validate import masked_features
+from saccade.validate.datasets.masked_split import MaskedSplit, identity_labels
 from saccade.validate.evaluation import compare, evaluate_sources
-from saccade.validate.evaluations.linear_segmentation import TASK, LinearSegmentationSettings
+from saccade.validate.evaluations.linear_segmentation import TASK, LinearSegmentationSettings, scored
 from saccade.validate.extraction import Extractor
 from saccade.validate.features import Features
+from saccade.validate.masked_features import MaskedFeatures
+from saccade.validate.metrics.linear_head import LinearHead
+from saccade.validate.metrics.segmentation import ClassCounts
 
+GOLDEN = np.load(Path(__file__).parents[2] / "golden/neco_linear_segmentation.npz")
 MOST = 100 * 3 / 21  # three of VOC's classes are in the masks, and the mean is over all
 
 
@@ -39,6 +45,33 @@ def test_a_head_on_random_weights_segments_and_equals_pytorchs(
     (difference,) = found["differences"]
     assert abs(difference["difference"]) < 0.1
     assert difference["samples"] == 6
+
+
+@pytest.fixture
+def golden_val(tmp_path: Path, patch_colours: Any) -> MaskedFeatures:
+    """Return the golden tokens as if they had been extracted, beside files of their masks."""
+    classes, masks = int(GOLDEN["num_classes"]), {}
+    for number, labels in enumerate(GOLDEN["ground_truth"].astype(np.uint8)):
+        masks[tmp_path / f"{number}.jpg"] = tmp_path / f"{number}.png"
+        Image.fromarray(labels).save(tmp_path / f"{number}.png")
+    features = Features([str(path) for path in masks], {"tokens": GOLDEN["tokens"]}, {})
+    labels = identity_labels("golden", tuple(f"class {number}" for number in range(classes)), 255)
+    split = MaskedSplit("golden val", list(masks), masks, ())
+    return MaskedFeatures(features, split, labels, (20, 20), Extractor(patch_colours(), tmp_path, progress_bar))
+
+
+@pytest.mark.parametrize("values", [1, 1 << 26])  # an image at a time, and both
+def test_scores_of_tokens_and_masks_equal_the_official_ones(
+    golden_val: MaskedFeatures, values: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(masked_features, "BATCH_VALUES", values)
+    counts, shown = scored(golden_val, LinearHead(GOLDEN["head_weight"], GOLDEN["head_bias"]), (7, 7))
+    total = ClassCounts.of_images(counts)
+    assert np.array_equal(total.true_positives, GOLDEN["tokens_tp"])
+    assert np.array_equal(total.false_positives, GOLDEN["tokens_fp"])
+    assert np.array_equal(total.false_negatives, GOLDEN["tokens_fn"])
+    assert total.miou == pytest.approx(float(GOLDEN["tokens_miou"]), abs=1e-12)
+    assert np.array_equal([each.prediction for each in shown], GOLDEN["tokens_prediction"])
 
 
 def test_lookwhere_is_drawn_over_k(

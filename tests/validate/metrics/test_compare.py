@@ -10,7 +10,7 @@ from saccade.errors import SaccadeError
 from saccade.validate.metrics.clusters import kmeans
 from saccade.validate.metrics.compare import groups_of, paired_bootstrap
 from saccade.validate.metrics.overcluster import score_clusters
-from saccade.validate.metrics.segmentation import class_counts, image_counts, mean_iou_of_counts
+from saccade.validate.metrics.segmentation import ClassCounts, matched_counts, mean_iou_of_counts
 
 
 @given(st.integers(2, 40), st.integers(0, 99))
@@ -113,9 +113,10 @@ def test_an_miou_is_compared_from_the_counts_of_its_images() -> None:
     random = np.random.default_rng(3)
     good = random.integers(0, 5, (30, 3, 3)) + 40 * np.eye(3, dtype=int)
     bad = random.integers(0, 9, (30, 3, 3)) + 30 * np.eye(3, dtype=int)
-    found = paired_bootstrap(image_counts(good), image_counts(bad), mean_iou_of_counts)
-    assert found.first == pytest.approx(100 * class_counts(good).miou)
-    assert found.second == pytest.approx(100 * class_counts(bad).miou)
+    first, second = (matched_counts(matrices, np.arange(3)) for matrices in (good, bad))
+    found = paired_bootstrap(first, second, mean_iou_of_counts)
+    assert found.first == pytest.approx(100 * ClassCounts.of_images(first).miou)
+    assert found.second == pytest.approx(100 * ClassCounts.of_images(second).miou)
     assert found.high < 0
     assert found.low < found.difference < found.high
 
@@ -139,8 +140,7 @@ def test_runs_that_chance_begins_are_drawn_too() -> None:
 def clustered(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the counts of images in five clusterings of their patches."""
     runs = [kmeans(features.reshape(-1, 8), 21, seed).reshape(labels.shape) for seed in range(5)]
-    results = [score_clusters(labels, run, 21, 21, "hungarian") for run in runs]
-    return np.stack([image_counts(result.confusions) for result in results], axis=1)
+    return np.stack([score_clusters(labels, run, 21, 21).counts for run in runs], axis=1)
 
 
 def test_a_jitter_of_clustered_features_is_no_difference() -> None:
@@ -157,11 +157,11 @@ def test_a_jitter_of_clustered_features_is_no_difference() -> None:
 
 def test_the_metric_of_runs_is_the_mean_of_theirs() -> None:
     random = np.random.default_rng(9)
-    first, second = (random.integers(0, 50, (3, 7, 4, 4)) for _ in range(2))
-    samples = [np.stack([image_counts(matrices) for matrices in runs], axis=1) for runs in (first, second)]
+    samples = [random.integers(0, 50, (7, 3, 3, 4)) for _ in range(2)]
+    first, second = (side.swapaxes(0, 1) for side in samples)
     found = paired_bootstrap(*samples, mean_iou_of_counts, resamples=9, runs=3)
-    assert found.first == pytest.approx(np.mean([100 * class_counts(matrices).miou for matrices in first]))
-    assert found.second == pytest.approx(np.mean([100 * class_counts(matrices).miou for matrices in second]))
+    assert found.first == pytest.approx(np.mean([100 * ClassCounts.of_images(counts).miou for counts in first]))
+    assert found.second == pytest.approx(np.mean([100 * ClassCounts.of_images(counts).miou for counts in second]))
     equal = paired_bootstrap(samples[0], samples[0].copy(), mean_iou_of_counts, resamples=9, runs=3)
     assert (equal.difference, equal.low, equal.high) == (0, 0, 0)
 

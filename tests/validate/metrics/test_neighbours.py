@@ -35,6 +35,35 @@ def test_memory_in_use_is_one_block_of_queries(monkeypatch: pytest.MonkeyPatch) 
     assert seen == [(5, 40), (5, 40), (2, 40)]
 
 
+@given(st.integers(1, 60), st.integers(0, 99))
+def test_neighbours_by_cosine_are_those_of_normalised_rows_and_progress_counts_them(tile: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    queries, memory = (random.standard_normal((count, 6)).astype(np.float32) for count in (9, 50))
+    done: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighbours, "TILE_ROWS", tile)
+        similarities, rows = nearest(queries, memory, 4, cosine=True, progress=done.append)
+        expected, their_rows = nearest(normalize_rows(queries), normalize_rows(memory), 4)
+    assert np.array_equal(similarities, expected)
+    assert np.array_equal(rows, their_rows)
+    assert sum(done) == 50
+
+
+def test_a_memory_on_disk_is_normalised_tile_by_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "TILE_ROWS", 8)
+    seen: list[int] = []
+    monkeypatch.setattr(neighbours, "normalize_rows", lambda rows: seen.append(len(rows)) or normalize_rows(rows))
+    nearest(np.ones((3, 2), np.float32), np.ones((20, 2), np.float32), 1, cosine=True)
+    assert seen == [3, 8, 8, 4]
+
+
+def test_rows_whose_length_float32_cannot_hold_are_refused() -> None:
+    features = np.full((3, 2), 1e30, np.float32)
+    features[0] = 1
+    with pytest.raises(SaccadeError, match="features: 2 of 3 rows have no length that float32 can hold; look at the engine"):
+        normalize_rows(features)
+
+
 def test_fewer_rows_than_k_are_refused() -> None:
     with pytest.raises(SaccadeError, match=r"memory rows: 3 are too few for 4 neighbours, which needs 4"):
         nearest(np.ones((1, 2), np.float32), np.ones((3, 2), np.float32), 4)
