@@ -23,7 +23,7 @@ PARTS = ("export", "engines", "runtime", "validate")
 MAY_IMPORT = {"export": set(), "engines": set(), "runtime": {"engines"}, "validate": {"export", "engines", "runtime"}}
 # The modules that all parts stand on, and what each may import of the package.
 FOUNDATIONS = {
-    "_version": set(), "errors": set(), "locks": {"errors"}, "atomic": {"errors", "locks"},
+    "_version": set(), "counted": set(), "errors": set(), "locks": {"errors"}, "atomic": {"errors", "locks"},
     "golden": {"errors", "atomic", "bundle", "contract"}, "backbone_golden": {"errors", "bundle", "contract", "golden"},
     "bundle": {"errors", "atomic", "contract", "onnx_file"}, "onnx_file": set(),
     "contract": {"errors", "bundle"},

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saccade import atomic
+from saccade.counted import counted
 from saccade.errors import SaccadeError
 from saccade.validate.bench_plan import CHAIN, FULL_BACKBONE, ONE_GRAPH, form_in_words
 
@@ -260,5 +261,5 @@ def _shape_title(shape: Shape) -> str:
 def _caption(data: Result) -> str:
     conditions = data["conditions"]
     frames = conditions["rounds"] * conditions["frames_per_round"]
-    where = f"{conditions['cpu']['name']}, {conditions['threads']} threads"
-    return f"{where}, {frames} frame{'s' if frames > 1 else ''} a side, saccade {conditions['saccade']}"
+    where = f"{conditions['cpu']['name']}, {counted(conditions['threads'], 'thread')}"
+    return f"{where}, {counted(frames, 'frame')} a side, saccade {conditions['saccade']}"

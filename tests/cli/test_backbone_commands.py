@@ -353,4 +353,4 @@ def test_inspect_of_a_lookwhere_checkpoint_says_both_networks(
     small_checkpoint: Callable[[str], Path], say: Say
 ) -> None:
     text = say("inspect", small_checkpoint("dinov2"))
-    assert "lookwhere, lookwhere\n  extractor: 2 blocks, width 128, 2 heads, gelu, patch 14\n  selector: 1 blocks" in text
+    assert "lookwhere, lookwhere\n  extractor: 2 blocks, width 128, 2 heads, gelu, patch 14\n  selector: 1 block," in text

@@ -786,7 +786,7 @@ def test_bench_compares_with_pytorch_where_a_checkpoint_is_given(
 ) -> None:
     options = ["--checkpoint", small_checkpoint("dinov2"), "--rounds", 1, "--frames", 2, "--batch", 2]
     lines = say("bench", small_bundle("dinov2"), *options).splitlines()
-    assert "1 rounds of 2 frames" in lines[0]
+    assert "1 round of 2 frames" in lines[0]
     assert lines[1].split()[:5] == ["side", "p50", "p90", "p99", "of"]
     assert lines[2].startswith("pytorch-eager fp32 126x126 k=8 batch=2")
     assert lines[2].split()[-3:-1] == ["1.000", "-"]  # of itself; it has no stages

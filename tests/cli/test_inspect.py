@@ -166,7 +166,7 @@ def test_a_verdict_of_an_older_saccade_is_unknown(extra: dict[str, Any], inspect
     keep(bundle, engine="openvino", precision="fp32", passed=False, images=1, **extra)
     data, text = inspect()
     assert data["parity"][0]["state"].startswith("unknown: it does not say which graphs")
-    assert "DIFFERENT from PyTorch on 1 images (of unknown version, device unknown, at an unknown time); unknown: " in text
+    assert "DIFFERENT from PyTorch on 1 image (of unknown version, device unknown, at an unknown time); unknown: " in text
 
 
 def test_a_verdict_replaces_the_one_of_the_same_engine_precision_and_device(bundle: Path) -> None:

@@ -145,7 +145,7 @@ def test_unreadable_images_have_no_row_and_none_at_all_is_an_error(files: list[P
     found = extractor(Means(), tmp_path)(files, SQUASH, ["cls"])
     assert found.failed == {str(files[4]): f"{files[4]}: no such image file"}
     assert len(found.names) == len(found.arrays["cls"]) == 19
-    with pytest.raises(SaccadeError, match=r"none of 1 images can be read \(.*04.png: no such image file\)"):
+    with pytest.raises(SaccadeError, match=r"none of 1 image can be read \(.*04.png: no such image file\)"):
         extractor(Means(), tmp_path)([files[4]], SQUASH, ["cls"])
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
+from saccade.counted import agreeing, counted
 from saccade.errors import SaccadeError
 from saccade.validate.datasets.copydays import STRONG, Block, Copydays, listed, read_copydays
 from saccade.validate.datasets.image_folder import failed_note
@@ -118,7 +119,8 @@ def _aps(found: Mapping[str, list[Copy]], parts: Mapping[str, Features]) -> dict
 
 def _orphans_note(found: Mapping[str, list[Copy]], parts: Mapping[str, Features]) -> tuple[str, ...]:
     count = sum(len(parts[block].names) - len(copies) for block, copies in found.items())
-    return (f"{count} copies are left out, since their originals cannot be read",) if count else ()
+    left_out = f"{counted(count, 'copy', 'copies')} {agreeing(count, 'is', 'are')} left out"
+    return (f"{left_out}, since no original can be read",) if count else ()
 
 
 TASK = Task(

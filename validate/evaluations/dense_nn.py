@@ -11,6 +11,7 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
+from saccade.counted import counted
 from saccade.validate.datasets import segmentation
 from saccade.validate.datasets.segmentation import Segmentation, read_segmentation
 from saccade.validate.evaluations.miou import counted_pixels, iou_by_class
@@ -88,7 +89,7 @@ def evaluate(data: Segmentation, extract: Extractor, settings: DenseNnSettings) 
 def _memory_note(size: int) -> tuple[str, ...]:
     """Say which published figure compares with a memory, since it moves the mIoU by more than most models differ."""
     figures = f"of VOC, DINOv2 ViT-S/14: 70.2 with {MEMORY_SIZE}, 77.0 with {LARGE_MEMORY}"
-    return (f"a memory of {size} patches; published figures {figures}",) if size < LARGE_MEMORY else ()
+    return (f"a memory of {counted(size, 'patch', 'patches')}; published figures {figures}",) if size < LARGE_MEMORY else ()
 
 
 def _batches(train: MaskedFeatures) -> Iterator[Batch]:

@@ -7,6 +7,7 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
+from saccade.counted import counted
 from saccade.errors import SaccadeError
 from saccade.validate.datasets.image_folder import (
     ImageFolder,
@@ -63,7 +64,8 @@ def evaluate(data: ImageFolder, extract: Extractor, settings: KnnSettings) -> Ou
     headline = usable.index(USUAL if USUAL in usable else next(k for k in settings.neighbours if k in usable))
     hits = results[headline].top1_hits
     left_out = [k for k in settings.neighbours if k not in usable]
-    too_many = (f"neighbours {left_out} are more than {len(train.names)} training images and are left out",)
+    trained = counted(len(train.names), "training image")
+    too_many = (f"neighbours {left_out} are more than {trained} and are left out",)
     notes = (*data.notes, *failed_note(train, "train"), *failed_note(val, "val"), *(too_many if left_out else ()))
     scores = [_scores(result) for result in results]
     details = {"top1_by_class": shares_by_class(data, labels, hits)}
@@ -73,7 +75,8 @@ def evaluate(data: ImageFolder, extract: Extractor, settings: KnnSettings) -> Ou
 
 
 def _scores(result: KnnResult) -> tuple[Score, Score]:
-    return Score(f"top-1, {result.k} neighbours", result.top1), Score(f"top-5, {result.k} neighbours", result.top5)
+    neighbours = counted(result.k, "neighbour")
+    return Score(f"top-1, {neighbours}", result.top1), Score(f"top-5, {neighbours}", result.top5)
 
 
 TASK = Task(

@@ -12,6 +12,7 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
+from saccade.counted import agreeing, counted
 from saccade.errors import SaccadeError
 from saccade.validate.datasets import segmentation
 from saccade.validate.datasets.segmentation import Segmentation, read_segmentation
@@ -61,7 +62,8 @@ def read(root: Path, settings: LinearSegmentationSettings) -> Segmentation:
     data = read_segmentation(root, settings.dataset, train=True, share=settings.train_share)
     assert data.train is not None
     if len(data.train.images) < settings.train_batch:
-        have = f"{len(data.train.images)} images of {data.train.name} are fewer than a training step's"
+        images = counted(len(data.train.images), "image")
+        have = f"{images} of {data.train.name} {agreeing(len(data.train.images), 'is', 'are')} fewer than a training step's"
         raise SaccadeError(f"{have} {settings.train_batch}; give more, or a smaller --train-batch")
     return data
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
+from saccade.counted import counted
 from saccade.validate.datasets import segmentation
 from saccade.validate.datasets.segmentation import Segmentation, read_segmentation
 from saccade.validate.evaluations.miou import run_details, run_note, run_samples, run_scores
@@ -64,7 +65,7 @@ def evaluate(data: Segmentation, extract: Extractor, settings: OverclusterSettin
                 if clusters == numbers[0] and seed == 0:
                     shown = _shown(val.features.names, rows, masks, results[clusters][0].mapping[patches])
     return Outcome(
-        tuple(score for each, found in results.items() for score in run_scores(f"mIoU, {each} clusters", found)),
+        tuple(score for each, found in results.items() for score in run_scores(f"mIoU, {counted(each, 'cluster')}", found)),
         run_samples(results[numbers[0]]),
         mean_iou_of_counts,
         runs=settings.seeds,

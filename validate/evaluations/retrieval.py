@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from msgspec import Meta
 
+from saccade.counted import agreeing, counted
 from saccade.validate.datasets.image_folder import failed_note
 from saccade.validate.datasets.revisited import Revisited, read_revisited
 from saccade.validate.evaluations.task import Outcome, Score, Settings, Task
@@ -101,7 +102,8 @@ def _outcome(
     for name in ORDER:
         unscored = int(np.isnan(results[name].ap).sum()) if name in results else len(queries)
         if unscored:
-            notes += (f"{unscored} of {len(queries)} queries have no {name} positive and are left out of its means",)
+            lack = agreeing(unscored, "has no {} positive and is", "have no {} positive and are").format(name)
+            notes += (f"{unscored} of {counted(len(queries), 'query', 'queries')} {lack} left out of its means",)
     details = {"ap_by_query": _by_query(results, queries)}
     return Outcome(tuple(scores), results[HEADLINE].ap, groups=landmarks, notes=notes, details=details)
 

@@ -11,6 +11,7 @@ import numpy as np
 from msgspec import Meta
 from PIL import Image
 
+from saccade.counted import agreeing, counted
 from saccade.errors import SaccadeError
 from saccade.runtime.kept import MAX_CELLS
 from saccade.validate.datasets.davis import Davis, Video, read_davis
@@ -117,7 +118,7 @@ def evaluate(data: Davis, extract: Extractor, settings: VideoSettings) -> Outcom
         with extract.bar(len(video.frames), f"{extract.source.label}: following {video.name}", unit="frame") as bar:
             found.append(_follow(video, truth, features.arrays[TOKENS], prepare, settings, bar.update))
     if not found:
-        raise SaccadeError(f"none of {len(data.videos)} videos can be used ({problems[0]})")
+        raise SaccadeError(f"none of {counted(len(data.videos), 'video')} can be used ({problems[0]})")
     # J and F are means over objects, but videos are what was drawn by chance: each gives its sums and its number of objects.
     samples = np.array([each.sums for each in found])
     return Outcome(
@@ -179,7 +180,8 @@ def _late_objects(found: list[Followed]) -> tuple[str, ...]:
     late = [each.video.name for each in found if each.late]
     if not late:
         return ()
-    return (f"{len(late)} videos hold labels that their first mask does not, which are not scored, first: {late[0]}",)
+    hold = f"{counted(len(late), 'video')} {agreeing(len(late), 'holds', 'hold')}"
+    return (f"{hold} labels that the first mask does not, which are not scored, first: {late[0]}",)
 
 
 def _pictures(found: list[Followed]) -> Iterator[tuple[str, Image.Image]]:

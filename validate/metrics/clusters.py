@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from saccade.counted import counted
 from saccade.validate.metrics.checks import check_enough, check_finite, check_shape
 from saccade.validate.metrics.libraries import library
 from saccade.validate.metrics.neighbours import BLOCK_VALUES, normalize_rows
@@ -94,7 +95,7 @@ def _training_rows(features: np.ndarray, clusters: int, seed: int, weights: np.n
     check_shape("features", features, (None, None))
     check_finite("features", features)
     often = np.ones(len(features), np.int64) if weights is None else weights
-    check_enough("patches", int(np.count_nonzero(often)), clusters, f"{clusters} clusters")
+    check_enough("patches", int(np.count_nonzero(often)), clusters, counted(clusters, "cluster"))
     ends = np.cumsum(often)
     places = np.random.default_rng(seed).choice(ends[-1], min(ends[-1], clusters * POINTS_PER_CENTROID), replace=False)
     return np.asarray(features[np.searchsorted(ends, np.sort(places), side="right")], np.float32)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from saccade.counted import counted
 from saccade.errors import SaccadeError
 from saccade.validate.metrics.checks import check_enough, check_finite, check_shape
 
@@ -43,7 +44,7 @@ def nearest(
     memory are dealt with.
     """
     check_shape("queries", queries, (None, memory.shape[1]))
-    check_enough("memory rows", len(memory), k, f"{k} neighbours")
+    check_enough("memory rows", len(memory), k, counted(k, "neighbour"))
     check_finite("queries", queries)
     check_finite("memory", memory)
     ours = normalize_rows(queries) if cosine else queries

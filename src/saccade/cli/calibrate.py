@@ -12,6 +12,7 @@ import numpy as np
 from saccade.cli import options as shared
 from saccade.cli.console import Phases, progress_bar
 from saccade.cli.convert import FEW_IMAGES, LEAST_IMAGES
+from saccade.counted import counted
 from saccade.errors import SaccadeError
 from saccade.export.calibration import Statistics, channel_maxima
 from saccade.export.quantization import round_weights
@@ -44,7 +45,7 @@ def find_images(judge: Judge | BackboneJudge, folder: Path, most: int, phases: P
     left_out = 0
     for path in paths:
         if len(readable) == most:
-            phases.note(f"using {most} of {len(paths)} images; --max-images takes more")
+            phases.note(f"using {most} of {counted(len(paths), 'image')}; --max-images takes more")
             break
         try:
             judge.reference.pixels(path)
@@ -53,10 +54,10 @@ def find_images(judge: Judge | BackboneJudge, folder: Path, most: int, phases: P
             left_out += 1
             phases.note(f"warning: left out {error}")
     if left_out:
-        phases.note(f"warning: {left_out} of {len(paths)} images cannot be used")
+        phases.note(f"warning: {left_out} of {counted(len(paths), 'image')} cannot be used")
     if len(readable) < LEAST_IMAGES:
         raise SaccadeError(
-            f"--calibration {folder}: {len(readable)} readable images of {len(paths)}; "
+            f"--calibration {folder}: {counted(len(readable), 'readable image')} of {len(paths)}; "
             f"give at least {LEAST_IMAGES}, better {FEW_IMAGES}"
         )
     if len(readable) < FEW_IMAGES:

@@ -15,6 +15,7 @@ from saccade.cli import options as shared
 from saccade.cli.console import Phases, Report, progress_bar, table
 from saccade.cli.references import Group, backbone_cases, fitted, given_images, matching_checkpoint, reference_cases
 from saccade.cli.verdicts import PARITY, VERIFY, change_since, command_of, measured_on, title_of
+from saccade.counted import counted
 from saccade.errors import SaccadeError
 from saccade.runtime.backbone import BackbonePipeline
 from saccade.runtime.chain import Pipeline
@@ -156,9 +157,10 @@ def _lines(data: dict[str, Any], result: Verdict[Any]) -> list[str]:
         rows.append((measure.name, f"{measure.value:.3g}", f"{measure.bound:.3g}", word, measure.meaning))
     same = "equals PyTorch" if data["precision"] == "fp32" else f"is within the {data['precision']} bounds of PyTorch"
     verdict = same if result.passed else "DIFFERS from PyTorch"
-    head = f"{title_of(data)} {verdict} on {data['images']} images"
+    head = f"{title_of(data)} {verdict} on {counted(data['images'], 'image')}"
     if "swaps" in data:
-        head += f" ({data['swaps']} patches kept by one side only)" if data["swaps"] else " (the same patches kept)"
+        swapped = f"{counted(data['swaps'], 'patch', 'patches')} kept by one side only"
+        head += f" ({swapped})" if data["swaps"] else " (the same patches kept)"
     tensors: list[str] = []
     if "tensors" in data:
         names = list(next(iter(data["tensors"].values())))

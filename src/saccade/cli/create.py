@@ -25,6 +25,7 @@ from saccade.cli import options as shared
 from saccade.cli.console import Phases, Report, size_text, table
 from saccade.cli.replacing import check_target, losses_of
 from saccade.cli.verdicts import measured_on
+from saccade.counted import counted
 from saccade.engines import store
 from saccade.engines.engine import ENGINE_NAMES, EngineRequest, default_request, refuse_path
 from saccade.errors import SaccadeError
@@ -92,7 +93,7 @@ def export(options: argparse.Namespace) -> Report:
     task, layout = manifest.task, manifest.provenance["checkpoint_layout"]
     data: dict[str, Any] = {"bundle": str(target), "task": task, "files": files, "parity": summary}
     data |= {"replaced": lost.data(), "mean": manifest.image.mean, "std": manifest.image.std}
-    lines = [f"{target}: {task}, equal to PyTorch on {summary['images']} images", f"  from {layout}"]
+    lines = [f"{target}: {task}, equal to PyTorch on {counted(summary['images'], 'image')}", f"  from {layout}"]
     lines.append(f"  images: {manifest.image.in_words()}")
     lines += [f"  {line}" for line in lost.lines()]
     lines += table([(f"  {name}", size_text(size)) for name, size in files.items()])
@@ -217,7 +218,7 @@ def build(options: argparse.Namespace) -> Report:
             phases.note(f"{folder} takes all that and more; delete it for an engine of just these limits")
         verdict = None if check is None else self_test.verdict_on(folder, receipt, check)
     lines = _build_lines(folder, receipt, kept=kept)
-    lines += [f"  equal to PyTorch on {verdict['images']} images"] if verdict else []
+    lines += [f"  equal to PyTorch on {counted(verdict['images'], 'image')}"] if verdict else []
     return Report(receipt_data(folder, receipt) | {"built": not kept, "self_test": verdict}, lines)
 
 

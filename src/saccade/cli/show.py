@@ -13,6 +13,7 @@ from saccade.cli.console import Report, size_text, table
 from saccade.cli.create import FAMILIES, LOOKWHERE, NETWORKS, audit_lines, receipt_data
 from saccade.cli.verdicts import changed_graphs, graphs_of, line_of, state_of, unjudged
 from saccade.contract import extras_of
+from saccade.counted import counted
 from saccade.engines import store
 from saccade.errors import SaccadeError
 
@@ -90,8 +91,9 @@ def _inspect_checkpoint(path: Path, family: str | None, key: str | None) -> Repo
 
 def _model_lines(model: Model | BackboneModel) -> list[str]:
     """Describe the networks."""
-    width = f"{model.depth} blocks, width {model.dim}, {model.heads} heads, {model.ffn}, patch {model.patch}"
-    rows = f"{model.prefix} row{'s' if model.prefix > 1 else ''}"
+    blocks, heads = counted(model.depth, "block"), counted(model.heads, "head")
+    width = f"{blocks}, width {model.dim}, {heads}, {model.ffn}, patch {model.patch}"
+    rows = f"{counted(model.prefix, 'row')}"
     grid = f"positions on a {model.base_grid[0]}x{model.base_grid[1]} grid"
     if isinstance(model, BackboneModel):
         scaled = "LayerScale" if model.layer_scale else "no LayerScale"
@@ -104,7 +106,8 @@ def _model_lines(model: Model | BackboneModel) -> list[str]:
         ]
     return [
         f"  extractor: {width}",
-        f"  selector: {model.selector_depth} blocks, {model.selector_size} px -> {model.map_size}x{model.map_size} scores",
+        f"  selector: {counted(model.selector_depth, 'block')}, {model.selector_size} px -> "
+        f"{model.map_size}x{model.map_size} scores",
         f"  prefix: {rows} from the selector; {grid}" + (f"; {model.classes} classes" if model.classes else ""),
     ]
 

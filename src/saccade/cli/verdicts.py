@@ -9,6 +9,7 @@ import msgspec
 
 from saccade.bundle import Bundle
 from saccade.contract import ALL_ROLES
+from saccade.counted import counted
 from saccade.engines.engine import default_device
 from saccade.engines.store import Receipt
 
@@ -57,8 +58,8 @@ def line_of(bundle: Bundle, verdict: Mapping[str, Any]) -> str:
     version = verdict.get("engine_version") or verdict.get("version") or "of unknown version"
     when = str(verdict.get("when") or "at an unknown time").replace("T", " ").replace("+00:00", " UTC")
     where = f"({version}, device {verdict.get('device', 'unknown')}, {when})"
-    images = f"{verdict.get('images')} images"
-    return f"{command_of(verdict)}: {title_of(verdict)} {word} on {images} {where}; {state_of(bundle, verdict)}"
+    found = f"{title_of(verdict)} {word} on {counted(verdict.get('images', 0), 'image')}"
+    return f"{command_of(verdict)}: {found} {where}; {state_of(bundle, verdict)}"
 
 
 def state_of(bundle: Bundle, verdict: Mapping[str, Any]) -> str:

@@ -92,9 +92,9 @@ def test_copies_of_unreadable_originals_are_left_out_and_noted(
     options = [*SIZE, "--features", tmp_path / "features", "--compare", "openvino:fp32"]
     found = evaluated("copydays", small_backbone("neco"), copies, *options)
     original, crop, orphans, few = found["notes"][2:]
-    assert original.startswith("1 of 12 images of original cannot be read and are left out, first ")
-    assert crop.startswith("1 of 12 images of crops/50 cannot be read and are left out, first ")
-    assert orphans == "3 copies are left out, since their originals cannot be read"
+    assert original.startswith("1 of 12 images of original cannot be read and is left out, first ")
+    assert crop.startswith("1 of 12 images of crops/50 cannot be read and is left out, first ")
+    assert orphans == "3 copies are left out, since no original can be read"
     (difference,) = found["differences"]
     assert (difference["samples"], difference["units"]) == (12, 11)  # two copies are of one original
     assert few == "intervals rest on 11 independent samples or groups of them; of fewer than 20 they are too narrow"

@@ -168,7 +168,7 @@ def test_a_training_mask_left_out_does_not_shift_the_others(own_mosaics: Path, p
     unknown.save(own_mosaics / "VOCSegmentation/SegmentationClassAug/0000.png")
     (found,) = evaluate(own_mosaics, tmp_path, patch_colours())
     assert found.outcome.scores[0].value > 0.8 * MOST
-    assert found.outcome.notes[0].startswith("1 of 10 masks of Pascal VOC train are left out, first: ")
+    assert found.outcome.notes[0].startswith("1 of 10 masks of Pascal VOC train is left out, first: ")
 
 
 def test_a_training_image_that_cannot_be_read_is_named_once(own_mosaics: Path, patch_colours: Any, tmp_path: Path) -> None:
@@ -176,4 +176,4 @@ def test_a_training_image_that_cannot_be_read_is_named_once(own_mosaics: Path, p
     (found,) = evaluate(own_mosaics, tmp_path, patch_colours(), epochs=1, flips=True)
     named = [note for note in found.outcome.notes if "0003.jpg" in note]
     assert len(named) == 1
-    assert named[0].startswith("1 of 10 images of Pascal VOC train are left out, first: ")
+    assert named[0].startswith("1 of 10 images of Pascal VOC train is left out, first: ")

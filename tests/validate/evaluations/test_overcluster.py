@@ -133,11 +133,11 @@ def test_what_is_left_out_is_counted_and_named(own_mosaics: Path, patch_colours:
     image = (own_mosaics / "VOCSegmentation/images/0012.jpg").read_bytes()
     damage(own_mosaics, 12, image=image[:2000])
     first, second, third, fourth, _ = notes_of(own_mosaics, tmp_path, patch_colours())
-    assert first.startswith("1 of 6 images of Pascal VOC val are left out, first: ")
+    assert first.startswith("1 of 6 images of Pascal VOC val is left out, first: ")
     assert first.endswith("0011.png is 112 x 100 px and its image 112 x 112")
-    assert second.startswith("1 of 5 images of Pascal VOC val cannot be read and are left out, first ")
+    assert second.startswith("1 of 5 images of Pascal VOC val cannot be read and is left out, first ")
     assert "0012.jpg" in second
-    assert third.startswith("1 of 4 masks of Pascal VOC val are left out, first: ")
+    assert third.startswith("1 of 4 masks of Pascal VOC val is left out, first: ")
     assert third.endswith("0010.png: 3 pixels hold labels that Pascal VOC does not have (21, 22, 77)")
     assert fourth == "18 (bird, boat, bottle, …) of 21 classes are in no mask of Pascal VOC val; the mean is over all"
 

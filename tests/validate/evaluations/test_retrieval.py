@@ -102,9 +102,9 @@ def test_queries_without_a_positive_are_counted_and_left_out(
     assert not [name for name in scores(found) if "hard" in name]
     assert (found["differences"][0]["samples"], found["differences"][0]["units"]) == (7, 6)
     assert found["notes"][1:-1] == [
-        "1 of 8 queries have no medium positive and are left out of its means",
+        "1 of 8 queries has no medium positive and is left out of its means",
         "8 of 8 queries have no hard positive and are left out of its means",
-        "1 of 8 queries have no easy positive and are left out of its means",
+        "1 of 8 queries has no easy positive and is left out of its means",
     ]
     assert found["sides"][0]["details"]["ap_by_query"]["query_0"] == {"medium": None, "easy": None}
     for entry in truth["gnd"]:
@@ -126,7 +126,7 @@ def test_unreadable_missing_and_narrow_images_are_noted_and_the_rest_is_ranked(
     assert found["notes"][1:] == [
         f"2 of 32 images of the database cannot be read and are left out, first {jpg / '0_paler.jpg'} "
         f"({jpg / '0_paler.jpg'}: no such image file)",
-        f"1 of 8 images of the queries cannot be read and are left out, first {jpg / 'query_7.jpg'} "
+        f"1 of 8 images of the queries cannot be read and is left out, first {jpg / 'query_7.jpg'} "
         f"({jpg / 'query_7.jpg'}: 56 x 3 px is too narrow; 14 px are needed)",
     ]
     assert list(found["sides"][0]["details"]["ap_by_query"]) == [f"query_{number}" for number in range(7)]

@@ -113,7 +113,7 @@ def test_errors_say_what_is_wrong() -> None:
     with pytest.raises(SaccadeError, match="patches: 0 are too few for 3 principal components"):
         reduce_blocks(list, 3)
     features[3, 3] = np.nan
-    with pytest.raises(SaccadeError, match="features: 1 of 30 rows hold NaN"):
+    with pytest.raises(SaccadeError, match="features: 1 of 30 rows holds NaN"):
         reduce_blocks(lambda: [features], 3)
-    with pytest.raises(SaccadeError, match="features: 1 of 30 rows hold NaN"):
+    with pytest.raises(SaccadeError, match="features: 1 of 30 rows holds NaN"):
         spherical_kmeans(features, 2, 0)

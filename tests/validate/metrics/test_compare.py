@@ -190,13 +190,13 @@ def test_samples_without_a_score_in_both_runs_are_left_out() -> None:
 def test_errors_say_what_is_wrong() -> None:
     with pytest.raises(SaccadeError, match=r"second scores: shape \(3,\); expected \(4\)"):
         paired_bootstrap(np.ones(4), np.ones(3))
-    with pytest.raises(SaccadeError, match="samples: 1 are too few for a confidence interval, which needs 2"):
+    with pytest.raises(SaccadeError, match="samples: 1 is too few for a confidence interval, which needs 2"):
         paired_bootstrap(np.ones(1), np.ones(1))
     with pytest.raises(SaccadeError, match="compare: sample 1 has a score in one run only"):
         paired_bootstrap(np.ones(3), np.array([1, np.nan, 1]))
-    with pytest.raises(SaccadeError, match="samples with a score: 1 are too few"):
+    with pytest.raises(SaccadeError, match="samples with a score: 1 is too few"):
         paired_bootstrap(np.array([1, np.nan]), np.array([0, np.nan]))
-    with pytest.raises(SaccadeError, match="groups of samples that belong together: 1 are too few"):
+    with pytest.raises(SaccadeError, match="groups of samples that belong together: 1 is too few"):
         paired_bootstrap(np.ones(3), np.ones(3), groups=np.array([2, 2, 2]))
     with pytest.raises(SaccadeError, match=r"groups: shape \(2,\); expected \(3\)"):
         paired_bootstrap(np.ones(3), np.ones(3), groups=np.array([2, 2]))

@@ -108,5 +108,5 @@ def test_errors_say_what_is_wrong() -> None:
         foreground_masks(clusters, np.array([0.1, 0.2, 0.3]), 0.9)
     with pytest.raises(SaccadeError, match="foreground: 2 clusters leave no cut to try; give at least 3"):
         choose_threshold(clusters // 2, clusters, np.array([0.1, 0.2]))
-    with pytest.raises(SaccadeError, match="patches: 1 are too few for 2 clusters"):
+    with pytest.raises(SaccadeError, match="patches: 1 is too few for 2 clusters"):
         foreground_clusters(np.ones((1, 2, 3), np.float32), (1, 2), masks, 2, seed=0)

@@ -132,7 +132,7 @@ def test_heads_of_convolutions_start_within_pytorch_s_bounds() -> None:
 
 def test_errors_say_what_is_wrong() -> None:
     features, labels = np.ones((4, 2), np.float32), np.array([0, 1, 2, 1])
-    with pytest.raises(SaccadeError, match=r"train labels: 1 labels are out of range \(2\); give 0\.\.1"):
+    with pytest.raises(SaccadeError, match=r"train labels: 1 label is out of range \(2\); give 0\.\.1"):
         fit_linear_probe([features], labels, 2, seed=0)
     with pytest.raises(SaccadeError, match="train images: 4 are too few for 5 classes"):
         fit_linear_probe([features], labels, 5, seed=0)

@@ -132,5 +132,5 @@ def test_errors_say_what_is_wrong() -> None:
         predict_pixels(HEAD, tokens, (7, 7), (30, 30))
     broken = GOLDEN["tokens"].copy()
     broken[0, 0, 0] = np.inf
-    with pytest.raises(SaccadeError, match="tokens: 1 of 98 rows hold NaN or infinity"):
+    with pytest.raises(SaccadeError, match="tokens: 1 of 98 rows holds NaN or infinity"):
         pixel_logits(HEAD, broken, (7, 7), (20, 20))

@@ -73,7 +73,7 @@ def test_features_with_nan_are_refused() -> None:
     features = np.ones((3, 2), np.float32)
     broken = features.copy()
     broken[1, 1] = np.nan
-    with pytest.raises(SaccadeError, match=r"queries: 1 of 3 rows hold NaN or infinity"):
+    with pytest.raises(SaccadeError, match=r"queries: 1 of 3 rows holds NaN or infinity"):
         nearest(broken, features, 1)
     with pytest.raises(SaccadeError, match=r"memory: 1 of 3 rows"):
         nearest(features, broken, 1)
