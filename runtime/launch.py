@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ from saccade.errors import SaccadeError
 FATBIN_VARIABLE = "SACCADE_FATBIN"  # names a compiled file to use in place of ours
 # Where a wheel that was built after `make cuda` has it, and where `make cuda` puts it.
 FATBINS = (Path(__file__).with_name("saccade.fatbin"), Path(__file__).resolve().parents[1] / "build/cuda/saccade.fatbin")
+FATBIN_HEADER = struct.Struct("<IHHQ")  # magic, version, bytes of this header, bytes after it
+FATBIN_MAGIC = 0xBA55ED50
 MIN_DRIVER = 13000  # as cuDriverGetVersion says it: CUDA 13.0, driver r580, which a fatbin of nvcc 13.0 needs
 
 RESIZE_SCORES, RANK, FILL = "saccade_resize_scores", "saccade_rank", "saccade_fill"
@@ -120,7 +123,18 @@ def read_fatbin(places: Sequence[Path] = FATBINS) -> bytes:
     named = os.environ.get(FATBIN_VARIABLE)
     path = Path(named) if named else next((each for each in places if each.is_file()), places[-1])
     try:
-        return path.read_bytes()
+        fatbin = path.read_bytes()
     except OSError as error:
         remedy = f"'make cuda' in the clone does it; {FATBIN_VARIABLE} may name the file"
         raise SaccadeError(f"{path}: the CUDA kernels are not compiled ({error.strerror}); {remedy}") from error
+    if not _is_whole(fatbin):
+        raise SaccadeError(f"{path}: no fatbin, or one that was cut; compile the kernels with 'make cuda'")
+    return fatbin
+
+
+def _is_whole(fatbin: bytes) -> bool:
+    """Whether all is there that the header announces: the driver reads so far, and does not know how long the file is."""
+    if len(fatbin) < FATBIN_HEADER.size:
+        return False
+    magic, _, header, content = FATBIN_HEADER.unpack_from(fatbin)
+    return bool(magic == FATBIN_MAGIC and header + content <= len(fatbin))

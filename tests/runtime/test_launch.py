@@ -4,6 +4,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -74,13 +75,35 @@ def test_the_kernels_are_those_of_the_variable_else_of_the_wheel_else_of_the_clo
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     named, *places = (tmp_path / f"{name}.fatbin" for name in ("named", "wheel", "clone"))
-    for path in (*places[::-1], named):
-        path.write_bytes(path.name.encode())
+    for version, path in enumerate((*places[::-1], named)):
+        path.write_bytes(fatbin := struct.pack("<IHHQ", 0xBA55ED50, version, 16, 0))
         if path is named:
             monkeypatch.setenv("SACCADE_FATBIN", str(path))
         else:
             monkeypatch.delenv("SACCADE_FATBIN", raising=False)
-        assert launch.read_fatbin(places) == path.name.encode()
+        assert launch.read_fatbin(places) == fatbin
+
+
+# As nvcc starts one; tests/runtime/native/test_cuda_device.py gives the C library the same cuts.
+FATBIN = struct.pack("<IHHQ", 0xBA55ED50, 1, 16, 4) + b"code"
+HEADER_BEYOND = struct.pack("<IHHQ", 0xBA55ED50, 1, 21, 0) + b"code"
+LENGTH_OF_64_BITS = struct.pack("<IHHQ", 0xBA55ED50, 1, 16, 2**64 - 16) + b"code"
+
+
+@pytest.mark.parametrize("content", [b"", FATBIN[:15], FATBIN[:-1], b"ELF " + FATBIN[4:], HEADER_BEYOND, LENGTH_OF_64_BITS])
+def test_what_is_no_whole_fatbin_is_refused_before_a_driver_reads_past_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    (tmp_path / "damaged.fatbin").write_bytes(content)
+    monkeypatch.delenv("SACCADE_FATBIN", raising=False)
+    with pytest.raises(SaccadeError, match=r"damaged\.fatbin: no fatbin, or one that was cut; compile .* with 'make cuda'$"):
+        launch.read_fatbin([tmp_path / "damaged.fatbin"])
+
+
+def test_bytes_after_a_whole_fatbin_do_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SACCADE_FATBIN", raising=False)
+    (tmp_path / "padded.fatbin").write_bytes(FATBIN + bytes(12))
+    assert launch.read_fatbin([tmp_path / "padded.fatbin"]) == FATBIN + bytes(12)
 
 
 def test_a_wheel_takes_the_compiled_kernels_along(tmp_path: Path) -> None:

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from saccade.runtime.launch import MIN_DRIVER
+
 ROOT = Path(__file__).parents[3]
 BUILDS = ROOT / "build" / "native"
 NOT_FOUND, UNSUPPORTED, OUT_OF_MEMORY = 2, 5, 12
 INVALID_IMAGE, NO_BINARY_FOR_GPU, UNSUPPORTED_PTX = 200, 209, 222
 
 FATBIN = struct.pack("<IHHQ", 0xBA55ED50, 1, 16, 4) + b"code"  # as nvcc starts one
+HEADER_BEYOND = struct.pack("<IHHQ", 0xBA55ED50, 1, 21, 0) + b"code"
+LENGTH_OF_64_BITS = struct.pack("<IHHQ", 0xBA55ED50, 1, 16, 2**64 - 16) + b"code"
 
 Start = Callable[..., str]
 
@@ -69,13 +73,19 @@ def test_a_fatbin_that_cannot_run_here_is_refused(start: Start, name: str) -> No
     assert said.endswith(line + "\n")
 
 
+@pytest.mark.parametrize(("driver", "is_old"), [(MIN_DRIVER - 1, True), (MIN_DRIVER, False)])
+def test_the_oldest_driver_is_pythons(start: Start, driver: int, is_old: bool) -> None:
+    said = start(SACCADE_TEST_DRIVER=str(driver), SACCADE_TEST_LOAD=str(UNSUPPORTED_PTX))
+    assert ("they need driver r580" in said) is is_old
+
+
 def test_a_missing_fatbin_is_named_with_the_remedy(start: Start, tmp_path: Path) -> None:
     missing = tmp_path / "nowhere.fatbin"
     line = f"{missing}: the CUDA kernels are not there; compile the kernels with 'make cuda', and put saccade.fatbin beside "
     assert start(SACCADE_FATBIN=str(missing)) == f"{NOT_FOUND} {line}libsaccade.so or name it by SACCADE_FATBIN\n"
 
 
-@pytest.mark.parametrize("content", [b"", FATBIN[:15], FATBIN[:-1], b"ELF " + FATBIN[4:]])
+@pytest.mark.parametrize("content", [b"", FATBIN[:15], FATBIN[:-1], b"ELF " + FATBIN[4:], HEADER_BEYOND, LENGTH_OF_64_BITS])
 def test_what_is_no_whole_fatbin_never_reaches_the_driver(start: Start, tmp_path: Path, content: bytes) -> None:
     damaged = tmp_path / "damaged.fatbin"
     damaged.write_bytes(content)
