@@ -19,6 +19,7 @@ from saccade.runtime.loading import load
 from saccade.validate.datasets.davis import read_davis
 from saccade.validate.datasets.mask_file import read_mask
 from saccade.validate.evaluation import compare, evaluate_sources
+from saccade.validate.evaluations import video as task
 from saccade.validate.evaluations.video import TASK, FrameSides, VideoSettings
 from saccade.validate.extraction import Extractor
 from saccade.validate.metrics.contours import score_video
@@ -231,3 +232,12 @@ class Silent:
 
 def test_the_reader_keeps_the_list_s_order(davis: Path) -> None:
     assert [video.name for video in read_davis(davis).videos] == list(STARTS)
+
+
+def test_masks_of_two_sizes_in_a_video_are_refused(own_davis: Path) -> None:
+    for kind, suffix in (("JPEGImages", "jpg"), ("Annotations", "png")):
+        path = own_davis / f"{kind}/480p/left/00003.{suffix}"
+        with Image.open(path) as image:
+            image.resize((96, 64), Image.Resampling.NEAREST).save(path)
+    with pytest.raises(SaccadeError, match=r"00003.png is 96 x 64 px and the first mask of its video 192 x 128; all must"):
+        task._truth(read_davis(own_davis).videos[0])
