@@ -75,7 +75,7 @@ std::shared_ptr<const std::vector<float>> LoadedModel::positions_on(Grid grid) c
     }
     const auto dim = static_cast<std::size_t>(manifest.model.dim);
     auto table = std::make_shared<std::vector<float>>(static_cast<std::size_t>(grid.cells()) * dim);
-    interpolate_positions(base_positions_.data(), manifest.model.base_grid, manifest.model.dim, grid, table->data());
+    interpolate_positions(base_positions_.data(), manifest.model.base_grid, manifest.model.dim, grid, PositionRule::size, table->data());
     std::size_t held = bytes_of(*table);
     for (const Interpolated& each : cache_) {
         held += bytes_of(*each.table);

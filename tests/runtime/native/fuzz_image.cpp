@@ -147,7 +147,7 @@ void run(const Manifest& manifest, const Plan& plan, const saccade_image& given,
     gather_patches(image, table.data(), indices.data(), plan.k, model.patch, plan.grid.columns, patches.data());
     const std::vector<float> base(static_cast<std::size_t>(model.base_grid.cells()) * dim, 1.0f);
     std::vector<float> all_positions(plan.cells() * dim), positions(k * dim);
-    interpolate_positions(base.data(), model.base_grid, model.dim, plan.grid, all_positions.data());
+    interpolate_positions(base.data(), model.base_grid, model.dim, plan.grid, PositionRule::size, all_positions.data());
     gather_positions(all_positions.data(), model.dim, indices.data(), plan.k, positions.data());
     if (plan.k >= NEIGHBOURS) {
         std::vector<float> dense(plan.cells() * dim);
