@@ -9,13 +9,14 @@
 #include <string>
 
 #include "bundle.hpp"
-#include "chain.hpp"
 #include "engine.hpp"
 #include "failure.hpp"
 #include "fields.hpp"
+#include "loaded_model.hpp"
 #include "names.hpp"
 #include "receipts.hpp"
 #include "saccade.h"
+#include "session.hpp"
 
 using namespace saccade;
 

@@ -57,6 +57,8 @@ struct Grid {
     int rows;
     int columns;
     constexpr int cells() const { return rows * columns; }
+    friend constexpr bool operator==(Grid one, Grid other) { return one.rows == other.rows && one.columns == other.columns; }
+    friend constexpr bool operator!=(Grid one, Grid other) { return !(one == other); }
 };
 
 // The part `window` of the image resized to `to`, `out` (window.height, window.width, 3): Pillow's antialiased bicubic, bit
