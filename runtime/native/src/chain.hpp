@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "calls.hpp"
+#include "failure.hpp"
 #include "loaded_model.hpp"
 #include "plan.hpp"
 #include "saccade.h"
@@ -22,10 +23,12 @@ public:
     // Room for a plan's images, packed one after the other; images that lie there are used where they are.
     virtual std::uint8_t* pixels(const Plan& plan) = 0;
 
-    // Runs all of it on images of plan.height x plan.width, or the selector alone; what that makes stays in the chain.
-    // `out` says what is wanted of it.
+    // Runs all of it on images of plan.height x plan.width, or the selector alone, where there is one; what that makes stays
+    // in the chain. `out` says what is wanted of it.
     virtual void run(const Plan& plan, const std::vector<Image>& images, const saccade_outputs& out) = 0;
-    virtual void look(const Plan& plan, const std::vector<Image>& images, const saccade_outputs& out) = 0;
+    virtual void look(const Plan&, const std::vector<Image>&, const saccade_outputs&) {
+        fail(SACCADE_INTERNAL, "this chain has no selector");
+    }
 
     // Copies what the call before was to put out to there; if it fails, it has written nothing.
     virtual void write(const Plan& plan, const saccade_outputs& out) = 0;

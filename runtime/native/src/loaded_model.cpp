@@ -1,5 +1,7 @@
 #include "loaded_model.hpp"
 
+#include <algorithm>
+
 namespace saccade {
 namespace {
 
@@ -35,8 +37,15 @@ PositionTable LoadedModel::positions_on(Grid grid) const {
 
 std::vector<float> LoadedModel::resized(Grid grid) const {
     const Model& model = manifest.model;
-    std::vector<float> table(static_cast<std::size_t>(grid.cells()) * static_cast<std::size_t>(model.dim));
-    interpolate_positions(base_positions_.data(), model.base_grid, model.dim, grid, PositionRule::size, table.data());
+    if (model.kind == Kind::backbone && grid == model.base_grid) {
+        return base_positions_;  // untouched: not every rule would give the table back
+    }
+    const auto dim = static_cast<std::size_t>(model.dim);
+    const std::size_t leading = static_cast<std::size_t>(model.leading_positions()) * dim;  // of the cls token, never resized
+    std::vector<float> table(leading + static_cast<std::size_t>(grid.cells()) * dim);
+    std::copy_n(base_positions_.data(), leading, table.data());
+    interpolate_positions(base_positions_.data() + leading, model.base_grid, model.dim, grid, model.position_rule,
+                          table.data() + leading);
     return table;
 }
 

@@ -17,7 +17,8 @@ class LoadedModel {
 public:
     LoadedModel(const Bundle& bundle, std::unique_ptr<Engine> engine);
 
-    // The position table on a grid, (cells, dim): resized once per grid while the cache has room.
+    // The position table on a grid, (cells, dim), or (1 + cells, dim) of a backbone: resized once per grid while the cache
+    // has room.
     PositionTable positions_on(Grid grid) const;
 
     const Manifest manifest;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 
+#include "backbone_chain.hpp"
 #include "device_chain.hpp"
 #include "failure.hpp"
 #include "lookwhere_chain.hpp"
@@ -27,7 +28,10 @@ void check_output(const char* name, const T* data, std::size_t capacity, std::si
     }
 }
 
-void check_outputs(const saccade_outputs& out, const saccade_sizes& sizes) {
+// Whether `k` tokens make dense output: LookWhere's are blended, and a backbone has one for each cell.
+bool can_fill(const Model& model, int k) { return model.kind == Kind::backbone || k >= NEIGHBOURS; }
+
+void check_outputs(const saccade_outputs& out, const Model& model, const saccade_sizes& sizes) {
     check_output("indices", out.indices, out.indices_capacity, sizes.indices);
     check_output("score_map", out.score_map, out.score_map_capacity, sizes.score_map);
     check_output("raw_score_map", out.raw_score_map, out.raw_score_map_capacity, sizes.raw_score_map);
@@ -36,7 +40,9 @@ void check_outputs(const saccade_outputs& out, const saccade_sizes& sizes) {
     check_output("logits", out.logits, out.logits_capacity, sizes.logits);
     check_output("tokens", out.tokens, out.tokens_capacity, sizes.tokens);
     check_output("dense", out.dense, out.dense_capacity, sizes.dense);
-    if (out.dense != nullptr && sizes.k < NEIGHBOURS) {
+    check_output("attention", out.attention, out.attention_capacity, sizes.attention);
+    check_output("cls_last4", out.cls_last4, out.cls_last4_capacity, sizes.cls_last4);
+    if (out.dense != nullptr && !can_fill(model, sizes.k)) {
         fail(SACCADE_INVALID_ARGUMENT, "k " + std::to_string(sizes.k) + " is too small for dense output, which blends the " +
                                            std::to_string(NEIGHBOURS) + " nearest patches; give at least " + std::to_string(NEIGHBOURS));
     }
@@ -53,6 +59,9 @@ void check_pixels(const saccade_image* images, std::size_t count) {
 }  // namespace
 
 std::unique_ptr<Chain> make_chain(const LoadedModel& model, Calls& calls) {
+    if (model.manifest.model.kind == Kind::backbone) {
+        return std::make_unique<BackboneChain>(model, calls);
+    }
     if (model.engine->device() != nullptr) {
         return std::make_unique<DeviceChain>(model);
     }
@@ -67,12 +76,13 @@ void Session::run(const saccade_image* images, std::size_t count, const saccade_
     const Plan plan = plan_of(model_->manifest, images, count, options);
     check_k(plan.k, plan.grid.cells());
     check_pixels(images, count);
-    check_outputs(out, sizes_of(model_->manifest, plan));
+    check_outputs(out, model_->manifest.model, sizes_of(model_->manifest, plan));
     take(images, count);
     run_all(plan, out);
 }
 
 void Session::look(const saccade_image* images, std::size_t count, saccade_run_options options, const saccade_outputs& out) {
+    require(model_->manifest.model.kind == Kind::lookwhere, "a plain backbone has no selector to look with; use saccade_run");
     const Calls::Turn turn(calls_);
     options.k = 1;  // one cell is selected, for its check of the map
     options.k_ratio = 0.0;
@@ -80,7 +90,7 @@ void Session::look(const saccade_image* images, std::size_t count, saccade_run_o
     saccade_sizes sizes = sizes_of(model_->manifest, plan);
     check_pixels(images, count);
     sizes.indices = sizes.cls = sizes.logits = sizes.tokens = sizes.dense = 0;
-    check_outputs(out, sizes);
+    check_outputs(out, model_->manifest.model, sizes);
     model_->engine->check_files();
     take(images, count);
     calls_.begin();
@@ -106,7 +116,7 @@ void Session::warm_up(const saccade_image* images, std::size_t count, const sacc
         each.pixels = grey_row.data();
         each.row_stride = 0;
     }
-    std::vector<float> dense(plan.k >= NEIGHBOURS ? sizes_of(model_->manifest, plan).dense : 0);
+    std::vector<float> dense(can_fill(model_->manifest.model, plan.k) ? sizes_of(model_->manifest, plan).dense : 0);
     saccade_outputs out = SACCADE_OUTPUTS_INIT;
     out.dense = dense.empty() ? nullptr : dense.data();
     run_all(plan, out);
