@@ -2,12 +2,18 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+import saccade
 from saccade.cli.main import main
+
+BUILDS = Path(__file__).parents[3] / "build" / "native"
 
 release_and_asan = pytest.mark.parametrize("build", ["release", "asan"])
 all_builds = pytest.mark.parametrize("build", ["release", "asan", "tsan"])
@@ -53,6 +59,19 @@ def test_running_out_of_memory_anywhere_is_an_error_that_loses_nothing(run: Run,
 
 def test_runs_after_a_warm_up_allocate_nothing_of_ours(run: Run) -> None:
     run("release", "allocations")
+
+
+def test_the_example_writes_dense_features_that_are_pythons(
+    built_bundle: Callable[[str], Path], engine_library: Path, photographs: list[np.ndarray], tmp_path: Path
+) -> None:
+    program, bundle, out = BUILDS / "release" / "examples" / "features", built_bundle("neco"), tmp_path / "out.npy"
+    images = [photographs[0][:200, :300], photographs[1]]
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{index}.ppm")
+    subprocess.run([program, bundle, tmp_path, out, engine_library], check=True, timeout=60)
+    with saccade.load(bundle) as pipe:
+        expected = np.concatenate([pipe(image).dense for image in images])
+    np.testing.assert_array_equal(np.load(out), expected)
 
 
 def test_rounds_of_open_load_run_and_free_leak_nothing(run: Run) -> None:
