@@ -236,7 +236,8 @@ std::vector<float> read_positions(const Bundle& bundle) {
     check_digest(sha256(content.data(), content.size()), bundle.manifest.positions_sha256, path, "bundle.json", EXPORT_AGAIN);
     FloatArray table = array_from_npy(content, path, EXPORT_AGAIN);
     const Model& model = bundle.manifest.model;
-    const auto rows = static_cast<std::size_t>(model.base_grid.rows), columns = static_cast<std::size_t>(model.base_grid.columns);
+    const auto rows = static_cast<std::size_t>(model.base_grid.rows);
+    const auto columns = static_cast<std::size_t>(model.base_grid.columns);
     const auto dim = static_cast<std::size_t>(model.dim);
     const bool is_flat = model.kind == Kind::backbone;
     if (table.shape != (is_flat ? std::vector{1 + rows * columns, dim} : std::vector{rows, columns, dim})) {

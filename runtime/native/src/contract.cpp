@@ -7,7 +7,8 @@
 namespace saccade {
 
 std::int64_t named_extent(const std::string& name) {
-    for (const auto& [known, extent] : {std::pair{"batch", BATCH}, {"k", K}, {"height", HEIGHT}, {"width", WIDTH}, {"rows", ROWS}, {"cells", CELLS}}) {
+    for (const auto& [known, extent] : {std::pair{"batch", BATCH}, {"k", K}, {"height", HEIGHT}, {"width", WIDTH},
+                                        {"rows", ROWS}, {"cells", CELLS}}) {
         if (name == known) {
             return extent;
         }

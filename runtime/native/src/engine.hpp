@@ -1,4 +1,4 @@
-// What every inference engine offers a chain: the loaded graphs of a bundle, run on named float32 arrays of the host or of a GPU.
+// What every inference engine offers a chain: a bundle's loaded graphs, run on named float32 arrays of the host or a GPU.
 #pragma once
 
 #include <cstddef>

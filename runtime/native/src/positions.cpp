@@ -51,7 +51,8 @@ Taps four_taps(int size_in, int size_out, Coordinate coordinate) {
                                   cubic_outer(1.0f - t + 1.0f, CUBIC_A)};
         std::copy_n(weights, 4, taps.weights.begin() + std::ptrdiff_t{4} * sample);
         for (int i = 0; i < 4; ++i) {
-            taps.samples[static_cast<std::size_t>(4 * sample + i)] = std::clamp(static_cast<int>(first) + i - 1, 0, size_in - 1);
+            const int tap = std::clamp(static_cast<int>(first) + i - 1, 0, size_in - 1);
+            taps.samples[static_cast<std::size_t>(4 * sample + i)] = tap;
         }
     }
     return taps;
@@ -83,7 +84,9 @@ Taps antialias_taps(int size_in, int size_out) {
                 static_cast<float>(std::abs((tap - static_cast<double>(centre_of(sample)) + 0.5) * narrowing));
             const bool is_under = tap < end && distance < CUBIC_SUPPORT;
             taps.samples[next] = std::min(tap, size_in - 1);
-            weights[i] = !is_under ? 0.0f : distance < 1.0f ? cubic_inner(distance, ANTIALIAS_A) : cubic_outer(distance, ANTIALIAS_A);
+            weights[i] = !is_under         ? 0.0f
+                         : distance < 1.0f ? cubic_inner(distance, ANTIALIAS_A)
+                                           : cubic_outer(distance, ANTIALIAS_A);
             total = i == 0 ? weights[0] : total + weights[i];
         }
         std::for_each(weights, weights + most, [total](float& weight) { weight /= total; });
@@ -100,7 +103,8 @@ Taps taps_of(int size_in, int size_out, PositionRule rule) {
 }
 
 // A weighted sum of vectors of `dim` values, of which sample i begins at in + i * stride; added in the order of the taps.
-void weigh(const float* in, std::size_t stride, const int* samples, const float* weights, int count, std::size_t dim, float* out) {
+void weigh(const float* in, std::size_t stride, const int* samples, const float* weights, int count, std::size_t dim,
+           float* out) {
     for (int tap = 0; tap < count; ++tap) {
         const float* const values = in + static_cast<std::size_t>(samples[tap]) * stride;
         const float weight = weights[tap];

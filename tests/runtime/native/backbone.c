@@ -21,9 +21,9 @@ static void check_engines(const char* engine_library) {
     saccade_model_options options = options_with(engine_library);
     saccade_model* none = NULL;
     options.engine = SACCADE_ENGINE_TENSORRT;
-    REFUSED(saccade_model_load(bundle, &options, &none), SACCADE_UNSUPPORTED, "runs plain backbones on openvino alone, not on tensorrt");
+    REFUSED(saccade_model_load(bundle, &options, &none), SACCADE_UNSUPPORTED, "on openvino alone, not on tensorrt; use openvino");
     options.engine = SACCADE_ENGINE_TENSORRT_RTX;
-    REFUSED(saccade_model_load(bundle, &options, &none), SACCADE_UNSUPPORTED, "not on tensorrt-rtx; use openvino, or Python's saccade");
+    REFUSED(saccade_model_load(bundle, &options, &none), SACCADE_UNSUPPORTED, "not on tensorrt-rtx; use openvino");
     CHECK(none == NULL);
 }
 

@@ -185,7 +185,8 @@ bool accepts(const std::uint8_t* data, std::size_t size) {
     Input input(data, size);
     const auto flags = input.take<std::uint8_t>();
     const bool is_extreme = (flags & 1) != 0;
-    constexpr PositionRule RULES[] = {PositionRule::size, PositionRule::scale_factor, PositionRule::size_antialias, PositionRule::size};
+    constexpr PositionRule RULES[] = {PositionRule::size, PositionRule::scale_factor, PositionRule::size_antialias,
+                                      PositionRule::size};
     const Manifest manifest = small_manifest(input, RULES[flags >> 3 & 3]);
     std::vector<saccade_image> images(flags >> 1 & 3);
     std::generate(images.begin(), images.end(), [&] { return read_image(input, is_extreme); });

@@ -215,7 +215,7 @@ def test_bgr_is_rgb_read_the_other_way(one: Both, photographs: list[np.ndarray],
     assert not np.array_equal(one.native.run([bgr], fit=fit)["cls"], expected.cls)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_images_and_options_are_equal(plain: Both, data: st.DataObject) -> None:
     extents = st.integers(1, 200)

@@ -32,7 +32,7 @@ def manifest(exported: Path) -> dict[str, Any]:
     return found
 
 
-@settings(max_examples=1000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_changed_manifest_is_taken_or_refused_by_both(
     library: Library, folder: Path, manifest: dict[str, Any], data: st.DataObject

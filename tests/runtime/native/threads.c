@@ -115,7 +115,8 @@ static void* share_session(void* argument) {
             atomic_fetch_add(&finished, status == SACCADE_OK);
         } else if (kind == 1) {
             spoil(&mine);
-            status = is_plain ? saccade_warm_up(session, &image, 1, &options) : saccade_look(session, &image, 1, &options, &look);
+            status = is_plain ? saccade_warm_up(session, &image, 1, &options)
+                              : saccade_look(session, &image, 1, &options, &look);
             CHECK(status == SACCADE_OK || is_untouched(&mine));
         } else {
             status = saccade_session_timings(session, &timings);
