@@ -16,7 +16,10 @@ def tables(report: Result) -> list[Table]:
 
 def verdict(report: Result) -> str:
     """Return the line that says whether every other side is near enough, and which is not."""
-    limit = f"at most {report['max_drop']:g} {report['unit']}".rstrip() + " below"
+    drop, unit = report["max_drop"], report["unit"]
+    if unit == "%":  # of all, and not of the first side's own score
+        unit = "percentage point" if drop == 1 else "percentage points"
+    limit = f"at most {drop:g} {unit}".rstrip() + " below"
     failed = [each["second_side"] for each in report["differences"] if not each["passed"]]
     return f"FAIL: {limit}: {', '.join(failed)}" if failed else f"pass: {limit}"
 

@@ -77,8 +77,9 @@ def test_people_get_tables_a_verdict_the_notes_and_the_conditions(run: Run, back
     assert re.fullmatch(r"headline +openvino fp32 +onnxruntime fp32 +difference +95% interval +at most 10 below", lines[5])
     assert re.fullmatch(r"top-1, 5 neighbours +[\d.]+ +[\d.]+ +\S+ +\S+ to \S+ +no difference shown +pass", lines[6])
     assert lines[8:10] == [
-        "pass: at most 10 % below", "note: neighbours [900] are more than 36 training images and are left out"
-    ]  # fmt: skip
+        "pass: at most 10 percentage points below",
+        "note: neighbours [900] are more than 36 training images and are left out",
+    ]
     version = re.escape(openvino.__version__.partition("-")[0])
     assert re.fullmatch(
         rf"openvino fp32: version {version}, onnxruntime fp32: version [\d.]+; saccade {saccade.__version__}", lines[10]
@@ -95,7 +96,7 @@ def test_every_other_side_is_compared_with_the_first_and_judged(
     others = ["openvino:fp32", "reference", "onnxruntime:fp32"]  # the first of which is tired
     options = ["--compare", *others, "--checkpoint", backbone.with_suffix(".pt"), "--max-drop", 20]
     said = run("knn", backbone, few_digits, *KNN, *options, "-o", tmp_path / "k.json", code=1)
-    assert "FAIL: at most 20 % below: openvino fp32\n" in said
+    assert "FAIL: at most 20 percentage points below: openvino fp32\n" in said
     found = json.loads((tmp_path / "k.json").read_text())
     labels = [side["label"] for side in found["sides"]]
     assert labels == ["openvino fp32", "openvino fp32", "PyTorch fp32", "onnxruntime fp32"]
@@ -127,12 +128,12 @@ def test_the_gate_fails_a_side_that_is_worse(
     monkeypatch.setattr("saccade.cli.sources.BackboneSource", Tired)
     options = ["--size", 56, "--neighbours", 5, "--compare", "openvino:fp32", "-o", tmp_path / "result.json"]
     said = run("knn", backbone, digits_folder, *options, "--max-drop", 1, code=1)
-    assert "FAIL: at most 1 % below" in said
+    assert "FAIL: at most 1 percentage point below" in said
     result = json.loads((tmp_path / "result.json").read_text())
     assert not result["passed"]
     assert result["differences"][0]["high"] < 0
     monkeypatch.setattr(Tired, "opened", 0)
-    assert "pass: at most 100 % below" in run("knn", backbone, digits_folder, *options, "--max-drop", 100)
+    assert "pass: at most 100 percentage points below" in run("knn", backbone, digits_folder, *options, "--max-drop", 100)
 
 
 def test_an_engine_is_compared_with_pytorch(run: Run, backbone: Path, few_digits: Path) -> None:

@@ -205,10 +205,11 @@ def test_the_gate_judges_every_difference_and_names_who_fails() -> None:
         each["passed"] = passed
     gates = [row[-1] for each in evaluation_table.tables(found)[3:] for row in each]
     assert gates == ["at most 2.5 below", "pass", "FAIL", "at most 2.5 below", "pass", "FAIL"]
-    assert evaluation_table.verdict(found) == "FAIL: at most 2.5 % below: one k=8, two k=8"
-    assert "FAIL: at most 2.5 % below: one k=8, two k=8" in evaluation_table.markdown(found).splitlines()
+    assert evaluation_table.verdict(found) == "FAIL: at most 2.5 percentage points below: one k=8, two k=8"
+    assert "FAIL: at most 2.5 percentage points below: one k=8, two k=8" in evaluation_table.markdown(found).splitlines()
     good = report(max_drop=4, differences=[{**report()["differences"][0], "passed": True}], unit="")
     assert evaluation_table.verdict(good) == "pass: at most 4 below"
+    assert evaluation_table.verdict({**good, "max_drop": 1, "unit": "%"}) == "pass: at most 1 percentage point below"
 
 
 def test_conditions_are_two_short_lines() -> None:

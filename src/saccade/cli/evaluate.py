@@ -72,10 +72,10 @@ def _add_task(tasks: Any, task: Task) -> None:
         "--compare", nargs="+", default=[], metavar="E:P",
         help=f"also run these engines and precisions, or '{REFERENCE}' (PyTorch)",
     )  # fmt: skip
-    parser.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT", help="what the bundle was made of")
+    parser.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT", help=f"what '{REFERENCE}' runs: the bundle's own")
     parser.add_argument(
         "--max-drop", type=float, metavar="X",
-        help="with --compare: fail unless each other is at most X below, with 95 %% confidence",
+        help="with --compare: fail unless the 95 %% interval of every difference lies above -X percentage points",
     )  # fmt: skip
     add_options(parser.add_argument_group("the task's own"), task.settings)
     parser.add_argument("--batch", type=int, default=8, metavar="B", help="images of a batch (default: %(default)s)")
