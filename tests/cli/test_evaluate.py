@@ -273,7 +273,6 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
         (["--temperature", 0], "--temperature 0: expected `float` > 0.0"),
         (["-o", "x.txt"], "-o x.txt: it is written as .json; end the name so"),
         (["--markdown", "none/x.md"], "none/x.md"),
-        (["--pictures", "pictures"], "--pictures: knn has none; leave it out"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(
@@ -285,6 +284,14 @@ def test_wrong_options_are_refused_in_one_line(
     errors = [line for line in said.splitlines() if line.startswith("saccade: error: ")]
     assert len(errors) == 1
     assert message in errors[0]
+
+
+@pytest.mark.parametrize(("task", "flag"), [("knn", "--pictures"), ("foreground", "--plot"), ("attention", "--k")])
+def test_a_task_does_not_offer_what_it_has_no_use_for(task: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", task, "bundle", "data", flag, "2"])
+    assert stopped.value.code == 2
+    assert f"unrecognized arguments: {flag} 2" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -306,7 +313,6 @@ def never_read(monkeypatch: pytest.MonkeyPatch) -> None:
         ("foreground", "sklearn", [], "sklearn cannot be imported"),
         ("video", "scipy", [], "scipy cannot be imported"),
         ("knn", "matplotlib", ["--k", 4, 8, "--plot", "x.png"], "plots need matplotlib"),
-        ("retrieval", "none", ["--pictures", "x"], "--pictures: retrieval has none; leave it out"),
         ("video", "none", ["--pictures", __file__], f"cannot write {__file__}: a file stands where a folder is needed"),
     ],
 )
