@@ -158,7 +158,7 @@ def _ks(task: Task, bundle: Bundle, options: argparse.Namespace) -> list[Kept | 
     """Return what every run keeps; refuse a LookWhere model where its outputs do not suffice."""
     if not task.on_lookwhere and isinstance(bundle.manifest.model, Model):
         raise SaccadeError(f"{task.name} needs what only a plain backbone gives, and {bundle.path} is a LookWhere model")
-    return ks_of(bundle, getattr(options, "k", None), getattr(options, "k_ratio", None))
+    return ks_of(bundle, options)
 
 
 def _open_sides(
