@@ -1,5 +1,5 @@
 """The pictures of a benchmark: latency against k (of a plain backbone: against size), throughput against batch, and latency
-against parity. The one module that needs matplotlib.
+against parity. With `evaluation_plot` the only module that needs matplotlib.
 """
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An evaluation of one or several sources of features: scores, latency, and the differences between two of them."""
+"""An evaluation of one or several sources of features: scores, latency, and how far the others are from the first."""
 from __future__ import annotations
 
 import statistics

@@ -8,6 +8,7 @@ from typing import Any
 
 from saccade import atomic
 from saccade.validate.bench_plots import require_matplotlib
+from saccade.validate.evaluation_table import engine_and_kept, sides_by_engine
 
 SIZE = (9.6, 4.2)  # inches
 
@@ -27,7 +28,8 @@ def sweep_figure(report: Mapping[str, Any]) -> Any:
     figure = Figure(figsize=SIZE, layout="constrained")
     over_k, over_latency = figure.subplots(1, 2, sharey=True)
     kept, word, axis = _kept(report)
-    for number, (label, sides) in enumerate(_lines(report, kept).items()):
+    for number, of_engine in enumerate(sides_by_engine(report)):
+        sides, label = sorted(of_engine, key=lambda side: float(side[kept])), engine_and_kept(of_engine[0])[0]
         values = [_headline(report, side) for side in sides]
         over_k.plot([side[kept] for side in sides], values, marker="o", label=label)
         (line,) = over_latency.plot([side["latency_ms"] for side in sides], values, marker="o", label=label)
@@ -58,11 +60,3 @@ def _kept(report: Mapping[str, Any]) -> tuple[str, str, str]:
     if "k" in report["sides"][0]:
         return "k", "k=", "k, patches kept"
     return "k_ratio", "", "share of the patches kept"
-
-
-def _lines(report: Mapping[str, Any], kept: str) -> dict[str, list[Mapping[str, Any]]]:
-    """Return the sides of each engine by its name, in order of what is kept."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for side in sorted(report["sides"], key=lambda side: side[kept]):
-        found.setdefault(side["label"].rpartition(" ")[0], []).append(side)
-    return found

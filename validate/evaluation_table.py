@@ -16,7 +16,10 @@ def tables(report: Result) -> list[Table]:
 
 def verdict(report: Result) -> str:
     """Return the line that says whether every other side is near enough, and which is not."""
-    limit = f"at most {report['max_drop']:g} {report['unit']}".rstrip() + " below"
+    drop, unit = report["max_drop"], report["unit"]
+    if unit == "%":  # of all, and not of the first side's own score
+        unit = "percentage point" if drop == 1 else "percentage points"
+    limit = f"at most {drop:g} {unit}".rstrip() + " below"
     failed = [each["second_side"] for each in report["differences"] if not each["passed"]]
     return f"FAIL: {limit}: {', '.join(failed)}" if failed else f"pass: {limit}"
 
@@ -24,7 +27,7 @@ def verdict(report: Result) -> str:
 def condition_lines(report: Result) -> list[str]:
     """Return two short lines: what each engine is, and what they ran with."""
     common, cpu = report["conditions"], report["conditions"]["cpu"]["name"]
-    versions = {_engine_and_kept(sides[0])[0]: _version(sides[0]) for sides in _engines(report)}
+    versions = {engine_and_kept(sides[0])[0]: _version(sides[0]) for sides in sides_by_engine(report)}
     device, threads = (common[name] or "the engine's choice" for name in ("device", "threads"))
     return [
         ", ".join(f"{engine}: version {version}" for engine, version in versions.items()) + f"; saccade {common['saccade']}",
@@ -43,13 +46,13 @@ def markdown(report: Result) -> str:
     return "\n\n".join([*parts, f"Settings: {settings}.", "## Conditions", _conditions(report)]) + "\n"
 
 
-def _engines(report: Result) -> list[list[Result]]:
+def sides_by_engine(report: Result) -> list[list[Result]]:
     """Return the sides of each engine, the main one first; of a sweep an engine has one for each k."""
     ks = len(report["sides"]) - len(report["differences"])  # every side but the main ones has its difference
     return [report["sides"][start : start + ks] for start in range(0, len(report["sides"]), ks)]
 
 
-def _engine_and_kept(side: Result) -> tuple[str, str]:
+def engine_and_kept(side: Result) -> tuple[str, str]:
     """Return a label's two parts: "openvino fp32" and "k=4", which is empty for a network that sees all."""
     if "k" not in side and "k_ratio" not in side:
         return side["label"], ""
@@ -65,13 +68,13 @@ def _version(side: Result) -> str:
 
 def _score_tables(report: Result) -> list[Table]:
     """Return a table of all sides; of a sweep one for each engine, since a terminal has no room for all."""
-    engines = _engines(report)
+    engines = sides_by_engine(report)
     if len(engines[0]) == 1:
         return [_scores(report, report["task"], [side["label"] for side in report["sides"]], report["sides"])]
     found = []
     for sides in engines:
-        title = f"{report['task']}, {_engine_and_kept(sides[0])[0]}"
-        found.append(_scores(report, title, [_engine_and_kept(side)[1] for side in sides], sides))
+        title = f"{report['task']}, {engine_and_kept(sides[0])[0]}"
+        found.append(_scores(report, title, [engine_and_kept(side)[1] for side in sides], sides))
     return found
 
 
@@ -90,12 +93,12 @@ def _scores(report: Result, title: str, labels: Sequence[str], sides: Sequence[R
 
 def _difference_tables(report: Result) -> list[Table]:
     """Return a table for each other engine, with a row for every k: its headline less the main engine's."""
-    main, *others = _engines(report)
+    main, *others = sides_by_engine(report)
     differences = iter(report["differences"])
     found = []
     for other in others:
-        rows = [_difference(report, _engine_and_kept(side)[1], next(differences)) for side in other]
-        engines = (_engine_and_kept(sides[0])[0] for sides in (main, other))
+        rows = [_difference(report, engine_and_kept(side)[1], next(differences)) for side in other]
+        engines = (engine_and_kept(sides[0])[0] for sides in (main, other))
         confidence = f"{report['differences'][0]['confidence']:.0%} interval"
         gate = () if report["max_drop"] is None else (f"at most {report['max_drop']:g} below",)
         found.append([("headline", *engines, "difference", confidence, "", *gate), *rows])

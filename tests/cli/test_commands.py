@@ -347,6 +347,8 @@ def test_what_cannot_be_read_is_left_out_on_request_alone(
     lines = say(*command).splitlines()
     assert f"left out: {paths[CHUNK + 1]} is empty" in lines
     assert f"2 images could not be read and are left out, {CHUNK + 2} are not" in lines
+    shutil.copy(photo_folder / "00.png", paths[0])
+    assert f"1 image could not be read and is left out, {CHUNK + 3} are not" in say(*command).splitlines()
 
 
 def test_a_run_without_one_readable_image_is_an_error(

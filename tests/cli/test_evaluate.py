@@ -77,8 +77,9 @@ def test_people_get_tables_a_verdict_the_notes_and_the_conditions(run: Run, back
     assert re.fullmatch(r"headline +openvino fp32 +onnxruntime fp32 +difference +95% interval +at most 10 below", lines[5])
     assert re.fullmatch(r"top-1, 5 neighbours +[\d.]+ +[\d.]+ +\S+ +\S+ to \S+ +no difference shown +pass", lines[6])
     assert lines[8:10] == [
-        "pass: at most 10 % below", "note: neighbours [900] are more than 36 training images and are left out"
-    ]  # fmt: skip
+        "pass: at most 10 percentage points below",
+        "note: neighbours [900] are more than 36 training images and are left out",
+    ]
     version = re.escape(openvino.__version__.partition("-")[0])
     assert re.fullmatch(
         rf"openvino fp32: version {version}, onnxruntime fp32: version [\d.]+; saccade {saccade.__version__}", lines[10]
@@ -95,7 +96,7 @@ def test_every_other_side_is_compared_with_the_first_and_judged(
     others = ["openvino:fp32", "reference", "onnxruntime:fp32"]  # the first of which is tired
     options = ["--compare", *others, "--checkpoint", backbone.with_suffix(".pt"), "--max-drop", 20]
     said = run("knn", backbone, few_digits, *KNN, *options, "-o", tmp_path / "k.json", code=1)
-    assert "FAIL: at most 20 % below: openvino fp32\n" in said
+    assert "FAIL: at most 20 percentage points below: openvino fp32\n" in said
     found = json.loads((tmp_path / "k.json").read_text())
     labels = [side["label"] for side in found["sides"]]
     assert labels == ["openvino fp32", "openvino fp32", "PyTorch fp32", "onnxruntime fp32"]
@@ -127,12 +128,12 @@ def test_the_gate_fails_a_side_that_is_worse(
     monkeypatch.setattr("saccade.cli.sources.BackboneSource", Tired)
     options = ["--size", 56, "--neighbours", 5, "--compare", "openvino:fp32", "-o", tmp_path / "result.json"]
     said = run("knn", backbone, digits_folder, *options, "--max-drop", 1, code=1)
-    assert "FAIL: at most 1 % below" in said
+    assert "FAIL: at most 1 percentage point below" in said
     result = json.loads((tmp_path / "result.json").read_text())
     assert not result["passed"]
     assert result["differences"][0]["high"] < 0
     monkeypatch.setattr(Tired, "opened", 0)
-    assert "pass: at most 100 % below" in run("knn", backbone, digits_folder, *options, "--max-drop", 100)
+    assert "pass: at most 100 percentage points below" in run("knn", backbone, digits_folder, *options, "--max-drop", 100)
 
 
 def test_an_engine_is_compared_with_pytorch(run: Run, backbone: Path, few_digits: Path) -> None:
@@ -264,15 +265,14 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
         (["--compare", "nothing"], "nothing"),
         (["--compare", "openvino:fp3"], "fp3"),
         (["--plot", "x.png"], "--plot draws a sweep; give two or more with --k or --k-ratio"),
-        (["--k", 4], "--k means nothing to a plain backbone, and "),
-        (["--k-ratio", 0.4], "--k-ratio means nothing to a plain backbone, and "),
+        (["--k", 4], "--k means nothing to a plain backbone, which sees every patch; leave it out"),
+        (["--k-ratio", 0.4], "--k-ratio means nothing to a plain backbone, which sees every patch; leave it out"),
         (["--size", 30], "--size 30 is not a multiple of the 14 px patch; use 28"),
         (["--size", 2086], "--size 2086 makes 22201 patches; at most 21904 are supported"),
         (["--size", -1], "--size -1: expected `int` >= 0"),
         (["--temperature", 0], "--temperature 0: expected `float` > 0.0"),
         (["-o", "x.txt"], "-o x.txt: it is written as .json; end the name so"),
         (["--markdown", "none/x.md"], "none/x.md"),
-        (["--pictures", "pictures"], "--pictures: knn has none; leave it out"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(
@@ -284,6 +284,14 @@ def test_wrong_options_are_refused_in_one_line(
     errors = [line for line in said.splitlines() if line.startswith("saccade: error: ")]
     assert len(errors) == 1
     assert message in errors[0]
+
+
+@pytest.mark.parametrize(("task", "flag"), [("knn", "--pictures"), ("foreground", "--plot"), ("attention", "--k")])
+def test_a_task_does_not_offer_what_it_has_no_use_for(task: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", task, "bundle", "data", flag, "2"])
+    assert stopped.value.code == 2
+    assert f"unrecognized arguments: {flag} 2" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -305,7 +313,6 @@ def never_read(monkeypatch: pytest.MonkeyPatch) -> None:
         ("foreground", "sklearn", [], "sklearn cannot be imported"),
         ("video", "scipy", [], "scipy cannot be imported"),
         ("knn", "matplotlib", ["--k", 4, 8, "--plot", "x.png"], "plots need matplotlib"),
-        ("retrieval", "none", ["--pictures", "x"], "--pictures: retrieval has none; leave it out"),
         ("video", "none", ["--pictures", __file__], f"cannot write {__file__}: a file stands where a folder is needed"),
     ],
 )

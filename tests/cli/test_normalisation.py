@@ -65,7 +65,7 @@ def test_parity_runs_the_checkpoint_with_the_bundles_statistics(
 ) -> None:
     command = ["parity", str(bundle), "--checkpoint", str(checkpoint), "--images", str(photo_folder / "00.png")]
     assert main([*command, "--engine", "onnxruntime"]) == 0
-    assert "equals PyTorch on 1 images" in capsys.readouterr().out
+    assert "equals PyTorch on 1 image\n" in capsys.readouterr().out
 
 
 def test_what_was_assumed_of_a_file_in_timms_names_is_said(checkpoint: Path) -> None:

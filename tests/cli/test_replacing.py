@@ -1,11 +1,13 @@
 """What an export onto a bundle loses: said in one line, and refused where it would cost much to make again."""
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from saccade.cli.main import main
 from saccade.cli.replacing import Losses, losses_of
 from saccade.errors import SaccadeError
 
@@ -19,11 +21,17 @@ def test_a_fresh_export_loses_nothing_but_its_engines(small_bundle: Callable[[st
     assert (losses_of(small_bundle("segment")).graphs, losses_of(small_bundle("segment")).verdicts) == ((), 0)
 
 
-def test_engines_of_a_bundle_that_cannot_be_read_are_still_named(tmp_path: Path) -> None:
-    (tmp_path / "bundle.json").write_text("{")
-    for name in ("openvino-fp32-0123456789abcdef", "openvino-fp32-fedcba9876543210", ".pending-openvino"):
-        (tmp_path / "engines" / name).mkdir(parents=True)
-    assert losses_of(tmp_path) == Losses(engines=("openvino-fp32",))
+def test_engines_of_a_bundle_that_cannot_be_read_are_still_named_by_their_receipts(
+    small_bundle: Callable[[str], Path], tmp_path: Path
+) -> None:
+    ignored = shutil.ignore_patterns("engines")
+    bundle = shutil.copytree(small_bundle("dinov2"), tmp_path / "bundle", ignore=ignored)
+    assert main(["build", str(bundle), "--engine", "onnxruntime"]) == 0
+    (built,) = (bundle / "engines").glob("onnxruntime-*")
+    built.rename(built.with_name(f"tensorrt-fp16-{built.name.rpartition('-')[2]}"))
+    (bundle / "engines/tensorrt-fp16-without-a-receipt").mkdir()
+    (bundle / "bundle.json").write_text("{")
+    assert losses_of(bundle) == Losses(engines=("onnxruntime-fp32",))
 
 
 def test_what_is_lost_is_one_line_with_the_commands_that_make_it_again() -> None:

@@ -205,10 +205,11 @@ def test_the_gate_judges_every_difference_and_names_who_fails() -> None:
         each["passed"] = passed
     gates = [row[-1] for each in evaluation_table.tables(found)[3:] for row in each]
     assert gates == ["at most 2.5 below", "pass", "FAIL", "at most 2.5 below", "pass", "FAIL"]
-    assert evaluation_table.verdict(found) == "FAIL: at most 2.5 % below: one k=8, two k=8"
-    assert "FAIL: at most 2.5 % below: one k=8, two k=8" in evaluation_table.markdown(found).splitlines()
+    assert evaluation_table.verdict(found) == "FAIL: at most 2.5 percentage points below: one k=8, two k=8"
+    assert "FAIL: at most 2.5 percentage points below: one k=8, two k=8" in evaluation_table.markdown(found).splitlines()
     good = report(max_drop=4, differences=[{**report()["differences"][0], "passed": True}], unit="")
     assert evaluation_table.verdict(good) == "pass: at most 4 below"
+    assert evaluation_table.verdict({**good, "max_drop": 1, "unit": "%"}) == "pass: at most 1 percentage point below"
 
 
 def test_conditions_are_two_short_lines() -> None:
@@ -248,7 +249,8 @@ def test_the_plot_has_a_line_for_every_engine_over_k_and_over_latency(tmp_path: 
         for engine, offset in (("openvino fp32", 1), ("openvino int8", 0))
         for k in (8, 2, 4)
     ]  # fmt: skip
-    figure = evaluation_plot.sweep_figure(report(sides=sides))
+    found = report(sides=sides, differences=3 * report()["differences"])  # of the second engine's sides
+    figure = evaluation_plot.sweep_figure(found)
     over_k, over_latency = figure.axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in over_k.lines}
     assert lines["openvino int8"] == [[2, 20], [4, 40], [8, 80]]
@@ -264,9 +266,15 @@ def test_the_plot_has_a_line_for_every_engine_over_k_and_over_latency(tmp_path: 
     frame = over_latency.get_window_extent(canvas.get_renderer())
     boxes = [text.get_window_extent(canvas.get_renderer()) for text in over_latency.texts]
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
-    evaluation_plot.write_plot(report(sides=sides), tmp_path / "sweep.png")
+    evaluation_plot.write_plot(found, tmp_path / "sweep.png")
     with Image.open(tmp_path / "sweep.png") as picture:
         assert picture.format == "PNG"
+
+
+def test_an_engine_that_is_compared_with_itself_has_two_lines() -> None:
+    pytest.importorskip("matplotlib", reason="the plot needs matplotlib")
+    over_k, _ = evaluation_plot.sweep_figure(sweep("main", "main")).axes
+    assert [line.get_xdata().tolist() for line in over_k.lines] == [[4, 8], [4, 8]]
 
 
 def test_latencies_are_medians_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from msgspec import Meta
 from PIL import Image
 
+from saccade.counted import counted
 from saccade.errors import SaccadeError
 from saccade.runtime.feature_pictures import attention_panels, image_panel
 from saccade.runtime.sheet import Panel, sheet, wrapped
@@ -53,14 +54,13 @@ def evaluate(data: MaskedSplit, extract: Extractor, settings: AttentionSettings)
         for row, (name, attention) in enumerate(zip(found.names, found.arrays[ATTENTION], strict=True)):
             masks = mass_mask(attention, settings.mass).reshape(-1, *grid)
             try:
-                foreground, counted = _truth(data.masks[Path(name)])
-                jaccards.append(mask_jaccard(masks, foreground, counted))
+                jaccards.append(mask_jaccard(masks, *_truth(data.masks[Path(name)])))
                 used.append(row)
             except SaccadeError as error:
                 problems.append(str(error))
             bar.update(1)
     if not jaccards:
-        raise SaccadeError(f"{data.name}: none of {len(found.names)} masks can be used ({problems[0]})")
+        raise SaccadeError(f"{data.name}: none of {counted(len(found.names), 'mask')} can be used ({problems[0]})")
     return _outcome(
         np.stack(jaccards),
         (*data.notes, *failed_note(found, data.name), *left_out_note("masks", problems, len(found.names))),
@@ -71,11 +71,11 @@ def evaluate(data: MaskedSplit, extract: Extractor, settings: AttentionSettings)
 def _truth(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return the foreground of a mask file and the pixels that count, which are those it does not call void."""
     labels = read_mask(path)
-    counted = labels != IGNORE
-    foreground = (labels > 0) & counted
+    known = labels != IGNORE
+    foreground = (labels > 0) & known
     if not foreground.any():
         raise SaccadeError(f"{path} holds no foreground")
-    return foreground, counted
+    return foreground, known
 
 
 def _outcome(jaccards: np.ndarray, notes: tuple[str, ...], pictures: Pictures) -> Outcome:

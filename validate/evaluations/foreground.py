@@ -13,6 +13,7 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
+from saccade.counted import agreeing
 from saccade.errors import SaccadeError
 from saccade.validate.datasets import voc
 from saccade.validate.datasets.masked_split import MaskedSplit, checked_split
@@ -174,8 +175,9 @@ def _check_shown(found: Found, grid: tuple[int, int], clusters: np.ndarray, coun
             while fewer >= FEWEST_CLUSTERS and not _all_shown(found, _clusters(found, grid, fewer), fewer):
                 fewer = 3 * fewer // 4
             remedy = f" or --clusters {fewer}" if fewer >= FEWEST_CLUSTERS else ""
-            lacking = f"{missing} of {count} clusters are in no {split} image"
-            raise SaccadeError(f"foreground: {lacking}, so attention cannot judge them; give more images{remedy}")
+            are, them = agreeing(missing, "is", "are"), agreeing(missing, "it", "them")
+            lacking = f"{missing} of {count} clusters {are} in no {split} image, so attention cannot judge {them}"
+            raise SaccadeError(f"foreground: {lacking}; give more images{remedy}")
 
 
 def _all_shown(found: Found, clusters: np.ndarray, count: int) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from saccade.counted import counted
 from saccade.errors import SaccadeError
 from saccade.validate.metrics.checks import check_labels, check_shape
 from saccade.validate.metrics.libraries import library
@@ -43,7 +44,8 @@ def score_video(truth: np.ndarray, masks: np.ndarray) -> VideoScore:
     """
     check_shape("video masks", masks, truth.shape)
     if len(truth) < 3:
-        raise SaccadeError(f"video: {len(truth)} frames; the first and the last are not scored, so give at least 3")
+        given = counted(len(truth), "frame")
+        raise SaccadeError(f"video: {given}; the first and the last are not scored, so give at least 3")
     known = np.where(truth == VOID, 0, truth)
     objects = int(known[0].max())
     if not objects:

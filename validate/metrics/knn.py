@@ -11,33 +11,20 @@ import numpy as np
 
 from saccade.errors import SaccadeError
 from saccade.validate.metrics.checks import check_enough, check_labels, check_shape
+from saccade.validate.metrics.classification import TOP, Classified, labels_before
 from saccade.validate.metrics.neighbours import nearest
 
 # eval_knn.py, defaults of --nb_knn and --temperature.
 NEIGHBOURS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
-TOP = 5
 BLOCK_VALUES = 1 << 22  # votes held at once: 32 MiB of float64
 
 
 @dataclass(frozen=True)
-class KnnResult:
-    """One k: per test image the label with most votes, int64 (Q,), and whether the truth is it or among the first five."""
+class KnnResult(Classified):
+    """The votes of the k nearest neighbours; the first five labels are min(5, k)."""
 
     k: int
-    prediction: np.ndarray
-    top1_hits: np.ndarray
-    top5_hits: np.ndarray
-
-    @property
-    def top1(self) -> float:
-        """Share of right predictions, in percent."""
-        return float(100 * np.mean(self.top1_hits))
-
-    @property
-    def top5(self) -> float:
-        """Share of images whose label is among the min(5, k) with most votes, in percent."""
-        return float(100 * np.mean(self.top5_hits))
 
 
 def evaluate_knn(
@@ -92,7 +79,7 @@ def _result(
         predictions.append(votes.argmax(axis=1))
         ranks.append(_ranks(votes, truth[block]))
     rank = np.concatenate(ranks)
-    return KnnResult(k, np.concatenate(predictions), rank < 1, rank < min(TOP, k))
+    return KnnResult(np.concatenate(predictions), rank < 1, rank < min(TOP, k), k)
 
 
 def _ranks(votes: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -100,7 +87,5 @@ def _ranks(votes: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
     The official sort puts the voteless labels in an arbitrary order, so that some would enter the first five by chance.
     """
-    own = np.take_along_axis(votes, truth[:, None], axis=1)
-    lower = np.arange(votes.shape[1]) < truth[:, None]
-    before = (votes > own) | ((votes == own) & lower)
-    return np.asarray(np.where(own[:, 0] > 0, before.sum(axis=1), votes.shape[1]))
+    has_votes = np.take_along_axis(votes, truth[:, None], axis=1)[:, 0] > 0
+    return np.where(has_votes, labels_before(votes, truth), votes.shape[1])

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from saccade.validate.metrics.checks import check_enough, check_finite, check_labels, check_shape
+from saccade.validate.metrics.classification import TOP, Classified, labels_before
 from saccade.validate.metrics.linear_head import LinearHead, MomentumSgd, cross_entropy, normal_head
 
 # eval_linear.py: defaults of its options, its SGD and its LinearClassifier.
@@ -22,26 +22,6 @@ RATE_BATCH = 256
 MOMENTUM = 0.9
 WEIGHT_DECAY = 0.0
 DEVIATION = 0.01
-TOP = 5
-
-
-@dataclass(frozen=True)
-class ProbeResult:
-    """Per test image the predicted label, int64 (Q,), and whether the truth is the first or among the first five."""
-
-    prediction: np.ndarray
-    top1_hits: np.ndarray
-    top5_hits: np.ndarray
-
-    @property
-    def top1(self) -> float:
-        """Share of right predictions, in percent."""
-        return float(100 * np.mean(self.top1_hits))
-
-    @property
-    def top5(self) -> float:
-        """Share of images whose label is among the first five, in percent; of four classes or fewer it is 100."""
-        return float(100 * np.mean(self.top5_hits))
 
 
 def with_patch_mean(cls: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -89,7 +69,7 @@ def cosine_rate(epoch: int, epochs: int, rate: float, batch: int) -> float:
     return rate * batch / RATE_BATCH * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
-def evaluate_linear_probe(head: LinearHead, features: np.ndarray, labels: np.ndarray) -> ProbeResult:
+def evaluate_linear_probe(head: LinearHead, features: np.ndarray, labels: np.ndarray) -> Classified:
     """Classify test features (Q, ...), joined as in training; equal logits go to the lower label."""
     check_labels("test labels", labels, len(head.weight))
     check_enough("test images", len(labels), 1, "a linear probe")
@@ -101,9 +81,9 @@ def evaluate_linear_probe(head: LinearHead, features: np.ndarray, labels: np.nda
         check_shape("test features", joined, (len(labels[block]), head.weight.shape[1]))
         logits = head.logits(joined)
         predictions.append(logits.argmax(axis=1))
-        ranks.append(_ranks(logits, labels[block]))
+        ranks.append(labels_before(logits, labels[block]))
     rank = np.concatenate(ranks)
-    return ProbeResult(np.concatenate(predictions), rank < 1, rank < TOP)
+    return Classified(np.concatenate(predictions), rank < 1, rank < TOP)
 
 
 def _joined(features: np.ndarray) -> np.ndarray:
@@ -116,10 +96,3 @@ def _step(optimizer: MomentumSgd, features: np.ndarray, labels: np.ndarray, rate
     loss, gradient = cross_entropy(optimizer.head.logits(features), labels)
     optimizer.step(gradient.T @ features, gradient.sum(axis=0), rate)
     return loss
-
-
-def _ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return how many labels come before the true one, int64 (B,)."""
-    own = np.take_along_axis(logits, labels[:, None], axis=1)
-    lower = np.arange(logits.shape[1]) < labels[:, None]
-    return np.asarray(np.count_nonzero((logits > own) | ((logits == own) & lower), axis=1))

@@ -41,16 +41,16 @@ def nearest(
 
     queries (Q, D) and memory (M, D) are float32. With `cosine` both are brought to length 1 first, the memory tile by tile,
     so that it may stay on disk; it is read once. Equal products come lower row first. `progress` hears how many rows of the
-    memory are dealt with.
+    memory are dealt with. Raises SaccadeError for NaN and infinity, of the memory in the tile that holds them.
     """
     check_shape("queries", queries, (None, memory.shape[1]))
     check_enough("memory rows", len(memory), k, counted(k, "neighbour"))
     check_finite("queries", queries)
-    check_finite("memory", memory)
     ours = normalize_rows(queries) if cosine else queries
     found = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     for start in range(0, len(memory), TILE_ROWS):
         tile = memory[start : start + TILE_ROWS]
+        check_finite(f"memory from row {start}", tile)
         products, columns = _nearest_of_tile(ours, normalize_rows(tile) if cosine else tile, k)
         found = _merged(found, (products, columns + start), k)
         progress(len(tile))

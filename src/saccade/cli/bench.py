@@ -22,7 +22,7 @@ from saccade.validate.bench_plan import CHAIN, Side
 def add_bench(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.description = (
-        "Time engines and peers side by side: a process each, taken in turns, medians after warm-up. "
+        "Time engines and peers side by side: a process each, taken in turns, medians after warm-up.\n"
         "All are loaded before the first turn, so that their memory adds up; see --reload."
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

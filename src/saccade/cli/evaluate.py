@@ -59,7 +59,7 @@ def _add_task(tasks: Any, task: Task) -> None:
     parser = tasks.add_parser(
         task.name,
         help=task.summary,
-        description=f"{task.summary}. Features stay on disk: an interrupted extraction goes on where it stopped.",
+        description=f"{task.summary}.\nFeatures stay on disk: an interrupted extraction goes on where it stopped.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"the data folder holds:\n  {task.layout}",
     )
@@ -72,10 +72,10 @@ def _add_task(tasks: Any, task: Task) -> None:
         "--compare", nargs="+", default=[], metavar="E:P",
         help=f"also run these engines and precisions, or '{REFERENCE}' (PyTorch)",
     )  # fmt: skip
-    parser.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT", help="what the bundle was made of")
+    parser.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT", help=f"what '{REFERENCE}' runs: the bundle's own")
     parser.add_argument(
         "--max-drop", type=float, metavar="X",
-        help="with --compare: fail unless each other is at most X below, with 95 %% confidence",
+        help="with --compare: fail unless the 95 %% interval of every difference lies above -X percentage points",
     )  # fmt: skip
     add_options(parser.add_argument_group("the task's own"), task.settings)
     parser.add_argument("--batch", type=int, default=8, metavar="B", help="images of a batch (default: %(default)s)")
@@ -83,16 +83,18 @@ def _add_task(tasks: Any, task: Task) -> None:
     parser.add_argument("--features", type=Path, metavar="DIR", help="where features are kept (default: BUNDLE.features)")
     parser.add_argument("-o", "--output", type=Path, metavar="OUT.json", help="write the result")
     parser.add_argument("--markdown", type=Path, metavar="OUT.md", help="write the tables")
-    parser.add_argument("--plot", type=Path, metavar="OUT.png", help="draw the sweep: the score against k and latency")
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="write the task's pictures, where it has some")
+    parser.set_defaults(execute=lambda options: evaluate(task, options), plot=None, pictures=None)
+    if task.on_lookwhere:
+        parser.add_argument("--plot", type=Path, metavar="OUT.png", help="draw the sweep: the score against k and latency")
+    if task.has_pictures:
+        parser.add_argument("--pictures", type=Path, metavar="DIR", help="write the task's pictures")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
-    parser.set_defaults(execute=lambda options: evaluate(task, options))
 
 
 def evaluate(task: Task, options: argparse.Namespace) -> Report:
     """Run one task on every source and report scores, latencies and differences."""
     settings = settings_from(options, task.settings)
-    _check_options(task, options)
+    _check_options(options)
     for module in task.requires:
         library(module)
     bundle = read_bundle(options.bundle)
@@ -119,7 +121,7 @@ def evaluate(task: Task, options: argparse.Namespace) -> Report:
     return Report(data, lines, report["passed"] and not failed)
 
 
-def _check_options(task: Task, options: argparse.Namespace) -> None:
+def _check_options(options: argparse.Namespace) -> None:
     """Refuse what can be known before anything slow."""
     for flag in ("batch", "workers"):
         if not 1 <= getattr(options, flag) <= 1024:
@@ -132,8 +134,6 @@ def _check_options(task: Task, options: argparse.Namespace) -> None:
     shared.check_output("--plot", options.plot, ".png")
     if options.plot:
         require_matplotlib()
-    if options.pictures and not task.has_pictures:
-        raise SaccadeError(f"--pictures: {task.name} has none; leave it out")
     for flag in ("features", "pictures"):
         if (path := getattr(options, flag)) is not None:
             shared.refuse_inside_bundle(f"--{flag}", path)
@@ -158,7 +158,7 @@ def _ks(task: Task, bundle: Bundle, options: argparse.Namespace) -> list[Kept | 
     """Return what every run keeps; refuse a LookWhere model where its outputs do not suffice."""
     if not task.on_lookwhere and isinstance(bundle.manifest.model, Model):
         raise SaccadeError(f"{task.name} needs what only a plain backbone gives, and {bundle.path} is a LookWhere model")
-    return ks_of(bundle, getattr(options, "k", None), getattr(options, "k_ratio", None))
+    return ks_of(bundle, options)
 
 
 def _open_sides(

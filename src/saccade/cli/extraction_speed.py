@@ -52,7 +52,7 @@ def speed(options: argparse.Namespace) -> Report:
     unknown = [name for name in options.outputs if name not in outputs_of(bundle)]
     if unknown:
         raise SaccadeError(f"--outputs {unknown[0]}: {bundle.path} gives {', '.join(outputs_of(bundle))}")
-    ks = ks_of(bundle, options.k, options.k_ratio)
+    ks = ks_of(bundle, options)
     images, prepare = shared.image_paths(options.images, "IMAGES"), Squash(size)
     for batch in options.batch:
         check_enough(len(images), batch)

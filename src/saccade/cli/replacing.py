@@ -8,6 +8,7 @@ from typing import Any
 
 from saccade import atomic
 from saccade.bundle import ENGINES_FOLDER, MANIFEST, read_bundle
+from saccade.engines import store
 from saccade.errors import SaccadeError
 
 REBUILT = ("openvino", "onnxruntime")  # engines that the next run makes again in seconds; TensorRT's take minutes and a GPU
@@ -47,11 +48,10 @@ class Losses:
 
 
 def losses_of(target: Path) -> Losses:
-    """Return what an export onto `target` loses: nothing where there is no bundle, or none that can be read."""
+    """Return what an export onto `target` loses; where its manifest cannot be read, what can be told of its engines."""
     if not (target / MANIFEST).is_file():
         return Losses()
-    built = sorted(folder.name.rpartition("-")[0] for folder in (target / ENGINES_FOLDER).glob("[!.]*"))
-    engines = tuple(dict.fromkeys(built))
+    engines = _engines_in(target / ENGINES_FOLDER)
     try:
         manifest = read_bundle(target).manifest
     except SaccadeError:
@@ -59,6 +59,16 @@ def losses_of(target: Path) -> Losses:
     graphs = {variant for variants in manifest.graphs.values() for variant in variants} - {"fp32"}
     verdicts = [each for each in manifest.parity if "checkpoint_sha256" in each]  # the export's own says none
     return Losses(tuple(sorted(graphs)), engines, len(verdicts))
+
+
+def _engines_in(folder: Path) -> tuple[str, ...]:
+    """Return what the receipts of built engines say; without one that can be read no run takes an engine: it is no loss."""
+    found = set()
+    for each in folder.glob("[!.]*"):
+        with contextlib.suppress(SaccadeError):
+            receipt = store.read_receipt(each)
+            found.add(f"{receipt.engine}-{receipt.precision}")
+    return tuple(sorted(found))
 
 
 def check_target(target: Path) -> None:

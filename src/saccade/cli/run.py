@@ -17,6 +17,7 @@ from saccade.cli import options as shared
 from saccade.cli.console import Report, printable, progress_bar
 from saccade.cli.npz_rows import NpzRows
 from saccade.cli.pictures import PICTURES, write_pictures
+from saccade.counted import agreeing, counted
 from saccade.engines.engine import STATIC_BATCH
 from saccade.errors import SaccadeError
 from saccade.runtime.backbone import BackbonePipeline, Features
@@ -192,7 +193,8 @@ def _run_all(
             del chunk  # else it would be held while the next one is decoded
     given.paths = [path for path in paths if str(path) not in given.unreadable]
     if not given.paths:
-        raise SaccadeError(f"none of {len(paths)} images can be read, first: {next(iter(given.unreadable.values()))}")
+        first = next(iter(given.unreadable.values()))
+        raise SaccadeError(f"none of {counted(len(paths), 'image')} can be read, first: {first}")
     given.stages.append(clock.timings_ms)
     return given
 
@@ -246,7 +248,9 @@ def _report(options: argparse.Namespace, given: _Given, pipeline: Pipeline | Bac
         ]
     if given.unreadable:
         lines += [f"left out: {why}" for why in given.unreadable.values()]
-        lines.append(f"{len(given.unreadable)} images could not be read and are left out, {len(given.paths)} are not")
+        lost, left = len(given.unreadable), len(given.paths)
+        left_out = f"{counted(lost, 'image')} could not be read and {agreeing(lost, 'is', 'are')} left out"
+        lines.append(f"{left_out}, {left} {agreeing(left, 'is', 'are')} not")
     lines.append("ms per image: " + ", ".join(f"{name} {value:.2f}" for name, value in timings.items()))
     return Report(data, lines + [f"wrote {path}" for path in written.values()])
 

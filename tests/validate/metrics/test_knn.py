@@ -111,7 +111,7 @@ def with_one(features: np.ndarray, value: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train_features": with_one(GOLDEN["train_features"], np.nan)}, "memory: 1 of 600 rows holds NaN or infinity"),
+        ({"train_features": with_one(GOLDEN["train_features"], np.nan)}, "memory from row 0: 1 of 600 rows holds NaN"),
         ({"test_features": with_one(GOLDEN["test_features"], np.inf)}, "queries: 1 of 200 rows holds NaN or infinity"),
         ({"train_features": with_one(GOLDEN["train_features"], 1e38)}, "features: 1 of .* no length that float32 can hold"),
         ({"test_labels": np.full(200, 12)}, r"test labels: 200 labels are out of range \(12\); give 0\.\.11"),

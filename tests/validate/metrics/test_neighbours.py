@@ -49,12 +49,28 @@ def test_neighbours_by_cosine_are_those_of_normalised_rows_and_progress_counts_t
     assert sum(done) == 50
 
 
-def test_a_memory_on_disk_is_normalised_tile_by_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+class OnDisk:
+    """A memory that gives nothing but rows, and writes down how many."""
+
+    shape = (20, 2)
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        tile = np.ones(self.shape, np.float32)[rows]
+        self.read.append(len(tile))
+        return tile
+
+
+def test_a_memory_on_disk_is_read_once_and_tile_by_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "TILE_ROWS", 8)
-    seen: list[int] = []
-    monkeypatch.setattr(neighbours, "normalize_rows", lambda rows: seen.append(len(rows)) or normalize_rows(rows))
-    nearest(np.ones((3, 2), np.float32), np.ones((20, 2), np.float32), 1, cosine=True)
-    assert seen == [3, 8, 8, 4]
+    memory = OnDisk()
+    nearest(np.ones((3, 2), np.float32), memory, 1, cosine=True)  # type: ignore[arg-type]
+    assert memory.read == [8, 8, 4]
 
 
 def test_rows_whose_length_float32_cannot_hold_are_refused() -> None:
@@ -69,13 +85,14 @@ def test_fewer_rows_than_k_are_refused() -> None:
         nearest(np.ones((1, 2), np.float32), np.ones((3, 2), np.float32), 4)
 
 
-def test_features_with_nan_are_refused() -> None:
+def test_features_with_nan_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "TILE_ROWS", 1)
     features = np.ones((3, 2), np.float32)
     broken = features.copy()
     broken[1, 1] = np.nan
     with pytest.raises(SaccadeError, match=r"queries: 1 of 3 rows holds NaN or infinity"):
         nearest(broken, features, 1)
-    with pytest.raises(SaccadeError, match=r"memory: 1 of 3 rows"):
+    with pytest.raises(SaccadeError, match=r"memory from row 1: 1 of 1 row holds NaN or infinity"):
         nearest(features, broken, 1)
 
 
