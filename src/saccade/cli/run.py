@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from saccade.cli import options as shared
 from saccade.cli.console import Report, printable, progress_bar
 from saccade.cli.npz_rows import NpzRows
 from saccade.cli.pictures import PICTURES, write_pictures
+from saccade.counted import agreeing, counted
 from saccade.engines.engine import STATIC_BATCH
 from saccade.errors import SaccadeError
 from saccade.runtime.backbone import BackbonePipeline, Features
@@ -126,15 +128,15 @@ def _check_files(options: argparse.Namespace, paths: Sequence[Path]) -> None:
     pictures = [(f"--{name}", path) for name in PICTURES if (path := getattr(options, name))]
     if pictures and len(paths) > MOST_PICTURED:
         raise SaccadeError(f"{pictures[0][0]} shows at most {MOST_PICTURED} images, and these are {len(paths)}; give fewer")
-    if len({path.resolve() for _, path in pictures}) < len(pictures):
+    if len({os.path.realpath(path) for _, path in pictures}) < len(pictures):
         raise SaccadeError(f"{' and '.join(flag for flag, _ in pictures)} name one file; give each picture its own")
     shared.check_output("-o", options.output, ".npz")
     for flag, path in pictures:
         shared.check_output(flag, path, ".png")
     for flag, path in (("-o", options.output), *pictures):
-        if path is not None and path.exists() and any(path.resolve() == image.resolve() for image in paths):
+        if path is not None and path.exists() and os.path.realpath(path) in map(os.path.realpath, paths):
             raise SaccadeError(f"{flag} {path} is one of the images; choose another name")
-    for path in paths:
+    for path in options.images if options.skip_bad else paths:  # a folder may hold links to nothing: images as bad as others
         if not path.exists():
             raise SaccadeError(f"{path}: no such image file")
 
@@ -192,7 +194,8 @@ def _run_all(
             del chunk  # else it would be held while the next one is decoded
     given.paths = [path for path in paths if str(path) not in given.unreadable]
     if not given.paths:
-        raise SaccadeError(f"none of {len(paths)} images can be read, first: {next(iter(given.unreadable.values()))}")
+        first = next(iter(given.unreadable.values()))
+        raise SaccadeError(f"none of {counted(len(paths), 'image')} can be read, first: {first}")
     given.stages.append(clock.timings_ms)
     return given
 
@@ -246,7 +249,9 @@ def _report(options: argparse.Namespace, given: _Given, pipeline: Pipeline | Bac
         ]
     if given.unreadable:
         lines += [f"left out: {why}" for why in given.unreadable.values()]
-        lines.append(f"{len(given.unreadable)} images could not be read and are left out, {len(given.paths)} are not")
+        left, kept = len(given.unreadable), len(given.paths)
+        left_out = f"{counted(left, 'image')} could not be read and {agreeing(left, 'is', 'are')} left out"
+        lines.append(f"{left_out}, {kept} {agreeing(kept, 'is', 'are')} not")
     lines.append("ms per image: " + ", ".join(f"{name} {value:.2f}" for name, value in timings.items()))
     return Report(data, lines + [f"wrote {path}" for path in written.values()])
 
