@@ -333,7 +333,7 @@ def test_what_cannot_be_read_is_left_out_on_request_alone(
     assert main(["run", str(small_bundle("dinov2")), str(tmp_path), "-o", str(out)]) == 1
     assert capfd.readouterr().err.endswith(f"saccade: error: {paths[0]} is not an image that Pillow can read\n")
     assert not out.exists()
-    command = ["run", small_bundle("dinov2"), tmp_path, "-o", out, "--skip-bad"]
+    command = ["run", small_bundle("dinov2"), tmp_path, "-o", out, "--skip-unreadable"]
     data = parsed(say(*command, "--json"))
     assert data["images"] == [str(path) for path in paths if path not in bad]
     assert data["unreadable"] == {
@@ -388,7 +388,8 @@ def test_a_run_without_one_readable_image_is_an_error(
 ) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / name).touch()
-    assert main(["run", str(small_bundle("dinov2")), str(tmp_path), "-o", str(tmp_path / "out.npz"), "--skip-bad"]) == 1
+    command = ["run", str(small_bundle("dinov2")), str(tmp_path), "-o", str(tmp_path / "out.npz"), "--skip-unreadable"]
+    assert main(command) == 1
     assert f"none of 2 images can be read, first: {tmp_path}/a.png is empty" in capfd.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
 

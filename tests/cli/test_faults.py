@@ -327,7 +327,7 @@ def test_an_image_that_cannot_be_used_is_one_line(case: str, refused: Refused, p
 
 def test_a_missing_image_and_a_folder_are_one_line(refused: Refused) -> None:
     assert refused("run", "bundle", "gone.png") == "gone.png: no such image file"
-    assert refused("run", "bundle", "photos.png", "--skip-bad") == "photos.png: no such image file"
+    assert refused("run", "bundle", "photos.png", "--skip-unreadable") == "photos.png: no such image file"
     assert refused("run", "bundle", "bundle").startswith("IMAGE bundle: holds no images (.bmp, .jpeg, ")
     message = refused("parity", "bundle", "--checkpoint", "model.pt", "--images", "model.pt")
     assert message.startswith("model.pt is not an image")

@@ -40,8 +40,8 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         "All images of one run share a size."
     )
     shared.add_bundle(parser)
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE|FOLDER")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read, and name them")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE|FOLDER", help="image files, and folders of them")
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be read, and name them")
     shared.add_running(parser)
     shared.add_static(parser)
     shared.add_cls_only(parser)
@@ -83,7 +83,7 @@ class _Given:
     """What a run gave, image by image; arrays and the images themselves only where a picture needs them."""
 
     paths: list[Path]  # all that were asked for, and in the end those that could be read
-    unreadable: dict[str, str] = field(default_factory=dict)  # with --skip-bad: path, why
+    unreadable: dict[str, str] = field(default_factory=dict)  # with --skip-unreadable: path, why
     last: dict[str, np.ndarray] = field(default_factory=dict)  # of the last call, for names, types and shapes
     top: list[list[dict[str, Any]]] = field(default_factory=list)
     stages: list[dict[str, float]] = field(default_factory=list)  # milliseconds of each call
@@ -178,7 +178,7 @@ def _run_all(
             given.unreadable[str(paths[index])] = str(error)
             bar.update(1)
 
-        fitted = pipeline.each_fitted(paths, options.size, options.fit, clock, skip if options.skip_bad else None)
+        fitted = pipeline.each_fitted(paths, options.size, options.fit, clock, skip if options.skip_unreadable else None)
         while chunk := list(itertools.islice(fitted, size)):
             output = _run_chunk(pipeline, chunk, options)
             arrays = _arrays(output, dense=options.dense)
