@@ -241,6 +241,23 @@ def test_inspect_names_converted_precisions_that_no_engine_was_judged_in(bundle:
     assert "parity: onnxruntime int8 within the int8 bounds of PyTorch on 4 images" in text
 
 
+@pytest.mark.parametrize("name", ["graphs", "precision", "command", "engine", "device", "data", "images", "when", "passed"])
+@pytest.mark.parametrize("value", [["x"], {"selector": ["x"]}, None, "\x1b[2J\ncurrent", 7])
+def test_a_verdict_of_any_content_is_shown_in_one_line(
+    name: str, value: Any, bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    known = {"engine": "openvino", "precision": "fp32", "images": 1, "graphs": graphs(bundle), "data": {}}
+    keep(bundle, **known)
+    assert main(["inspect", str(bundle)]) == 0
+    usual = capfd.readouterr().out
+    keep(bundle, **{**known, name: value})
+    assert main(["inspect", str(bundle)]) == 0
+    text = capfd.readouterr().out
+    assert text.count("\n") == usual.count("\n")
+    assert "\x1b" not in text
+    verdicts.unjudged(read_bundle(bundle))
+
+
 def test_a_number_that_json_cannot_hold_is_kept_as_null(bundle: Path) -> None:
     identity = {"engine": "openvino", "precision": "fp32", "device": "cpu", "graphs": graphs(bundle)}
     check._keep_receipt(read_bundle(bundle), identity | {"swap_effect": float("nan"), "bound": float("inf")})
