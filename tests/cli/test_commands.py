@@ -362,11 +362,11 @@ def test_links_that_lead_nowhere_are_left_out_as_other_bad_images_are(
     command = ["run", small_bundle("dinov2"), folder, "-o", out]
     assert main([*map(str, command)]) == 1
     assert capfd.readouterr().err.endswith(f"saccade: error: {folder}/gone.png: no such image file\n")
-    lines = say(*command, "--skip-bad").splitlines()
+    lines = say(*command, "--skip-unreadable").splitlines()
     assert f"left out: {folder}/gone.png: no such image file" in lines
     assert "1 image could not be read and is left out, 1 is not" in lines
     (folder / "round.png").symlink_to("round.png")
-    data = parsed(say(*command, "--skip-bad", "--json"))
+    data = parsed(say(*command, "--skip-unreadable", "--json"))
     assert data["images"] == [f"{folder}/a.png"]
     assert list(data["unreadable"]) == [f"{folder}/gone.png", f"{folder}/round.png"]
 
