@@ -13,7 +13,7 @@ CALIBRATION ?=
 PEERS       ?= eager full-backbone
 NVCC        ?= nvcc
 GPU_CHECK_ARGS ?=
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 BIN     := .venv/bin
 SACCADE := $(BIN)/saccade

@@ -1,14 +1,14 @@
 """Small checkpoints and bundles of every kind, made once a session, and two real photographs."""
 from __future__ import annotations
 
-import contextlib
 import fcntl
+import gc
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,10 @@ from saccade.validate.parity import ParityResult
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None)
 settings.load_profile("fixed")
+
+# Workers and their children share the cores: two threads of PyTorch then wait for each other longer than a small tensor
+# takes. Set before PyTorch is imported; what times or counts threads sets them itself.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -49,100 +53,111 @@ SMALL_BACKBONES = {
 }
 
 
-def shared_folder(factory: pytest.TempPathFactory, name: str) -> Path:
-    """Return a folder that all workers of this run share (pytest-xdist gives each worker a base folder of its own)."""
-    base = factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
-    folder.mkdir(exist_ok=True)
-    return folder
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that run a full-size model: no worker then has one of them alone at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
-@contextlib.contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, so that workers make a thing once."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def pytest_collection_finish() -> None:
+    """Hide what the imports left from the garbage collector: tracing a graph collects often, and slowly with it."""
+    gc.collect()
+    gc.freeze()
+
+
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
-def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Return a function from a name, and a function that makes a file or folder, to its path: made by whoever asks first.
+
+    All workers of a run share what is made: pytest-xdist gives each a base folder of its own, so it lies above them.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made-once"
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        path, done = shared / name, shared / f"{name}.done"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                make(path)
+                done.touch()
+        return path
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(made_once: MadeOnce) -> Callable[[str], Path]:
     """Return a function from a kind to its small checkpoint file. Read only."""
-    folder = shared_folder(tmp_path_factory, "checkpoints")
 
-    def make(kind: str) -> Path:
-        path = folder / f"{kind}.pt"
-        with one_at_a_time(folder):
-            if not path.exists():
-                family, extra, _ = KINDS[kind]
-                assert main(["make-checkpoint", family, "-o", str(path), *SMALL, *extra]) == 0
-        return path
+    def write(path: Path) -> None:
+        family, extra, _ = KINDS[path.stem]
+        assert main(["make-checkpoint", family, "-o", str(path), *SMALL, *extra]) == 0
 
-    return make
+    return lambda kind: made_once(f"checkpoints/{kind}.pt", write)
 
 
 @pytest.fixture(scope="session")
-def small_bundle(
-    tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Callable[[str], Path]
-) -> Callable[[str], Path]:
+def small_bundle(made_once: MadeOnce, small_checkpoint: Callable[[str], Path]) -> Callable[[str], Path]:
     """Return a function from a kind to its small bundle. Copy it before changing anything but its engines."""
-    folder = shared_folder(tmp_path_factory, "bundles")
 
-    def make(kind: str) -> Path:
-        path = folder / kind
-        with one_at_a_time(folder):
-            if not path.exists():
-                task = KINDS[kind][2]
-                options = ["--task", task] if task else []
-                assert main(["export", str(small_checkpoint(kind)), "-o", str(path), *options]) == 0
-        return path
+    def export(path: Path) -> None:
+        task = KINDS[path.name][2]
+        options = ["--task", task] if task else []
+        assert main(["export", str(small_checkpoint(path.name)), "-o", str(path), *options]) == 0
 
-    return make
+    return lambda kind: made_once(f"bundles/{kind}", export)
 
 
 @pytest.fixture(scope="session")
-def small_backbone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def built_bundle(made_once: MadeOnce, small_bundle: Callable[[str], Path]) -> Callable[[str], Path]:
+    """Return a function from a kind to its small bundle with one engine, OpenVINO's in fp32. Read only."""
+
+    def build(path: Path) -> None:
+        shutil.copytree(small_bundle(path.name), path, ignore=shutil.ignore_patterns("engines"))
+        assert main(["build", str(path), "--engine", "openvino"]) == 0
+
+    return lambda kind: made_once(f"built/{kind}", build)
+
+
+@pytest.fixture(scope="session")
+def small_backbone(made_once: MadeOnce) -> Callable[[str], Path]:
     """Return a function from a family to the bundle of a small plain backbone; its checkpoint lies beside it as .pt.
 
     Exported in a process of its own: torch.compile leaves decompositions behind that the tracer takes.
     """
-    folder = shared_folder(tmp_path_factory, "backbones")
 
-    def make(family: str) -> Path:
-        path = folder / family
-        with one_at_a_time(folder):
-            if not path.exists():
-                import torch
+    def export(path: Path) -> None:
+        import torch
 
-                from saccade.export.seeded import seeded_weights
-                from saccade.export.seeded_backbones import backbone_shapes
+        from saccade.export.seeded import seeded_weights
+        from saccade.export.seeded_backbones import backbone_shapes
 
-                weights = seeded_weights(backbone_shapes(SMALL_BACKBONES[family]), 1)
-                torch.save({name: torch.from_numpy(array) for name, array in weights.items()}, path.with_suffix(".pt"))
-                command = [sys.executable, "-m", "saccade", "export", path.with_suffix(".pt"), "-o", path]
-                subprocess.run([*command, "--family", family], check=True, timeout=300)
-        return path
+        weights = seeded_weights(backbone_shapes(SMALL_BACKBONES[path.name]), 1)
+        torch.save({name: torch.from_numpy(array) for name, array in weights.items()}, path.with_suffix(".pt"))
+        command = [sys.executable, "-m", "saccade", "export", path.with_suffix(".pt"), "-o", path]
+        subprocess.run([*command, "--family", path.name], check=True, timeout=300)
 
-    return make
+    return lambda family: made_once(f"backbones/{family}", export)
 
 
 @pytest.fixture(scope="session")
-def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def digits_folder(made_once: MadeOnce) -> Path:
     """Return an ImageFolder of scikit-learn's digits: 40 training and 12 validation pictures of each. Read only."""
-    folder = shared_folder(tmp_path_factory, "digits")
-    with one_at_a_time(folder):
-        if not (folder / "done").exists():
-            digits = sklearn.datasets.load_digits()
-            for label in range(10):
-                for number, picture in enumerate(digits.images[digits.target == label][:52]):
-                    path = folder / ("train" if number < 40 else "val") / str(label) / f"{number:02}.png"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    Image.fromarray((picture * 15.9).astype(np.uint8)).convert("RGB").resize((64, 64)).save(path)
-            (folder / "done").touch()
-    return folder
+
+    def save(folder: Path) -> None:
+        digits = sklearn.datasets.load_digits()
+        for label in range(10):
+            for number, picture in enumerate(digits.images[digits.target == label][:52]):
+                path = folder / ("train" if number < 40 else "val") / str(label) / f"{number:02}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray((picture * 15.9).astype(np.uint8)).convert("RGB").resize((64, 64)).save(path)
+
+    return made_once("digits", save)
 
 
 @pytest.fixture(scope="session")
@@ -152,72 +167,63 @@ def photographs() -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def photo_folder(tmp_path_factory: pytest.TempPathFactory, photographs: list[np.ndarray]) -> Path:
+def photo_folder(made_once: MadeOnce, photographs: list[np.ndarray]) -> Path:
     """Return a folder of 16 crops of both photographs, no two alike. Read only."""
-    folder = shared_folder(tmp_path_factory, "photos")
-    with one_at_a_time(folder):
+
+    def save(folder: Path) -> None:
+        folder.mkdir()
         for index in range(16):
             row, column = divmod(index // 2, 4)
             crop = photographs[index % 2][200 * row : 200 * row + 200, 140 * column : 140 * column + 200]
             Image.fromarray(crop).save(folder / f"{index:02}.png")
-    return folder
+
+    return made_once("photos", save)
+
+
+def convert_to_all(source: Path, path: Path, photo_folder: Path, *calibration: str) -> None:
+    """Copy a bundle without its engines and convert it to every precision."""
+    shutil.copytree(source, path, ignore=shutil.ignore_patterns("engines"))
+    for precision in ("fp16", "bf16", "int8", "fp8"):
+        options = ["--calibration", str(photo_folder), *calibration] if precision in ("int8", "fp8") else []
+        assert main(["convert", str(path), "--precision", precision, *options]) == 0
 
 
 @pytest.fixture(scope="session")
-def converted_bundle(
-    tmp_path_factory: pytest.TempPathFactory, small_bundle: Callable[[str], Path], photo_folder: Path
-) -> Path:
+def converted_bundle(made_once: MadeOnce, small_bundle: Callable[[str], Path], photo_folder: Path) -> Path:
     """Return a small bundle with every precision. Copy it before changing anything but its engines.
 
     It is kept whatever its parity: the bounds are a ViT-B's, and in a narrow model each rounding error weighs more.
     """
-    folder = shared_folder(tmp_path_factory, "converted")
-    path = folder / "bundle"
-    with one_at_a_time(folder), pytest.MonkeyPatch.context() as patch:
-        if not (folder / "done").exists():
-            shutil.copytree(small_bundle("dinov2"), path, ignore=shutil.ignore_patterns("engines"))
-            patch.setattr(ParityResult, "passed", True)
-            for precision in ("fp16", "bf16", "int8", "fp8"):
-                calibration = ["--calibration", str(photo_folder)] if precision in ("int8", "fp8") else []
-                assert main(["convert", str(path), "--precision", precision, *calibration]) == 0
-            (folder / "done").touch()
-    return path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ParityResult, "passed", True)
+        return made_once("converted/bundle", lambda path: convert_to_all(small_bundle("dinov2"), path, photo_folder))
 
 
 @pytest.fixture(scope="session")
-def converted_backbone(
-    tmp_path_factory: pytest.TempPathFactory, small_backbone: Callable[[str], Path], photo_folder: Path
-) -> Path:
+def converted_backbone(made_once: MadeOnce, small_backbone: Callable[[str], Path], photo_folder: Path) -> Path:
     """Return a small plain backbone with every precision. Copy it before changing anything but its engines.
 
     It is kept whatever its parity, as `converted_bundle` is.
     """
-    folder = shared_folder(tmp_path_factory, "converted-backbone")
-    path = folder / "bundle"
-    with one_at_a_time(folder), pytest.MonkeyPatch.context() as patch:
-        if not (folder / "done").exists():
-            shutil.copytree(small_backbone("neco"), path, ignore=shutil.ignore_patterns("engines"))
-            patch.setattr(BackboneResult, "passed", True)
-            for precision in ("fp16", "bf16", "int8", "fp8"):
-                options = ["--calibration", str(photo_folder), "--method", "minmax"] if precision in ("int8", "fp8") else []
-                assert main(["convert", str(path), "--precision", precision, *options]) == 0
-            (folder / "done").touch()
-    return path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BackboneResult, "passed", True)
+        source, method = small_backbone("neco"), ("--method", "minmax")
+        return made_once("converted-backbone/bundle", lambda path: convert_to_all(source, path, photo_folder, *method))
 
 
 @pytest.fixture(scope="session")
-def readme_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder in which the README's shell commands were run as they stand: a full-size ViT-B and its engines."""
-    folder = shared_folder(tmp_path_factory, "readme")
-    with one_at_a_time(folder):
-        if not (folder / "done").exists():
-            _follow_readme(folder)
-            (folder / "done").touch()
-    return folder
+def readme_folder(made_once: MadeOnce) -> Path:
+    """Return a folder in which the README's shell commands were run: a full-size ViT-B and its engines.
 
+    They are run as they stand, but for the plain backbone: four of its twelve blocks are enough.
+    """
 
-def _follow_readme(folder: Path) -> None:
-    (folder / "examples").symlink_to(ROOT / "examples")
-    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    subprocess.run(["bash", "-euc", "\n".join(blocks)], cwd=folder, env=environment, check=True)
+    def follow_readme(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "examples").symlink_to(ROOT / "examples")
+        blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+        commands = "\n".join(blocks).replace("make-checkpoint dino-vits16", "make-checkpoint dino-vits16 --depth 4")
+        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        subprocess.run(["bash", "-euc", commands], cwd=folder, env=environment, check=True)
+
+    return made_once("readme", follow_readme)

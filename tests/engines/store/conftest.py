@@ -23,9 +23,10 @@ def bundle(small_bundle: Callable[[str], Path], tmp_path: Path) -> Bundle:
 
 
 @pytest.fixture
-def built(bundle: Bundle) -> Path:
-    """Return the folder of a fresh OpenVINO engine of `bundle`."""
-    return ensure(bundle, OPENVINO)
+def built(bundle: Bundle, built_bundle: Callable[[str], Path]) -> Path:
+    """Return the folder of a whole OpenVINO engine of `bundle`, built elsewhere: engines travel with their bundle."""
+    shutil.copytree(built_bundle("dinov2") / "engines", bundle.engines_path)
+    return ensure(bundle, OPENVINO, build=False)
 
 
 @pytest.fixture

@@ -1,12 +1,7 @@
-"""How the programs beside this file are run: as they are and under sanitizers, on a small bundle with its engine.
-
-No report of a sanitizer is suppressed. OpenVINO and its TBB are not instrumented: TBB has to be told of sanitizers, and
-ThreadSanitizer to look at memory that instrumented code touches only.
-"""
+"""How the programs beside this file are run: as they are and under sanitizers, on a small bundle with its engine."""
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -15,25 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from saccade.cli.main import main
-
 sys.path.insert(0, str(Path(__file__).parent))  # for the modules beside the tests
 
 from binding import Library
+from builds import BUILDS, ROOT, environment
 
-ROOT = Path(__file__).parents[3]
-BUILDS = ROOT / "build" / "native"
 TIME_LIMIT_S = 300
-ENVIRONMENTS = {
-    "release": {},
-    "asan": {
-        "ASAN_OPTIONS": "detect_leaks=1",
-        "LSAN_OPTIONS": f"suppressions={Path(__file__).with_name('leaks.supp')}:print_suppressions=0",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-        "TBB_ENABLE_SANITIZERS": "1",
-    },
-    "tsan": {"TSAN_OPTIONS": "ignore_noninstrumented_modules=1", "TBB_ENABLE_SANITIZERS": "1"},
-}
 
 Run = Callable[..., str]
 
@@ -55,21 +37,6 @@ def engine_library() -> Path:
     return next(Path(spec.submodule_search_locations[0], "libs").glob("libopenvino_c.so*"))
 
 
-@pytest.fixture(scope="module")
-def built_bundle(tmp_path_factory: pytest.TempPathFactory, small_bundle: Callable[[str], Path]) -> Callable[[str], Path]:
-    """Return a function from a kind to its small bundle with one engine, OpenVINO's in fp32. Read only."""
-    folder = tmp_path_factory.mktemp("built")
-
-    def make(kind: str) -> Path:
-        path = folder / kind
-        if not path.exists():
-            shutil.copytree(small_bundle(kind), path, ignore=shutil.ignore_patterns("engines"))
-            assert main(["build", str(path), "--engine", "openvino"]) == 0
-        return path
-
-    return make
-
-
 @pytest.fixture
 def run(built_bundle: Callable[[str], Path], engine_library: Path) -> Run:
     """Return a function that runs a program of one build and returns what it printed."""
@@ -79,8 +46,8 @@ def run(built_bundle: Callable[[str], Path], engine_library: Path) -> Run:
         if not path.exists():
             pytest.fail(f"{path} is not built; run 'make lib-test'", pytrace=False)
         command = [path, built_bundle(kind), engine_library, *arguments]
-        environment = os.environ | ENVIRONMENTS[build]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT_S, check=False)
+        options = {"env": environment(build), "timeout": TIME_LIMIT_S}
+        done = subprocess.run(command, **options, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{program} ended with {done.returncode}:\n{done.stderr}"
         return done.stdout
 

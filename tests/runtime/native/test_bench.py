@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from builds import BUILDS
 
 import saccade
 
-PROGRAM = Path(__file__).parents[3] / "build" / "native" / "release" / "examples" / "bench"
+PROGRAM = BUILDS / "release" / "examples" / "bench"
 STAGES = ["fit", "resize", "selector", "select", "gather", "extractor", "fill", "total", "call", "beside networks"]
 pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason=f"{PROGRAM} is not built; `make lib` builds it")
 
@@ -19,21 +20,10 @@ def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([PROGRAM, *map(str, arguments)], check=False, capture_output=True, text=True)
 
 
-@pytest.fixture(scope="module")
-def built(small_bundle: Callable[[str], Path]) -> Callable[[str], Path]:
-    """Return a function from a kind to its bundle with an fp32 engine."""
-
-    def build(kind: str) -> Path:
-        saccade.load(small_bundle(kind), note=lambda line: None).close()
-        return small_bundle(kind)
-
-    return build
-
-
 @pytest.mark.parametrize("kind", ["dinov2", "classify", "segment"])
-def test_bench_times_every_stage(built: Callable[[str], Path], engine_library: Path, kind: str) -> None:
+def test_bench_times_every_stage(built_bundle: Callable[[str], Path], engine_library: Path, kind: str) -> None:
     options = ["--engine-library", engine_library, "--size", 126, "--k", 20, "--frames", 9]
-    answer = bench(built(kind), *options, "--json")
+    answer = bench(built_bundle(kind), *options, "--json")
     assert answer.stderr == ""
     found = json.loads(answer.stdout)
     assert found["engine"].startswith("openvino ")
@@ -43,7 +33,7 @@ def test_bench_times_every_stage(built: Callable[[str], Path], engine_library: P
     assert list(stages) == STAGES
     assert all(0 <= each["median"] <= each["p90"] for each in stages.values())
     assert stages["selector"]["median"] + stages["extractor"]["median"] < stages["call"]["p90"]
-    text = bench(built(kind), *options).stdout.splitlines()
+    text = bench(built_bundle(kind), *options).stdout.splitlines()
     assert text[0] == found["engine"]
     assert [line.rsplit(maxsplit=2)[0] for line in text[5:15]] == STAGES
 

@@ -1,18 +1,16 @@
 """The C library's side of CUDA's driver, with a driver that the host plays: a fatbin is run, or refused in one line."""
 from __future__ import annotations
 
-import os
 import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from builds import BUILDS, environment
 
 from saccade.runtime.launch import MIN_DRIVER
 
-ROOT = Path(__file__).parents[3]
-BUILDS = ROOT / "build" / "native"
 NOT_FOUND, UNSUPPORTED, OUT_OF_MEMORY = 2, 5, 12
 INVALID_IMAGE, NO_BINARY_FOR_GPU, UNSUPPORTED_PTX = 200, 209, 222
 
@@ -34,7 +32,8 @@ def start(request: pytest.FixtureRequest, tmp_path: Path) -> Start:
 
     def run(**settings: str) -> str:
         chosen = {"SACCADE_FATBIN": str(fatbin), "LD_LIBRARY_PATH": str(program.parent / "driver")} | settings
-        done = subprocess.run([program], env=os.environ | chosen, capture_output=True, text=True, timeout=60, check=False)
+        options = {"env": environment(request.param, **chosen), "timeout": 60}
+        done = subprocess.run([program], **options, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

@@ -1,33 +1,22 @@
 """The example programs do what their first comment says, and read images as the Python runtime does."""
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from builds import BUILDS, ROOT, environment
 from PIL import Image, PngImagePlugin
 
 import saccade
-from saccade.cli.main import main
 from saccade.errors import SaccadeError
 from saccade.runtime.images import read_rgb
 
-ROOT = Path(__file__).parents[3]
-BUILDS = ROOT / "build" / "native"
 PHOTO = Image.open(ROOT / "examples" / "china.jpg").resize((96, 64))
 TRANSLUCENT = PHOTO.copy()
 TRANSLUCENT.putalpha(254)
-
-# OpenVINO is not instrumented: its TBB has to be told of sanitizers, and what ThreadSanitizer sees in it alone is not ours.
-# A program that ends early frees nothing.
-SANITIZERS = {
-    "TBB_ENABLE_SANITIZERS": "1",
-    "ASAN_OPTIONS": "detect_leaks=0",
-    "TSAN_OPTIONS": "ignore_noninstrumented_modules=1",
-}
 
 pytestmark = pytest.mark.skipif(
     not (BUILDS / "asan" / "examples" / "features").exists(),
@@ -36,17 +25,15 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="session")
-def bundle(small_bundle: Callable[[str], Path]) -> Path:
-    """Return a small bundle with an engine for this machine."""
-    path = small_bundle("dinov2")
-    assert main(["build", str(path), "--engine", "openvino"]) == 0
-    return path
+def bundle(built_bundle: Callable[[str], Path]) -> Path:
+    return built_bundle("dinov2")
 
 
 def run(program: str, *arguments: str | Path, build: str = "asan") -> subprocess.CompletedProcess[str]:
-    """Run an example, under AddressSanitizer where its input may be hostile."""
+    """Run an example, under AddressSanitizer where its input may be hostile. One that ends early frees nothing."""
     command = [BUILDS / build / "examples" / program, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | SANITIZERS, check=False)
+    without_leaks = environment(build, ASAN_OPTIONS="detect_leaks=0")
+    return subprocess.run(command, capture_output=True, text=True, env=without_leaks, check=False)
 
 
 def png_only() -> None:

@@ -6,12 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from builds import BUILDS
 
-from saccade.cli.main import main
-
-ROOT = Path(__file__).parents[3]
 CORPUS = Path(__file__).parent / "corpus"
-PROGRAMS = ROOT / "build" / "native" / "asan" / "tests"
+PROGRAMS = BUILDS / "asan" / "tests"
 REFUSED = {
     "backbone_k", "backbone_with_k.json",
     "changed_conditions.json", "huge.json", "missing_field.json", "newer.json", "other_key.json", "other_tensors.json",
@@ -41,10 +39,9 @@ def test_the_corpus_is_taken_as_it_should_be(target: str) -> None:
 
 
 def test_what_python_writes_is_accepted_whole_and_refused_when_cut(
-    tmp_path: Path, small_bundle: Callable[[str], Path]
+    tmp_path: Path, built_bundle: Callable[[str], Path]
 ) -> None:
-    bundle = small_bundle("segment")
-    assert main(["build", str(bundle), "--engine", "openvino"]) == 0
+    bundle = built_bundle("segment")
     engine = next((bundle / "engines").glob("openvino-*"))
     inputs = {
         "manifest": b"m" + (bundle / "bundle.json").read_bytes(),

@@ -12,13 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builds import BUILDS, ROOT
 from PIL import Image
 
 import saccade
-from saccade.cli.main import main
 
-ROOT = Path(__file__).parents[3]
-BUILD = ROOT / "build" / "native" / "release"
 EXAMPLES = ROOT / "runtime" / "native" / "examples"
 HEADER = ROOT / "runtime" / "native" / "include" / "saccade.h"
 STRICT = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
@@ -40,20 +38,8 @@ def output_of(*command: str | Path, **environment: str) -> str:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the prefix of an installed library, chosen when it is installed and not when it is configured."""
     prefix = tmp_path_factory.mktemp("prefix")
-    output_of("cmake", "--install", BUILD, "--prefix", prefix)
+    output_of("cmake", "--install", BUILDS / "release", "--prefix", prefix)
     return prefix
-
-
-@pytest.fixture(scope="session")
-def built_bundle(small_bundle: Callable[[str], Path]) -> Callable[[str], Path]:
-    """Return a function from a kind to its small bundle with an engine for this machine."""
-
-    def make(kind: str) -> Path:
-        path = small_bundle(kind)
-        assert main(["build", str(path), "--engine", "openvino"]) == 0
-        return path
-
-    return make
 
 
 def pkg_config(prefix: Path, *options: str) -> list[str]:

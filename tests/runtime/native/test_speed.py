@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 from binding import Bundle, Library, Model, Outputs, Session, array_of, run_options
+from builds import BUILDS
 
 import saccade
 from saccade import Pipeline
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[3]
 SIZE, K = 518, 136
 PAIRS, STARTS, WARM_UP = 16, 5, 4
 ATTEMPTS = 3
@@ -91,7 +91,7 @@ def starts(bundle: Path, precision: str, engine_library: Path, count: int = STAR
 
 def bench(bundle: Path, precision: str, engine_library: Path, frames: int) -> dict[str, Any]:
     """Return what examples/bench.c measures in a process of its own."""
-    program = ROOT / "build" / "native" / "release" / "examples" / "bench"
+    program = BUILDS / "release" / "examples" / "bench"
     options = f"--precision {precision} --engine-library {engine_library} --frames {frames} --size {SIZE} --k {K} --json"
     answer = subprocess.run([program, bundle, *options.split()], check=True, capture_output=True, text=True)
     found: dict[str, Any] = json.loads(answer.stdout)
