@@ -12,6 +12,7 @@ from saccade.bundle import BackboneModel, Bundle
 from saccade.engines import store
 from saccade.engines.engine import Engine
 from saccade.errors import SaccadeError
+from saccade.runtime import kernels
 from saccade.runtime.feature_pictures import pca_colours
 from saccade.runtime.images import Fit, ImageLike
 from saccade.runtime.pipeline import Arrays, Clock, ImagePipeline
@@ -105,8 +106,7 @@ class BackbonePipeline(ImagePipeline):
         """Return the images as the network sees them, (B, 3, H, W) float32."""
         stacked = np.empty((len(pixels), 3, *pixels[0].shape[:2]), np.float32)
         for image, planes in zip(pixels, stacked, strict=True):
-            for channel, (values, plane) in enumerate(zip(self._table, planes, strict=True)):
-                np.take(values, image[:, :, channel], out=plane)
+            kernels.normalize(image, self._table, out=planes)
         return stacked
 
     def _positions_on(self, grid: tuple[int, int]) -> np.ndarray:

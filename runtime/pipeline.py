@@ -84,10 +84,11 @@ class ImagePipeline:
                     raise
                 unreadable(index, error)
                 continue
-            if target is None or fit == "native":
-                target = checked_target(native_size(array, patch, index, first=target), patch)
-            with clock.stage("fit"):
-                array = fit_image(array, target, fit, patch)
+            with _named(image):
+                if target is None or fit == "native":
+                    target = checked_target(native_size(array, patch, index, first=target), patch)
+                with clock.stage("fit"):
+                    array = fit_image(array, target, fit, patch)
             yield array
 
     def _target(self, size: int | tuple[int, int] | None, fit: Fit) -> tuple[int, int] | None:
@@ -175,6 +176,17 @@ def checked_target(size: tuple[int, int], patch: int) -> tuple[int, int]:
     if cells > MAX_CELLS:
         raise SaccadeError(f"size {height}x{width} makes {cells} patches; at most {MAX_CELLS} are supported")
     return height, width
+
+
+@contextlib.contextmanager
+def _named(image: ImageLike) -> Iterator[None]:
+    """Say which file it is that does not fit: its number says little among a folder's."""
+    try:
+        yield
+    except SaccadeError as error:
+        if not isinstance(image, (str, os.PathLike)):
+            raise
+        raise SaccadeError(f"{os.fspath(image)}: {error}") from error
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

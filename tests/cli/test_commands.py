@@ -351,6 +351,38 @@ def test_what_cannot_be_read_is_left_out_on_request_alone(
     assert f"1 image could not be read and is left out, {CHUNK + 3} are not" in say(*command).splitlines()
 
 
+def test_links_that_lead_nowhere_are_left_out_as_other_bad_images_are(
+    small_bundle: Bundles, photo_folder: Path, say: Say, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "folder", tmp_path / "out.npz"
+    folder.mkdir()
+    shutil.copy(photo_folder / "00.png", folder / "a.png")
+    (folder / "gone.png").symlink_to("nowhere.png")
+    out.touch()  # what is written over is compared with every image
+    command = ["run", small_bundle("dinov2"), folder, "-o", out]
+    assert main([*map(str, command)]) == 1
+    assert capfd.readouterr().err.endswith(f"saccade: error: {folder}/gone.png: no such image file\n")
+    lines = say(*command, "--skip-unreadable").splitlines()
+    assert f"left out: {folder}/gone.png: no such image file" in lines
+    assert "1 image could not be read and is left out, 1 is not" in lines
+    (folder / "round.png").symlink_to("round.png")
+    data = parsed(say(*command, "--skip-unreadable", "--json"))
+    assert data["images"] == [f"{folder}/a.png"]
+    assert list(data["unreadable"]) == [f"{folder}/gone.png", f"{folder}/round.png"]
+
+
+def test_an_image_that_does_not_fit_is_named(
+    small_bundle: Bundles, photo_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (20_000, 1)).save(tmp_path / "line.png")
+    images = [str(photo_folder / "00.png"), str(tmp_path / "line.png")]
+    command = ["run", str(small_bundle("dinov2")), *images]
+    assert main([*command, "--fit", "crop", "--size", "140"]) == 1
+    assert f"error: {images[1]}: a 20000 x 1 px image is too narrow for fit crop" in capfd.readouterr().err
+    assert main([*command, "--fit", "native"]) == 1
+    assert f"error: {images[1]}: image 1 is smaller than one 14 px patch" in capfd.readouterr().err
+
+
 def test_a_run_without_one_readable_image_is_an_error(
     small_bundle: Bundles, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

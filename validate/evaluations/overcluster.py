@@ -18,7 +18,7 @@ from saccade.validate.evaluations.task import Outcome, Settings, Task
 from saccade.validate.extraction import Extractor
 from saccade.validate.masked_features import extract_masked, token_blocks
 from saccade.validate.metrics.clusters import kmeans, reduce_blocks
-from saccade.validate.metrics.overcluster import MASK_SIZE, SEEDS, ClusterResult, score_clusters
+from saccade.validate.metrics.overcluster import MASK_SIZE, SEEDS, ClusterResult, Matching, score_clusters
 from saccade.validate.metrics.resize import resize_nearest
 from saccade.validate.metrics.segmentation import mean_iou_of_counts
 from saccade.validate.preparation import Squash, checked_side
@@ -35,8 +35,12 @@ class OverclusterSettings(Settings, frozen=True):
     size: Annotated[int, Meta(ge=0, description="pixels of either side (0: 448 in whole patches)")] = 0
     clusters: Annotated[
         tuple[Annotated[int, Meta(ge=0)], ...],
-        Meta(min_length=1, description="how many; 0: as many as classes, one to one; the published VOC figure is of 500"),
+        Meta(min_length=1, description="how many; 0: as many as classes; the published VOC figure is of 500"),
     ] = (0,)
+    matching: Annotated[
+        Matching,
+        Meta(description="how clusters become classes; protocol: hungarian for as many as classes, else precision"),
+    ] = "protocol"
     seeds: Annotated[int, Meta(ge=1, le=1000, description="clusterings that the score is the mean of")] = len(SEEDS)
 
 
@@ -60,10 +64,11 @@ def evaluate(data: Segmentation, extract: Extractor, settings: OverclusterSettin
         for clusters in numbers:
             for seed in range(settings.seeds):
                 patches = kmeans(reduced, clusters, seed).reshape(-1, *grid)
-                results[clusters].append(score_clusters(masks, patches, classes, clusters, ignore))
+                scored = score_clusters(masks, patches, classes, clusters, ignore, settings.matching)
+                results[clusters].append(scored)
                 bar.update(1)
                 if clusters == numbers[0] and seed == 0:
-                    shown = _shown(val.features.names, rows, masks, results[clusters][0].mapping[patches])
+                    shown = _shown(val.features.names, rows, masks, scored.mapping[patches])
     return Outcome(
         tuple(score for each, found in results.items() for score in run_scores(f"mIoU, {counted(each, 'cluster')}", found)),
         run_samples(results[numbers[0]]),

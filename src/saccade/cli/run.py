@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -127,15 +128,16 @@ def _check_files(options: argparse.Namespace, paths: Sequence[Path]) -> None:
     pictures = [(f"--{name}", path) for name in PICTURES if (path := getattr(options, name))]
     if pictures and len(paths) > MOST_PICTURED:
         raise SaccadeError(f"{pictures[0][0]} shows at most {MOST_PICTURED} images, and these are {len(paths)}; give fewer")
-    if len({path.resolve() for _, path in pictures}) < len(pictures):
+    if len({os.path.realpath(path) for _, path in pictures}) < len(pictures):
         raise SaccadeError(f"{' and '.join(flag for flag, _ in pictures)} name one file; give each picture its own")
     shared.check_output("-o", options.output, ".npz")
     for flag, path in pictures:
         shared.check_output(flag, path, ".png")
     for flag, path in (("-o", options.output), *pictures):
-        if path is not None and path.exists() and any(path.resolve() == image.resolve() for image in paths):
+        if path is not None and path.exists() and os.path.realpath(path) in map(os.path.realpath, paths):
             raise SaccadeError(f"{flag} {path} is one of the images; choose another name")
-    for path in paths:
+    # A folder may hold links to nothing: images that cannot be read, as others.
+    for path in options.images if options.skip_unreadable else paths:
         if not path.exists():
             raise SaccadeError(f"{path}: no such image file")
 

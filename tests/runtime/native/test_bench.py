@@ -48,6 +48,16 @@ def test_bench_times_every_stage(built: Callable[[str], Path], engine_library: P
     assert [line.rsplit(maxsplit=2)[0] for line in text[5:15]] == STAGES
 
 
+def test_bench_times_a_backbones_own_stages(small_backbone: Callable[[str], Path], engine_library: Path) -> None:
+    saccade.load(small_backbone("neco"), note=lambda line: None).close()
+    answer = bench(small_backbone("neco"), "--engine-library", engine_library, "--size", 126, "--frames", 3, "--json")
+    assert answer.stderr == ""
+    found = json.loads(answer.stdout)
+    assert found["k"] == 81
+    assert list(found["stages_ms"]) == ["fit", "normalize", "backbone", "fill", "total", "call", "beside networks"]
+    assert 0 < found["stages_ms"]["backbone"]["median"] < found["stages_ms"]["call"]["p90"]
+
+
 @pytest.mark.parametrize(("arguments", "line"), [
     ([], "usage: bench BUNDLE"),
     (["nowhere"], "nowhere is not a bundle folder; make one with"),

@@ -12,14 +12,19 @@ from hypothesis import strategies as st
 from saccade.errors import SaccadeError
 from saccade.validate.metrics import overcluster
 from saccade.validate.metrics.clusters import kmeans
-from saccade.validate.metrics.overcluster import ClusterResult, match_hungarian, match_precision, score_clusters
+from saccade.validate.metrics.overcluster import ClusterResult, Matching, match_hungarian, match_precision, score_clusters
 from saccade.validate.metrics.resize import resize_nearest
 
 GOLDEN = np.load(Path(__file__).parents[2] / "golden/neco_overclustering.npz")
 TRUTH = GOLDEN["ground_truth"]
 CLASSES = int(GOLDEN["num_classes"])
-# name of the golden result -> (its map, clusters)
-CASES = {"hungarian6": ("clusters6", 6), "greedy_precision20": ("clusters20_upsampled", 20)}
+# name of the golden result -> (its map, clusters, the ways of matching that lead there)
+CASES = {
+    "hungarian6": ("clusters6", 6, ("protocol", "hungarian")),
+    "greedy_precision20": ("clusters20_upsampled", 20, ("protocol", "precision")),
+    "greedy_iou20": ("clusters20_upsampled", 20, ("iou",)),
+    "hungarian20": ("clusters20_upsampled", 20, ("hungarian",)),
+}
 
 
 def test_cluster_maps_are_enlarged_as_officially() -> None:
@@ -27,11 +32,13 @@ def test_cluster_maps_are_enlarged_as_officially() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 64])
-@pytest.mark.parametrize("case", CASES)
-def test_matching_and_counts_equal_the_official_ones(case: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("case", "matching"), [(case, matching) for case in CASES for matching in CASES[case][2]])
+def test_matching_and_counts_equal_the_official_ones(
+    case: str, matching: Matching, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(overcluster, "BATCH", batch)
-    name, clusters = CASES[case]
-    result = score_clusters(TRUTH, GOLDEN[name], CLASSES, clusters)
+    name, clusters, _ = CASES[case]
+    result = score_clusters(TRUTH, GOLDEN[name], CLASSES, clusters, matching=matching)
     assert np.array_equal(result.total.true_positives, GOLDEN[f"{case}_tp"])
     assert np.array_equal(result.total.false_positives, GOLDEN[f"{case}_fp"])
     assert np.array_equal(result.total.false_negatives, GOLDEN[f"{case}_fn"])
