@@ -114,8 +114,9 @@ class BackbonePipeline(ImagePipeline):
         if grid not in self._positions:
             if len(self._positions) == MAX_CACHED_TABLES:
                 self._positions.pop(next(iter(self._positions)))  # the oldest
-            table = positions_on(self._base_positions, self.model.base_grid, grid, self.model.position_rule)
-            self._positions[grid] = np.ascontiguousarray(table)
+            self._positions[grid] = positions_on(
+                self._base_positions, self.model.base_grid, grid, self.model.position_rule
+            )
         return self._positions[grid]
 
 

@@ -37,8 +37,7 @@ def positions_on(table: Float32, base_grid: Grid, grid: Grid, rule: PositionRule
     """
     if grid == base_grid:
         return table
-    cells = np.ascontiguousarray(table[1:].reshape(*base_grid, -1))  # a .npy may hold its columns first
-    resized = kernels.interpolate_positions(cells, grid, rule)
+    resized = kernels.interpolate_positions(table[1:].reshape(*base_grid, -1), grid, rule)
     return np.concatenate([table[:1], resized.reshape(grid[0] * grid[1], -1)])
 
 

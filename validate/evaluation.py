@@ -80,9 +80,10 @@ def compare(first: Evaluated, second: Evaluated) -> Difference:
 
 
 def few_units_note(drawn: Sequence[int]) -> tuple[str, ...]:
-    """Say where intervals rest on so few independent units that they are too narrow."""
-    few = sorted({units for units in drawn if units < FEWEST_UNITS})
-    return tuple(
+    """Say where intervals rest on so few independent units that they are too narrow, and where there can be none."""
+    few = sorted({units for units in drawn if 1 < units < FEWEST_UNITS})
+    none = "one sample, or samples that all belong together, have no interval and pass no --max-drop; give more"
+    return (none,) * (1 in drawn) + tuple(
         f"intervals rest on {units} independent samples or groups of them; of fewer than {FEWEST_UNITS} they are too narrow"
         for units in few
     )

@@ -107,10 +107,14 @@ def _difference_tables(report: Result) -> list[Table]:
 
 def _difference(report: Result, kept: str, each: Result) -> Row:
     values = f"{each['first']:.2f}", f"{each['second']:.2f}", f"{each['difference']:+.2f}"
-    word = "differs" if each["significant"] else "no difference shown"
+    interval, word = f"{each['low']:+.2f} to {each['high']:+.2f}", "no difference shown"
+    if each["significant"]:
+        word = "differs"
+    if each["units"] == 1:
+        interval, word = "none", "too few samples"
     gate = () if report["max_drop"] is None else ("pass" if each["passed"] else "FAIL",)
     name = f"{report['metric']}, {kept}".rstrip(", ")
-    return name, *values, f"{each['low']:+.2f} to {each['high']:+.2f}", word, *gate
+    return name, *values, interval, word, *gate
 
 
 def _conditions(report: Result) -> str:

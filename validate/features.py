@@ -24,7 +24,7 @@ from msgspec import Meta, Struct
 
 from saccade import atomic, locks
 from saccade.counted import counted
-from saccade.errors import SaccadeError
+from saccade.errors import EngineError, SaccadeError
 
 STATE = "state.json"
 FEATURES_VERSION = 1  # raise it where saccade itself comes to give other features for the same recipe
@@ -267,7 +267,7 @@ def _check_rows(name: str, array: np.ndarray, images: Sequence[str]) -> None:
     sums = array.reshape(len(array), -1).sum(axis=1, dtype=np.float64)  # as wide as the rows, unlike isfinite of all values
     for image, total in zip(images, sums, strict=True):
         if not math.isfinite(total):
-            raise SaccadeError(f"{image}: its {name} holds NaN or infinity; look at the engine with saccade parity")
+            raise EngineError(f"{image}: its {name} holds NaN or infinity; look at the engine with saccade parity")
 
 
 class _Writer:

@@ -136,6 +136,23 @@ def test_the_gate_fails_a_side_that_is_worse(
     assert "pass: at most 100 percentage points below" in run("knn", backbone, digits_folder, *options, "--max-drop", 100)
 
 
+def test_one_sample_shows_its_scores_and_passes_no_gate(
+    run: Run, backbone: Path, few_digits: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "digits"
+    shutil.copytree(few_digits, data)
+    _, *others = sorted((data / "val").glob("*/*"))
+    for path in others:
+        path.unlink()
+    options = [*KNN, "--compare", "onnxruntime:fp32"]
+    assert re.search(r"top-1, 5 neighbours +.* none +too few samples\n", run("knn", backbone, data, *options))
+    said = run("knn", backbone, data, *options, "--max-drop", 100, "-o", tmp_path / "k.json", code=1)
+    assert "FAIL: at most 100 % below: onnxruntime fp32\n" in said
+    assert "note: one sample, or samples that all belong together, have no interval and pass no --max-drop" in said
+    (difference,) = json.loads((tmp_path / "k.json").read_text())["differences"]
+    assert (difference["low"], difference["high"], difference["units"]) == (None, None, 1)
+
+
 def test_an_engine_is_compared_with_pytorch(run: Run, backbone: Path, few_digits: Path) -> None:
     options = ["--compare", "reference", "--checkpoint", backbone.with_suffix(".pt"), "--json"]
     found = json.loads(run("knn", backbone, few_digits, *KNN, *options))

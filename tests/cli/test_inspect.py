@@ -17,7 +17,7 @@ import pytest
 from msgspec.structs import replace
 
 import saccade
-from saccade import atomic, read_bundle
+from saccade import read_bundle
 from saccade.bundle import Manifest, write_manifest
 from saccade.cli import check, verdicts
 from saccade.cli.main import main
@@ -201,12 +201,13 @@ def test_verify_leaves_its_verdict_beside_paritys_and_says_when(bundle: Path, in
 def test_verify_of_what_cannot_be_written_says_that_it_kept_nothing(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(path: Path, data: bytes) -> None:
-        raise atomic.write_error(path, OSError(errno.EROFS, os.strerror(errno.EROFS)))
+    def refuse(dir: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(atomic, "write_bytes", refuse)
+    monkeypatch.setattr("saccade.atomic.tempfile.TemporaryFile", refuse)
     assert main(["verify", str(bundle)]) == 0
-    assert "saccade: the verdict was not kept in the bundle: cannot write " in capsys.readouterr().err
+    reason = f"cannot write {bundle}: the file system is read-only; copy the bundle to a place that can be written"
+    assert f"saccade: the verdict was not kept in the bundle: {reason}\n" in capsys.readouterr().err
 
 
 CHANGES: dict[str, tuple[Callable[[Manifest], Manifest], str]] = {
@@ -239,6 +240,23 @@ def test_inspect_names_converted_precisions_that_no_engine_was_judged_in(bundle:
     data, text = inspect()
     assert data["unjudged"] == []
     assert "parity: onnxruntime int8 within the int8 bounds of PyTorch on 4 images" in text
+
+
+@pytest.mark.parametrize("name", ["graphs", "precision", "command", "engine", "device", "data", "images", "when", "passed"])
+@pytest.mark.parametrize("value", [["x"], {"selector": ["x"]}, None, "\x1b[2J\ncurrent", 7])
+def test_a_verdict_of_any_content_is_shown_in_one_line(
+    name: str, value: Any, bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    known = {"engine": "openvino", "precision": "fp32", "images": 1, "graphs": graphs(bundle), "data": {}}
+    keep(bundle, **known)
+    assert main(["inspect", str(bundle)]) == 0
+    usual = capfd.readouterr().out
+    keep(bundle, **{**known, name: value})
+    assert main(["inspect", str(bundle)]) == 0
+    text = capfd.readouterr().out
+    assert text.count("\n") == usual.count("\n")
+    assert "\x1b" not in text
+    verdicts.unjudged(read_bundle(bundle))
 
 
 def test_a_number_that_json_cannot_hold_is_kept_as_null(bundle: Path) -> None:

@@ -77,13 +77,6 @@ def test_the_row_of_the_cls_token_comes_first_and_is_not_resized(rule: PositionR
     np.testing.assert_array_equal(found[1:], resize_table(table[1:].reshape(14, 14, 8), (20, 30), rule).reshape(600, 8))
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_a_table_may_lie_column_by_column(rule: PositionRule) -> None:
-    table = random_table(1, 1 + 14 * 14)[0]
-    found = positions_on(np.asfortranarray(table), (14, 14), (20, 30), rule)
-    np.testing.assert_array_equal(found, positions_on(table, (14, 14), (20, 30), rule))
-
-
 def test_as_many_cells_in_another_shape_are_resized() -> None:
     """DINO compares the number of patches and whether the image is square; 7x28 has the 196 cells of 14x14."""
     table = random_table(1, 1 + 14 * 14)[0]

@@ -1,6 +1,7 @@
 """Outcomes of several sources, the difference of two, and their tables and plot."""
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -186,6 +187,9 @@ def test_a_difference_has_the_names_of_its_sides_and_says_whether_it_is_one() ->
     assert evaluation_table.tables(plain)[1][1][0] == "top-1"
     unsure = report(differences=[{**report()["differences"][0], "significant": False}])
     assert evaluation_table.tables(unsure)[1][1][-1] == "no difference shown"
+    unknown = {"low": math.nan, "high": math.nan, "units": 1, "significant": False}
+    alone = report(differences=[{**report()["differences"][0], **unknown}])
+    assert evaluation_table.tables(alone)[1][1][-3:] == ("-2.00", "none", "too few samples")
 
 
 def test_a_sweep_has_a_table_for_every_engine_and_every_difference_its_row() -> None:

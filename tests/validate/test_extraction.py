@@ -55,6 +55,15 @@ class Means:
         return {"cls": cls, "tokens": np.repeat(cls[:, None], 4, axis=1)}
 
 
+class Broken(Means):
+    """A source that overflows."""
+
+    label = "engine fp16"
+
+    def run(self, images: list[np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        return {name: array * np.nan for name, array in super().run(images, outputs).items()}
+
+
 def doubled(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {"twice": 2 * outputs["cls"]}
 
@@ -138,6 +147,11 @@ def test_the_timed_call_is_one_image_of_the_last_extraction(files: list[Path], t
 def test_outputs_that_a_source_lacks_are_named(files: list[Path], tmp_path: Path) -> None:
     with pytest.raises(SaccadeError, match=r"means gives no attention; it gives cls, tokens"):
         extractor(Means(), tmp_path)(files, SQUASH, ["cls", "attention"])
+
+
+def test_an_engine_whose_numbers_are_none_is_named(files: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(SaccadeError, match=f"^engine fp16: {files[0]}: its cls holds NaN or infinity"):
+        extractor(Broken(), tmp_path)(files, SQUASH, ["cls"])
 
 
 def test_unreadable_images_have_no_row_and_none_at_all_is_an_error(files: list[Path], tmp_path: Path) -> None:

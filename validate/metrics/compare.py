@@ -1,6 +1,7 @@
 """Whether two runs differ: a paired bootstrap over the samples, for `--compare`."""
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ class Difference:
     first: float
     second: float
     difference: float
-    low: float
+    low: float  # NaN, as is `high`, where there is but one unit: nothing can be drawn that would tell
     high: float
     confidence: float
     samples: int
@@ -60,12 +61,15 @@ def paired_bootstrap(
     drawn for each side by itself, since a seed does not lead two sides to the same clusters.
 
     groups: a number for every sample (N,); samples of one group are no news of each other (queries of one landmark), so
-    whole groups are drawn. None: every sample stands for itself.
+    whole groups are drawn. None: every sample stands for itself. One group, or one sample, has no interval.
     """
     ours, theirs, members = _samples(first, second, groups)
     units = int(members.max()) + 1
     whole = np.full(len(ours), 1 / len(ours))
     values = [float(_by_run(statistic, whole @ side, runs).mean()) for side in (ours, theirs)]
+    difference = values[1] - values[0]
+    if units == 1:
+        return Difference(values[0], values[1], difference, math.nan, math.nan, confidence, len(ours), units)
     if np.array_equal(ours, theirs):
         return Difference(values[0], values[0], 0, 0, 0, confidence, len(ours), units)
     random = np.random.default_rng(seed)
@@ -76,7 +80,6 @@ def paired_bootstrap(
         minus, plus = (_drawn_mean(_by_run(statistic, weights @ side, runs), random) for side in (ours, theirs))
         drawn[number] = plus - minus
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    difference = values[1] - values[0]
     return Difference(values[0], values[1], difference, float(low), float(high), confidence, len(ours), units)
 
 
@@ -110,15 +113,13 @@ def _samples(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return both as float64 (N, F) without the samples that have no score, and the group of each, counted from 0."""
     check_shape("second scores", second, first.shape)
-    check_enough("samples", len(first), 2, "a confidence interval")
+    check_enough("samples", len(first), 1, "a difference")
     ours, theirs = (np.asarray(side, np.float64).reshape(len(side), -1) for side in (first, second))
     unscored, theirs_unscored = (np.asarray(np.isnan(side).any(axis=1)) for side in (ours, theirs))
     if not np.array_equal(unscored, theirs_unscored):
         place = int(np.flatnonzero(unscored != theirs_unscored)[0])
         raise SaccadeError(f"compare: sample {place} has a score in one run only; both must have seen the same samples")
-    check_enough("samples with a score", int(np.count_nonzero(~unscored)), 2, "a confidence interval")
+    check_enough("samples with a score", int(np.count_nonzero(~unscored)), 1, "a difference")
     given = np.arange(len(first)) if groups is None else groups
     check_shape("groups", given, (len(first),))
-    members = np.unique(given[~unscored], return_inverse=True)[1]
-    check_enough("groups of samples that belong together", int(members.max()) + 1, 2, "a confidence interval")
-    return ours[~unscored], theirs[~unscored], members
+    return ours[~unscored], theirs[~unscored], np.unique(given[~unscored], return_inverse=True)[1]

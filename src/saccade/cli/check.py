@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from saccade import locks
+from saccade import atomic, locks
 from saccade._version import VERSION
 from saccade.bundle import Bundle, read_bundle, write_manifest
 from saccade.cli import options as shared
@@ -185,6 +185,7 @@ def _keep_receipt(bundle: Bundle, data: dict[str, Any]) -> None:
 
 
 def _write_receipt(bundle: Bundle, receipt: dict[str, Any]) -> None:
+    atomic.prepare_in_bundle(bundle.path)  # else another place would be the remedy, and there is none
     if change_since(bundle, receipt):
         raise SaccadeError("the bundle was exported again meanwhile; repeat the command")
     manifest = bundle.manifest

@@ -14,8 +14,8 @@ from typing import Any
 
 from saccade._version import VERSION
 from saccade.cli import interrupts
-from saccade.cli.console import json_text, printable
-from saccade.errors import SaccadeError
+from saccade.cli.console import json_text
+from saccade.errors import SaccadeError, one_line
 
 COMMANDS = {  # name: what adds its options, imported only where the command is given, and its line of --help
     "make-checkpoint": (
@@ -99,7 +99,7 @@ def _execute(options: argparse.Namespace) -> int:
             raise
         return _fail(_refusal(error), as_json=options.json)
     try:
-        _say(json_text(report.data) if options.json else "\n".join(report.lines))
+        _say(json_text(report.data) if options.json else "\n".join(map(one_line, report.lines)))
     except OSError as error:
         reason = f"cannot write the result to stdout: {error.strerror}; send it to another place and repeat"
         return _fail(reason, as_json=False)
@@ -117,7 +117,7 @@ def _refusal(error: OSError) -> str:
 def _say(text: str) -> None:
     """Print the result now; a reader that has seen enough (`| head`) is no error."""
     try:
-        print(printable(text), flush=True)
+        print(text, flush=True)
     except OSError as error:
         # Python flushes stdout once more at its end; there is nothing left that it could write to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -137,4 +137,4 @@ def _fail(message: str, *, as_json: bool) -> int:
 
 def _complain(line: str) -> None:
     if sys.stderr is not None:  # None where the caller closed it; print would then use stdout
-        print(f"saccade: {line}", file=sys.stderr)
+        print(f"saccade: {one_line(line)}", file=sys.stderr)

@@ -136,7 +136,7 @@ def _check_files(options: argparse.Namespace, paths: Sequence[Path]) -> None:
     for flag, path in (("-o", options.output), *pictures):
         if path is not None and path.exists() and os.path.realpath(path) in map(os.path.realpath, paths):
             raise SaccadeError(f"{flag} {path} is one of the images; choose another name")
-    # A folder may hold links to nothing: images that cannot be read, as others.
+    # A folder may hold links to nothing: images as bad as others.
     for path in options.images if options.skip_unreadable else paths:
         if not path.exists():
             raise SaccadeError(f"{path}: no such image file")

@@ -91,8 +91,8 @@ def _changed_data(bundle: Bundle, verdict: Mapping[str, Any]) -> str | None:
 def unjudged(bundle: Bundle) -> list[str]:
     """Return the converted precisions of a bundle that no engine has been judged in as the graphs are now."""
     held = {variant.removesuffix("-fp16") for graphs in bundle.manifest.graphs.values() for variant in graphs}
-    judged = {each.get("precision") for each in bundle.manifest.parity if state_of(bundle, each) == "current"}
-    return sorted(held - judged - {"fp32"})
+    judged = [each.get("precision") for each in bundle.manifest.parity if state_of(bundle, each) == "current"]
+    return sorted(precision for precision in held - {"fp32"} if precision not in judged)
 
 
 def changed_graphs(bundle: Bundle, recorded: Mapping[str, Any]) -> str | None:
@@ -101,7 +101,7 @@ def changed_graphs(bundle: Bundle, recorded: Mapping[str, Any]) -> str | None:
     changed = sorted(
         role
         for role in graphs.keys() | recorded.keys()
-        if recorded.get(role) not in {graph.sha256 for graph in graphs.get(role, {}).values()}
+        if recorded.get(role) not in [graph.sha256 for graph in graphs.get(role, {}).values()]
     )
     return f"{' and '.join(changed)} changed since" if changed else None
 

@@ -187,16 +187,27 @@ def test_samples_without_a_score_in_both_runs_are_left_out() -> None:
     assert paired_bootstrap(first, second, groups=np.array([4, 9, 4, 5])).units == 2
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "groups"),
+    [([1], [0], None), ([1, np.nan], [0, np.nan], None), ([1, 1, 1], [0, 0, 0], [2, 2, 2]), ([1], [1], None)],
+)
+def test_one_unit_has_a_difference_and_no_interval(
+    first: list[float], second: list[float], groups: list[int] | None
+) -> None:
+    found = paired_bootstrap(np.array(first), np.array(second), groups=None if groups is None else np.array(groups))
+    assert (found.first, found.second, found.difference, found.units) == (1, second[0], second[0] - 1, 1)
+    assert np.isnan([found.low, found.high]).all()
+    assert not found.is_significant
+
+
 def test_errors_say_what_is_wrong() -> None:
     with pytest.raises(SaccadeError, match=r"second scores: shape \(3,\); expected \(4\)"):
         paired_bootstrap(np.ones(4), np.ones(3))
-    with pytest.raises(SaccadeError, match="samples: 1 is too few for a confidence interval, which needs 2"):
-        paired_bootstrap(np.ones(1), np.ones(1))
+    with pytest.raises(SaccadeError, match="samples: 0 are too few for a difference, which needs 1"):
+        paired_bootstrap(np.empty(0), np.empty(0))
     with pytest.raises(SaccadeError, match="compare: sample 1 has a score in one run only"):
         paired_bootstrap(np.ones(3), np.array([1, np.nan, 1]))
-    with pytest.raises(SaccadeError, match="samples with a score: 1 is too few"):
-        paired_bootstrap(np.array([1, np.nan]), np.array([0, np.nan]))
-    with pytest.raises(SaccadeError, match="groups of samples that belong together: 1 is too few"):
-        paired_bootstrap(np.ones(3), np.ones(3), groups=np.array([2, 2, 2]))
+    with pytest.raises(SaccadeError, match="samples with a score: 0 are too few"):
+        paired_bootstrap(np.full(2, np.nan), np.full(2, np.nan))
     with pytest.raises(SaccadeError, match=r"groups: shape \(2,\); expected \(3\)"):
         paired_bootstrap(np.ones(3), np.ones(3), groups=np.array([2, 2]))
