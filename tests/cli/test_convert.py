@@ -19,7 +19,7 @@ import pytest
 
 from saccade import locks, read_bundle
 from saccade.bundle import sha256_of_file, write_manifest
-from saccade.cli import convert as module
+from saccade.cli import keeping
 from saccade.cli.calibrate import Images, find_images, split
 from saccade.cli.console import Phases
 from saccade.cli.convert import next_step
@@ -181,7 +181,7 @@ def test_the_manifest_names_no_file_before_it_is_there(
         write_manifest(folder, manifest)
         seen.append(list(manifest.graphs["selector"]))
 
-    monkeypatch.setattr(module, "write_manifest", write)
+    monkeypatch.setattr(keeping, "write_manifest", write)
     say("convert", copy, "--precision", "fp16")
     say("convert", copy, "--precision", "fp16")  # in between the files are neither these nor those
     assert seen == [["fp32", "fp16"], ["fp32"], ["fp32", "fp16"]]
@@ -419,9 +419,9 @@ def fail_at(stage: str, error: BaseException, monkeypatch: pytest.MonkeyPatch) -
     elif stage == "judge":
         monkeypatch.setattr(Judge, "judge", failing(Judge.judge, 1))
     elif stage == "move":
-        monkeypatch.setattr(module, "_move_in", failing(module._move_in, 2))
+        monkeypatch.setattr(keeping, "_move_in", failing(keeping._move_in, 2))
     else:
-        monkeypatch.setattr(module, "write_manifest", failing(write_manifest, 1 if stage == "first manifest" else 2))
+        monkeypatch.setattr(keeping, "write_manifest", failing(write_manifest, 1 if stage == "first manifest" else 2))
 
 
 STAGES = ("write", "judge", "first manifest", "move", "last manifest")

@@ -2,20 +2,18 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from saccade import atomic, locks
 from saccade._version import VERSION
-from saccade.bundle import CALIBRATED, MANIFEST, Bundle, GraphFile, read_bundle, sha256_of_file, write_manifest
+from saccade.bundle import CALIBRATED, Bundle, read_bundle
 from saccade.cli import options as shared
 from saccade.cli.console import Report, size_text, table
+from saccade.cli.keeping import Pair, keep_graphs
 from saccade.cli.steps import Steps, time_text
 from saccade.engines.engine import refuse_path
 from saccade.errors import SaccadeError
@@ -33,7 +31,6 @@ DEFAULT_IMAGES, LEAST_IMAGES = 512, 8
 FEW_IMAGES = 64  # ranges settle from about so many
 SENSITIVITY_CASES = 3  # enough to tell blocks apart
 NEEDED = {"onnx_ir": "onnx-ir", "ml_dtypes": "ml-dtypes", "onnxruntime": "onnxruntime", "openvino": "openvino"}
-Pair = dict[str, Path]  # role -> graph file
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
@@ -130,7 +127,7 @@ class _Conversion:
         data, lines = self._data(results, start), self._lines(results)
         if passed:
             self._phases("move into place")
-            data["files"] = _keep(self._bundle, pairs, dict.fromkeys(pairs, data))
+            data["files"] = keep_graphs(self._bundle, pairs, dict.fromkeys(pairs, data))
             sizes = [(f"  {name}", size_text(size)) for name, size in data["files"].items()]
             return Report(data, [f"{self._bundle.path}: {self._precision} added", *lines, *table(sizes)])
         sensitivity = self._sensitivity()
@@ -256,61 +253,3 @@ def _sensitivity_lines(sensitivity: Sequence[dict[str, Any]]) -> list[str]:
         rows += [(f"  {each['name']}", *(f"{value:.3g}" for value in each["measures"].values())) for each in trials]
         lines += table(rows)
     return lines
-
-
-def _keep(bundle: Bundle, pairs: dict[Any, Pair], provenance: dict[Any, Any]) -> dict[str, int]:
-    """Move the files into the bundle and name them in its manifest; return their sizes.
-
-    A variant that is there already leaves the manifest first: at no moment does bundle.json name a file with another hash.
-    Where any step fails, those before it are undone, the last one first.
-    """
-    entries = {
-        (role, variant): msgspec.structs.replace(bundle.graph(role, "fp32"), file=path.name, sha256=sha256_of_file(path))
-        for variant, pair in pairs.items()
-        for role, path in pair.items()
-    }
-    before = (bundle.path / MANIFEST).read_bytes()
-    manifest = read_bundle(bundle.path).manifest  # as it is now: this took a while
-    if any(manifest.graphs[role]["fp32"] != bundle.graph(role, "fp32") for role in bundle.roles):
-        raise SaccadeError(f"{bundle.path} was exported again meanwhile; repeat the command")
-    others = {
-        role: {variant: graph for variant, graph in manifest.graphs[role].items() if variant not in pairs}
-        for role in bundle.roles
-    }
-    graphs: dict[str, dict[Any, GraphFile]] = {
-        role: others[role] | {variant: entries[role, variant] for variant in pairs} for role in bundle.roles
-    }
-    kept = dict(manifest.provenance.get("variants") or {}) | provenance
-    sizes = {path.name: path.stat().st_size for pair in pairs.values() for path in pair.values()}
-    with contextlib.ExitStack() as undo:
-        undo.callback(_write_back, bundle.path / MANIFEST, before)
-        if others != manifest.graphs:
-            write_manifest(bundle.path, msgspec.structs.replace(manifest, graphs=others))
-        for pair in pairs.values():
-            for path in pair.values():
-                _move_in(path, bundle.path / path.name, undo)
-        named = msgspec.structs.replace(manifest, graphs=graphs, provenance=manifest.provenance | {"variants": kept})
-        write_manifest(bundle.path, named)
-        undo.pop_all()
-    return sizes
-
-
-def _write_back(path: Path, content: bytes) -> None:
-    if path.read_bytes() != content:
-        atomic.write_bytes(path, content)
-
-
-def _move_in(path: Path, place: Path, undo: contextlib.ExitStack) -> None:
-    """Put a file of the scratch folder in its place; what stood there steps aside into that folder until the end."""
-    aside, is_new = path.with_name(f"older.{path.name}"), not place.exists()
-
-    def put_back() -> None:
-        if aside.exists():
-            aside.replace(place)
-        elif is_new:
-            place.unlink(missing_ok=True)
-
-    undo.callback(put_back)
-    if not is_new:
-        place.replace(aside)
-    path.replace(place)
