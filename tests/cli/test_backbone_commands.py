@@ -25,7 +25,7 @@ from saccade.cli.main import main
 from saccade.export.seeded import seeded_weights, weights_crc32
 from saccade.export.seeded_backbones import BACKBONES, BackboneSizes, backbone_shapes, dino_training_checkpoint
 from saccade.golden import relative_difference
-from saccade.runtime.backbone import BackbonePipeline
+from saccade.runtime.backbone import BackbonePipeline, Features
 from saccade.runtime.sheet import GAP, caption_height
 
 Say = Callable[..., str]
@@ -136,6 +136,27 @@ def test_images_beyond_one_call_are_in_their_order(bundle: Path, photos: list[Pa
     for i, array in enumerate(tokens):
         assert relative_difference(array[None], tokens[i % 3][None]) < 1e-5
     assert relative_difference(tokens[:1], tokens[1:2]) > 0.1
+
+
+def test_features_that_are_no_numbers_are_refused_by_the_image_that_has_them(
+    bundle: Path, photos: list[Path], say: Say, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    run = BackbonePipeline.__call__
+
+    def overflowing(self: BackbonePipeline, *images: Any, **options: Any) -> Features:
+        features = run(self, *images, **options)
+        features.tokens[1, 3, 5] = np.inf
+        return features
+
+    (bad := tmp_path / "bad.png").write_bytes(b"no image")
+    monkeypatch.setattr(BackbonePipeline, "__call__", overflowing)
+    out = tmp_path / "out.npz"
+    arguments = ["run", bundle, photos[0], bad, photos[1], "-o", out, "--skip-unreadable"]
+    assert main([*map(str, arguments)]) == 1
+    line = f"saccade: error: {photos[1]}: its tokens holds NaN or infinity; look at the engine with saccade verify\n"
+    assert capfd.readouterr().err.endswith(line)
+    assert not out.exists()
 
 
 def test_the_pca_picture_shows_every_image_beside_the_colours_of_pca_rgb(

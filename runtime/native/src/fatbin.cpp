@@ -46,12 +46,16 @@ bool is_whole(const std::string& fatbin) {
 
 bool exists(const std::string& path) { return access(path.c_str(), F_OK) == 0; }
 
+// Where the kernels should be; "" where that is not known, and never a file of the folder that one happens to be in.
 std::string fatbin_path() {
     const char* named = std::getenv(VARIABLE);
     if (named != nullptr && *named != '\0') {
         return named;
     }
     const std::string folder = own_folder();
+    if (folder.empty()) {
+        return "";
+    }
     const std::string built = folder + "../cuda/" + NAME;
     return exists(folder + NAME) || !exists(built) ? folder + NAME : built;
 }
@@ -60,6 +64,10 @@ std::string fatbin_path() {
 
 std::string read_fatbin() {
     const std::string path = fatbin_path();
+    if (path.empty()) {
+        fail(SACCADE_NOT_FOUND, std::string("the CUDA kernels cannot be found beside a program that has no path; name their file by ") +
+                                    VARIABLE);
+    }
     if (!exists(path)) {
         fail(SACCADE_NOT_FOUND, path + ": the CUDA kernels are not there; " + COMPILE + ", and put saccade.fatbin beside " +
                                     "libsaccade.so or name it by " + VARIABLE);

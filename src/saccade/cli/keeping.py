@@ -36,7 +36,8 @@ def keep_graphs(bundle: Bundle, pairs: dict[Any, Pair], provenance: dict[Any, An
     graphs: dict[str, dict[Any, GraphFile]] = {
         role: others[role] | {variant: entries[role, variant] for variant in pairs} for role in bundle.roles
     }
-    kept = dict(manifest.provenance.get("variants") or {}) | provenance
+    known = manifest.provenance.get("variants")
+    kept = (known if isinstance(known, dict) else {}) | provenance  # nothing else reads it, so it may be anything
     sizes = {path.name: path.stat().st_size for pair in pairs.values() for path in pair.values()}
     with contextlib.ExitStack() as undo:
         undo.callback(_write_back, bundle.path / MANIFEST, before)

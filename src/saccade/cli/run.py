@@ -173,6 +173,7 @@ def _run_all(
     """Run so many images at a time, and hold no more of them than that unless a picture shows them all."""
     given, clock = _Given(paths), Clock()
     size = STATIC_BATCH if options.static else CHUNK
+    readable = (path for path in paths if str(path) not in given.unreadable)  # asked once their images have been read
     with progress_bar(len(paths), "run") as bar:
 
         def skip(index: int, error: SaccadeError) -> None:
@@ -183,6 +184,7 @@ def _run_all(
         while chunk := list(itertools.islice(fitted, size)):
             output = _run_chunk(pipeline, chunk, options)
             arrays = _arrays(output, dense=options.dense)
+            _check_finite(arrays, list(itertools.islice(readable, len(chunk))))
             given.last = arrays
             given.top += [_top(logits) for logits in arrays.get("logits", ())]
             given.stages.append(output.timings_ms)
@@ -218,6 +220,15 @@ def _arrays(output: Look | Features, *, dense: bool) -> dict[str, np.ndarray]:
     if isinstance(output, Output):
         return output.arrays()
     return {"score_map": output.score_map, "prefix": output.prefix}
+
+
+def _check_finite(arrays: dict[str, np.ndarray], paths: list[Path]) -> None:
+    """Refuse features that are no numbers: an engine in a low precision may overflow, and nothing after it would say so."""
+    for name, array in arrays.items():
+        finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+        if not finite.all():
+            path = paths[int(np.argmin(finite))]
+            raise SaccadeError(f"{path}: its {name} holds NaN or infinity; look at the engine with saccade verify")
 
 
 def _concatenated(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

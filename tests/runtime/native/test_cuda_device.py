@@ -30,10 +30,10 @@ def start(request: pytest.FixtureRequest, tmp_path: Path) -> Start:
     fatbin = tmp_path / "kernels.fatbin"
     fatbin.write_bytes(FATBIN)
 
-    def run(**settings: str) -> str:
+    def run(started_as: str | None = None, **settings: str) -> str:
         chosen = {"SACCADE_FATBIN": str(fatbin), "LD_LIBRARY_PATH": str(program.parent / "driver")} | settings
-        options = {"env": environment(request.param, **chosen), "timeout": 60}
-        done = subprocess.run([program], **options, capture_output=True, text=True, check=False)
+        options = {"executable": program, "env": environment(request.param, **chosen), "timeout": 60}
+        done = subprocess.run([started_as or program], **options, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -94,3 +94,12 @@ def test_what_is_no_whole_fatbin_never_reaches_the_driver(start: Start, tmp_path
 
 def test_without_a_name_the_fatbin_is_looked_for_beside_the_library(start: Start) -> None:
     assert start(SACCADE_FATBIN="").startswith(f"{NOT_FOUND} {BUILDS}/")
+
+
+def test_without_a_name_or_a_path_no_fatbin_of_the_folder_one_is_in_is_taken(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "saccade.fatbin").write_bytes(FATBIN)
+    monkeypatch.chdir(tmp_path)
+    line = "the CUDA kernels cannot be found beside a program that has no path; name their file by SACCADE_FATBIN"
+    assert start("cuda_device", SACCADE_FATBIN="") == f"{NOT_FOUND} {line}\n"  # as a shell starts what PATH has
