@@ -19,6 +19,7 @@ from saccade.errors import SaccadeError
 
 ENGINE_NAMES = ("openvino", "onnxruntime", "tensorrt", "tensorrt-rtx")
 DEFAULT_MAX_BATCH = 8
+MAX_BATCH = 4096  # that may be asked for: far beyond what any machine's or GPU's memory holds
 STATIC_BATCH = 1  # of a static engine; its k is chosen
 # Conditions that say how much an engine takes, and not what it is made of or runs on.
 LIMITS = frozenset({"max_batch", "max_k", "opt_k", "max_height", "max_width", "opt_height", "opt_width"})

@@ -30,10 +30,7 @@ def sole_builder(bundle: Bundle, variant: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _lock_on_engines(bundle: Bundle) -> Iterator[None]:
     """Wait for other builds of this bundle, unlike a reservation, since they may be building this very engine."""
-    try:
-        bundle.engines_path.mkdir(exist_ok=True)
-    except OSError as error:
-        raise atomic.write_error(bundle.engines_path, error) from error
+    atomic.prepare_in_bundle(bundle.engines_path)
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError, OSError):  # no locks on Windows and on some disks: then each builds
             import fcntl

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from saccade.bundle import BACKBONES, RULE_WORDS, BackboneFamily, BackboneModel, PositionRule, sha256_of_file
+from saccade.counted import counted
 from saccade.errors import SaccadeError
 from saccade.export.backbone_layout import NECO_HEAD, Found, find_backbone
 from saccade.export.backbone_modules import Backbone
@@ -45,7 +46,7 @@ class BackboneCheckpoint:
         model, (rows, columns) = self.model, self.model.base_grid
         parts = [
             f"{SIZE_NAMES.get(model.dim, f'ViT of width {model.dim}')}/{model.patch}",
-            f"{model.depth} blocks of {model.heads} heads",
+            f"{counted(model.depth, 'block')} of {counted(model.heads, 'head')}",
             f"{model.registers or 'no'} registers",
             f"{model.ffn} of {model.hidden}",
             f"{'' if model.layer_scale else 'no '}LayerScale",

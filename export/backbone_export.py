@@ -11,6 +11,7 @@ from saccade.bundle import (
     BackboneModel,
     Defaults,
     GraphFile,
+    ImageContract,
     Manifest,
     sha256_of_file,
     write_manifest,
@@ -19,15 +20,19 @@ from saccade.contract import GraphContract, backbone_contract, extras_of
 from saccade.export.backbone_checkpoint import BackboneCheckpoint, load_backbone
 from saccade.export.bundle_export import default_size, tool_versions, write_positions
 from saccade.export.onnx_export import export_graph
-from saccade.export.reference import image_contract
+from saccade.export.reference import IMAGENET
 
 
 def write_backbone_bundle(
-    checkpoint: BackboneCheckpoint, size: int | None, folder: Path, progress: Callable[[str], None]
+    checkpoint: BackboneCheckpoint,
+    size: int | None,
+    folder: Path,
+    progress: Callable[[str], None],
+    image: ImageContract = IMAGENET,
 ) -> Manifest:
     """Write graph, positions and bundle.json into an empty folder and return the manifest.
 
-    `size` is the default pixels of a run, by default those of the position table.
+    `size` is the default pixels of a run, by default those of the position table; `image` what the model was trained with.
     """
     model = checkpoint.model
     defaults = Defaults(size=default_size(model, size))
@@ -39,7 +44,7 @@ def write_backbone_bundle(
         model=model,  # type: ignore[arg-type]  # one of BACKBONES
         task="features",
         defaults=defaults,
-        image=image_contract(),
+        image=image,
         positions=write_positions(checkpoint.positions, folder / "positions.npy"),
         graphs={"backbone": {"fp32": GraphFile(path.name, sha256_of_file(path), contract.inputs, contract.outputs)}},
         provenance={

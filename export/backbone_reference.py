@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from saccade.backbone_golden import BackboneCase
+from saccade.bundle import ImageContract
 from saccade.contract import backbone_contract
 from saccade.export.backbone_checkpoint import BackboneCheckpoint, load_backbone
-from saccade.export.reference import normalised
+from saccade.export.reference import IMAGENET, normalised
 from saccade.golden import relative_difference
 
 
@@ -22,9 +23,13 @@ class BackboneReference:
     """A checkpoint's module in one dtype."""
 
     def __init__(
-        self, checkpoint: BackboneCheckpoint, extras: Sequence[str] = (), dtype: torch.dtype = torch.float32
+        self,
+        checkpoint: BackboneCheckpoint,
+        extras: Sequence[str] = (),
+        dtype: torch.dtype = torch.float32,
+        image: ImageContract = IMAGENET,
     ) -> None:
-        self.model = checkpoint.model
+        self.model, self.image = checkpoint.model, image
         self.dtype = dtype
         self.module = load_backbone(checkpoint, extras)
         if dtype != torch.float32:
@@ -35,7 +40,7 @@ class BackboneReference:
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Run on uint8 (H, W, 3) images of one size and return the graph's outputs by name."""
-        image = normalised(images, self.dtype)
+        image = normalised(images, self.dtype, self.image)
         rows, columns = (extent // self.model.patch for extent in image.shape[2:])
         outputs = self.module(image, self.positions((rows, columns)))
         return {name: output.numpy() for name, output in zip(self._names, outputs, strict=True)}

@@ -27,7 +27,7 @@ from saccade.contract import GraphContract, extractor_contract, selector_contrac
 from saccade.errors import SaccadeError
 from saccade.export.checkpoint import Checkpoint, load_modules
 from saccade.export.onnx_export import export_graph
-from saccade.export.reference import image_contract
+from saccade.export.reference import IMAGENET
 
 DEFAULT_K_RATIO = 0.1  # upstream's README
 TOOLS = ("torch", "onnx", "onnxscript", "numpy")
@@ -78,7 +78,7 @@ def write_bundle(
         model=model,
         task=task,  # type: ignore[arg-type]  # resolve_task has checked it
         defaults=defaults,
-        image=image_contract(),
+        image=IMAGENET,
         positions=write_positions(checkpoint.base_positions, folder / "positions.npy"),
         graphs=graphs,
         provenance=_provenance(checkpoint),

@@ -1,6 +1,6 @@
 """Measure the range of every activation that enters a quantised product, on real inputs, and choose where to clip it.
 
-The graph runs in ONNX Runtime with those activations as further outputs; its own HistogramCollector keeps the histograms.
+The graph runs in ONNX Runtime with those activations as further outputs.
 """
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy as np
 import onnx_ir as ir
 
 from saccade.errors import SaccadeError
+from saccade.export.histogram import Histogram
 from saccade.export.quantization import activation_names
 
 METHODS = ("minmax", "percentile", "mse", "entropy")
-BINS = 2048
 PERCENTILE = 99.99  # share of the values that is kept; 99.9 clips the residual stream's few large channels
 LEVELS = 127  # of a symmetric int8 scale
 MSE_CANDIDATES = 100
@@ -57,16 +57,14 @@ class Statistics:
     """Histograms and covariances of a graph's activations: what scales and rounding need."""
 
     def __init__(self, onnx_path: Path, feeds: Iterable[Feed]) -> None:
-        from onnxruntime.quantization.calibrate import HistogramCollector
-
         activations = Activations(onnx_path)
-        self._histograms = HistogramCollector("percentile", True, BINS, LEVELS + 1, PERCENTILE, "same")
+        self._histograms = {name: Histogram() for name in activations.names}
         sums: dict[str, np.ndarray] = {}
         rows: dict[str, int] = {}
         for feed in feeds:
             values = {name: some_rows(value) for name, value in activations.run(feed).items()}
-            self._histograms.collect_absolute_value(values)
             for name, value in values.items():
+                self._histograms[name].add(value)
                 with np.errstate(over="ignore"):
                     sums[name] = sums.get(name, np.float32(0)) + value.T @ value
                 rows[name] = rows.get(name, 0) + len(value)
@@ -77,28 +75,31 @@ class Statistics:
 
     def ranges(self, method: str) -> dict[str, float]:
         """Return the largest absolute value to represent, by activation, as `method` chooses it."""
-        kept = self._histograms.get_histogram_dict()
-        return {name: self._clip(kept[name], method) for name in self.covariances}
+        return {name: clip_of(self._histograms[name], method) for name in self.covariances}
 
-    def _clip(self, kept: tuple[np.ndarray, np.ndarray, float, float], method: str) -> float:
-        counts, edges, low, high = kept
-        largest = max(abs(float(low)), abs(float(high)))
-        if method == "minmax" or largest == 0:
-            return largest
-        if method == "percentile":
-            share = np.cumsum(counts) / counts.sum()
-            clip = float(edges[1:][np.searchsorted(share, PERCENTILE / 100)])
-        else:
-            clip = smallest_error_clip(counts, edges) if method == "mse" else self._entropy_clip(counts, edges)
-        return min(clip, largest)  # the last bin may end beyond the largest value
 
-    def _entropy_clip(self, counts: np.ndarray, edges: np.ndarray) -> float:
-        """Mirror the histogram, since the library's search for the smallest KL divergence wants both signs."""
-        both = np.concatenate([counts[::-1], counts])
-        mirrored = np.concatenate([-edges[:0:-1], edges])
-        symmetric = (both, mirrored, -edges[-1], edges[-1], edges[-1])
-        threshold = self._histograms.get_entropy_threshold(symmetric, LEVELS + 1)
-        return float(max(abs(float(end)) for end in threshold[:2]))
+def clip_of(histogram: Histogram, method: str) -> float:
+    """Return the value to clip at, as `method` chooses it: none beyond the largest, where the last bins may end."""
+    if method == "minmax" or not histogram.largest:
+        return histogram.largest
+    counts, edges = histogram.counts, histogram.edges
+    if method == "percentile":
+        share = np.cumsum(counts) / counts.sum()
+        clip = float(edges[1:][np.searchsorted(share, PERCENTILE / 100)])
+    else:
+        clip = smallest_error_clip(counts, edges) if method == "mse" else _entropy_clip(counts, edges)
+    return min(clip, histogram.largest)
+
+
+def _entropy_clip(counts: np.ndarray, edges: np.ndarray) -> float:
+    """Mirror the histogram, since ONNX Runtime's search for the smallest KL divergence wants both signs."""
+    from onnxruntime.quantization.calibrate import HistogramCollector
+
+    both = np.concatenate([counts[::-1], counts])
+    mirrored = np.concatenate([-edges[:0:-1], edges])
+    search = HistogramCollector("entropy", True, len(both), LEVELS + 1, PERCENTILE, "same")
+    threshold = search.get_entropy_threshold((both, mirrored, -edges[-1], edges[-1], edges[-1]), LEVELS + 1)
+    return float(max(abs(float(end)) for end in threshold[:2]))
 
 
 def some_rows(values: np.ndarray) -> np.ndarray:

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 
 from saccade.backbone_golden import BackboneCase
-from saccade.bundle import Defaults
+from saccade.bundle import Defaults, ImageContract
 from saccade.contract import extras_of
 from saccade.export.backbone_checkpoint import BackboneCheckpoint
 from saccade.export.backbone_reference import BackboneReference, backbone_case
 from saccade.export.checkpoint import Checkpoint
-from saccade.export.reference import FILL_NEIGHBOURS, Reference, reference_case
+from saccade.export.reference import FILL_NEIGHBOURS, IMAGENET, Reference, reference_case
 from saccade.golden import Case
 
 # A batch that is not the tracer's example and a grid that is not the base one nor square.
@@ -35,11 +35,13 @@ def golden_cases(checkpoint: Checkpoint, task: str, defaults: Defaults, progress
     ]
 
 
-def backbone_golden_cases(checkpoint: BackboneCheckpoint, progress: Callable[[str], None]) -> list[BackboneCase]:
+def backbone_golden_cases(
+    checkpoint: BackboneCheckpoint, progress: Callable[[str], None], image: ImageContract = IMAGENET
+) -> list[BackboneCase]:
     """Return one image on the position table's own grid, where nothing is resized, and a batch on another grid."""
     progress("reference in float32 and float64")
     model, extras = checkpoint.model, extras_of(checkpoint.model)
-    reference, exact = (BackboneReference(checkpoint, extras, dtype) for dtype in (torch.float32, torch.float64))
+    reference, exact = (BackboneReference(checkpoint, extras, dtype, image) for dtype in (torch.float32, torch.float64))
     (rows, columns), patch = model.base_grid, model.patch
     other = _other_grid(rows, columns)
     return [

@@ -19,6 +19,8 @@ from saccade.export.checkpoint import Checkpoint, load_modules
 from saccade.golden import Case, ReferenceOutput, relative_difference
 
 FILL_NEIGHBOURS = 5
+# What LookWhere was trained with, and every backbone of which nobody says otherwise.
+IMAGENET = ImageContract(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 class Reference:
@@ -83,17 +85,13 @@ class Reference:
         return table.flatten(2).transpose(1, 2)
 
 
-def normalised(images: Sequence[np.ndarray], dtype: torch.dtype = torch.float32) -> Tensor:
+def normalised(
+    images: Sequence[np.ndarray], dtype: torch.dtype = torch.float32, contract: ImageContract = IMAGENET
+) -> Tensor:
     """Return uint8 (H, W, 3) images as (x/255 - mean)/std, (B, 3, H, W)."""
-    contract = image_contract()
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(dtype) / 255
     mean, std = (torch.tensor(values, dtype=dtype).view(1, 3, 1, 1) for values in (contract.mean, contract.std))
     return ((pixels - mean) / std).contiguous()
-
-
-def image_contract() -> ImageContract:
-    """Return ImageNet's mean and deviation, which all these models use."""
-    return ImageContract(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:

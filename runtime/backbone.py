@@ -2,24 +2,28 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, NoReturn
 
 import numpy as np
 
 from saccade.bundle import BackboneModel, Bundle
 from saccade.engines import store
 from saccade.engines.engine import Engine
+from saccade.errors import SaccadeError
+from saccade.runtime import kernels
 from saccade.runtime.feature_pictures import pca_colours
 from saccade.runtime.images import Fit, ImageLike
-from saccade.runtime.pipeline import Clock, ImagePipeline
+from saccade.runtime.pipeline import Arrays, Clock, ImagePipeline
 from saccade.runtime.positions import positions_on
 
+LOOKWHERE_ONLY = ("k", "k_ratio", "dense")  # options of a call; a backbone's features are dense as they are
 MAX_CACHED_TABLES = 8  # of positions by grid; one of a ViT-B at 518 px is 4 MB
 
 
-@dataclass
-class Features:
+@dataclass(repr=False)
+class Features(Arrays):
     """What a backbone gives of B images on a grid of gh x gw cells; arrays are float32 and the caller's own."""
 
     cls: np.ndarray  # (B, D)
@@ -60,11 +64,13 @@ class BackbonePipeline(ImagePipeline):
         *,
         size: int | tuple[int, int] | None = None,
         fit: Fit = "squash",
+        **lookwhere_only: Literal[False] | None,
     ) -> Features:
         """Run on one image or several; `size` is pixels, or (height, width), by default the bundle's.
 
-        Raises SaccadeError for images and sizes that the model cannot take.
+        Raises SaccadeError for images and sizes that the model cannot take, and for k, k_ratio and dense.
         """
+        _refuse(lookwhere_only)
         clock = Clock()
         pixels = self.pixels(images, size, fit, clock)
         with clock.stage("normalize"):
@@ -78,20 +84,29 @@ class BackbonePipeline(ImagePipeline):
         return {"image": self._normalized(pixels), "positions": self._positions_on(self.grid_of(pixels[0]))}
 
     def stream(
-        self, frames: Iterable[ImageLike], *, size: int | tuple[int, int] | None = None, fit: Fit = "squash"
+        self,
+        frames: Iterable[ImageLike],
+        *,
+        size: int | tuple[int, int] | None = None,
+        fit: Fit = "squash",
+        **lookwhere_only: Literal[False] | None,
     ) -> Iterator[Features]:
         """Yield the features of each frame in order, as many of them under way as the pipeline was loaded with `streams`.
 
         Frames are taken as they are needed, so `frames` may be endless; sizes may change from one to the next.
         """
+        _refuse(lookwhere_only)
         return self._streamed(frames, functools.partial(BackbonePipeline.__call__, size=size, fit=fit))
+
+    def look(self, *_: object, **__: object) -> NoReturn:
+        """Raise SaccadeError: only LookWhere chooses where to look."""
+        raise SaccadeError("look gives LookWhere's score map, and a plain backbone has none; call the pipeline itself")
 
     def _normalized(self, pixels: list[np.ndarray]) -> np.ndarray:
         """Return the images as the network sees them, (B, 3, H, W) float32."""
         stacked = np.empty((len(pixels), 3, *pixels[0].shape[:2]), np.float32)
         for image, planes in zip(pixels, stacked, strict=True):
-            for channel, (values, plane) in enumerate(zip(self._table, planes, strict=True)):
-                np.take(values, image[:, :, channel], out=plane)
+            kernels.normalize(image, self._table, out=planes)
         return stacked
 
     def _positions_on(self, grid: tuple[int, int]) -> np.ndarray:
@@ -99,6 +114,16 @@ class BackbonePipeline(ImagePipeline):
         if grid not in self._positions:
             if len(self._positions) == MAX_CACHED_TABLES:
                 self._positions.pop(next(iter(self._positions)))  # the oldest
-            table = positions_on(self._base_positions, self.model.base_grid, grid, self.model.position_rule)
-            self._positions[grid] = np.ascontiguousarray(table)
+            self._positions[grid] = positions_on(
+                self._base_positions, self.model.base_grid, grid, self.model.position_rule
+            )
         return self._positions[grid]
+
+
+def _refuse(options: Mapping[str, object]) -> None:
+    """Refuse what only LookWhere takes, and what nothing takes."""
+    for name, value in options.items():
+        if name not in LOOKWHERE_ONLY:
+            raise TypeError(f"a plain backbone takes size and fit, not {name!r}")
+        if value not in (None, False):
+            raise SaccadeError(f"{name} means nothing to a plain backbone, which sees every patch; leave it out")

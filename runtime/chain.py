@@ -15,14 +15,14 @@ from saccade.errors import SaccadeError
 from saccade.runtime import kernels
 from saccade.runtime.images import Fit, ImageLike, as_list
 from saccade.runtime.kept import check_kept, described, kept_on
-from saccade.runtime.pipeline import Clock, ImagePipeline, checked_target
+from saccade.runtime.pipeline import Arrays, Clock, ImagePipeline, checked_target
 from saccade.runtime.reference import not_finite
 
 MAX_CACHED_BYTES = 64 << 20  # of position tables by grid; one at 1036 px is 17 MB, one at 2072 px 67 MB
 
 
-@dataclass
-class Look:
+@dataclass(repr=False)
+class Look(Arrays):
     """What the selector says: B images on a grid of gh x gw cells."""
 
     score_map: np.ndarray  # (B, gh, gw) float32, resized to the grid
@@ -31,7 +31,7 @@ class Look:
     timings_ms: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(repr=False)
 class Output(Look):
     """What the chain gives; arrays are float32 and the caller's own, `indices` are int32, best score first."""
 

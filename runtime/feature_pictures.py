@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from saccade.errors import SaccadeError
-from saccade.runtime.overlay import MIN_SIDE, colours_at, contact_sheet
+from saccade.runtime.overlay import MIN_SIDE, colours_at
+from saccade.runtime.sheet import Panel
 
 COMPONENTS = 3  # red, green, blue
 STRETCH = (1, 99)  # percentiles that become 0 and 1: a few outlying patches leave the others their contrast
@@ -61,15 +62,20 @@ def _components(features: np.ndarray, mean: np.ndarray, axes: np.ndarray) -> np.
     return np.asarray((_rows(features) - mean) @ axes)
 
 
-def pca_picture(image: np.ndarray, colours: np.ndarray, patch: int) -> Image.Image:
-    """Put the colours (gh, gw, 3) beside their uint8 image (gh*patch, gw*patch, 3), a square for each patch."""
-    return contact_sheet([_enlarged(image, image, 1), _enlarged(image, colours, patch)])
+def image_panel(image: np.ndarray, name: str) -> Panel:
+    """Return a uint8 image (gh*patch, gw*patch, 3), enlarged like its features' pictures."""
+    return Panel(_enlarged(image, image, 1), name)
 
 
-def attention_picture(
+def pca_panel(image: np.ndarray, colours: np.ndarray, patch: int) -> Panel:
+    """Return the colours (gh, gw, 3) of an image, a square for each patch."""
+    return Panel(_enlarged(image, colours, patch), "PCA of the patch tokens")
+
+
+def attention_panels(
     image: np.ndarray, attention: np.ndarray, patch: int, masks: np.ndarray | None = None
-) -> Image.Image:
-    """Put a heat map for each head's attention (heads, gh*gw) beside its image, from the head's least to its most.
+) -> list[Panel]:
+    """Return a heat map for each head's attention (heads, gh*gw) to an image, from the head's least to its most.
 
     `masks` (heads, gh*gw), where given, are outlined in their heat maps. Raises SaccadeError for NaN and infinity.
     """
@@ -82,7 +88,7 @@ def attention_picture(
     pictures = [_enlarged(image, head, patch) for head in heads]
     if masks is not None:
         pictures = [_outlined(picture, mask.reshape(grid)) for picture, mask in zip(pictures, masks, strict=True)]
-    return contact_sheet([_enlarged(image, image, 1), *pictures])
+    return [Panel(picture, f"head {number}") for number, picture in enumerate(pictures)]
 
 
 def _enlarged(image: np.ndarray, colours: np.ndarray, times: int) -> Image.Image:

@@ -17,6 +17,8 @@ from saccade.errors import SaccadeError
 from saccade.runtime.kernels import resize_bicubic
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray"
+# Files of a folder that are taken for images, whoever lists it: torchvision's ImageFolder takes the same.
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
 Fit = Literal["squash", "crop", "native"]
 FITS: tuple[Fit, ...] = ("squash", "crop", "native")
 # Modes that hold 8 bits a channel and become RGB without a choice to make; those with alpha only where it is opaque.

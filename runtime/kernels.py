@@ -7,9 +7,11 @@ raise ValueError; image rows may lie apart, as in a crop, and channels backwards
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
+from saccade.bundle import PositionRule
 from saccade.runtime import _kernels
 from saccade.runtime.reference import (
     Float32,
@@ -73,6 +75,13 @@ def select(
     return indices, scores
 
 
+def normalize(image: Uint8, table: Float32, *, out: Float32 | None = None) -> Float32:
+    """Return the values that `table` gives for all of an image (H, W, 3), as (3, H, W)."""
+    out = _result(out, (3, *image.shape[:2]))
+    _kernels.normalize(_packed(image), table, out)
+    return out
+
+
 def gather_patches(
     image: Uint8, table: Float32, indices: Int32, patch: int, grid: Grid, *, out: Float32 | None = None
 ) -> Float32:
@@ -90,10 +99,15 @@ def gather_positions(positions: Float32, indices: Int32, *, out: Float32 | None 
     return out
 
 
-def interpolate_positions(table: Float32, grid: Grid, *, out: Float32 | None = None) -> Float32:
-    """Resize a position table (h, w, d) to a grid, (rows, columns, d), bicubic. Slow enough to keep the result."""
+def interpolate_positions(
+    table: Float32, grid: Grid, rule: PositionRule | Literal["size"] = "size", *, out: Float32 | None = None
+) -> Float32:
+    """Resize a position table (h, w, d) to a grid, (rows, columns, d), bicubic. Slow enough to keep the result.
+
+    LookWhere's is resized by `size`, as `reference` does it; for the rules of plain backbones see `positions`.
+    """
     out = _result(out, (*grid, table.shape[2]))
-    _kernels.interpolate_positions(table, out)
+    _kernels.interpolate_positions(table, rule, out)
     return out
 
 

@@ -12,7 +12,6 @@ _COLOURS = np.array(
 )
 MAP_SHARE = 0.55  # of the score colour in patches that were not kept
 OUTLINE = np.array([255, 255, 255], dtype=np.uint8)
-GAP = 8  # pixels between the pictures of a contact sheet
 MIN_SIDE = 448  # smaller images are enlarged by a whole factor, so that outlines can be seen
 
 
@@ -52,14 +51,3 @@ def outline_cells(picture: np.ndarray, chosen: np.ndarray, side: int, colour: np
         cell = picture[row * side : (row + 1) * side, column * side : (column + 1) * side]
         cell[:width] = cell[-width:] = colour
         cell[:, :width] = cell[:, -width:] = colour
-
-
-def contact_sheet(pictures: list[Image.Image]) -> Image.Image:
-    """Put pictures of one size on a sheet, as square as it gets."""
-    columns = math.ceil(math.sqrt(len(pictures)))
-    rows = math.ceil(len(pictures) / columns)
-    width, height = pictures[0].size
-    sheet = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture, (i % columns * (width + GAP), i // columns * (height + GAP)))
-    return sheet

@@ -14,13 +14,13 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from saccade.bundle import Bundle
+from saccade.bundle import Bundle, family_of
 from saccade.engines import store
 from saccade.engines.engine import Engine, load_roles
 from saccade.errors import SaccadeError
 from saccade.runtime import kernels
 from saccade.runtime.images import FITS, Fit, ImageLike, as_list, check_size, fit_image, native_size, read_rgb
-from saccade.runtime.kept import MAX_CELLS
+from saccade.runtime.kept import MAX_CELLS, described
 from saccade.runtime.stream import in_order
 
 Own = TypeVar("Own", bound="ImagePipeline")
@@ -39,6 +39,12 @@ class ImagePipeline:
         self._positions: dict[tuple[int, int], np.ndarray] = {}  # by grid
         image = bundle.manifest.image
         self._table = kernels.normalization_table(image.mean, image.std)
+
+    def __repr__(self) -> str:
+        manifest, receipt = self.bundle.manifest, self.receipt
+        size = " x ".join(map(str, manifest.defaults.size))
+        model = f"{self.bundle.path.name}: {family_of(manifest.model)}"
+        return f"<{type(self).__name__} {model}, {receipt.engine} {receipt.precision}, {size} px by default>"
 
     def pixels(
         self,
@@ -59,19 +65,30 @@ class ImagePipeline:
         size: int | tuple[int, int] | None = None,
         fit: Fit = "squash",
         clock: Clock | None = None,
+        unreadable: Callable[[int, SaccadeError], None] | None = None,
     ) -> Iterator[np.ndarray]:
-        """Yield what `pixels` returns, image by image: each is decoded when it is asked for, and only one is held."""
+        """Yield what `pixels` returns, image by image: each is decoded when it is asked for, and only one is held.
+
+        An image that cannot be read is an error, or, where `unreadable` is given, left out and told to it by its number.
+        """
         clock, given, patch = clock or Clock(), as_list(images), self.bundle.manifest.model.patch
         if not given:
             raise SaccadeError("no images given")
         target = self._target(size, fit)
         for index, image in enumerate(given):
-            with clock.stage("decode"):
-                array = read_rgb(image, f"image {index}")
-            if target is None or fit == "native":
-                target = checked_target(native_size(array, patch, index, first=target), patch)
-            with clock.stage("fit"):
-                array = fit_image(array, target, fit, patch)
+            try:
+                with clock.stage("decode"):
+                    array = read_rgb(image, f"image {index}")
+            except SaccadeError as error:
+                if unreadable is None:
+                    raise
+                unreadable(index, error)
+                continue
+            with _named(image):
+                if target is None or fit == "native":
+                    target = checked_target(native_size(array, patch, index, first=target), patch)
+                with clock.stage("fit"):
+                    array = fit_image(array, target, fit, patch)
             yield array
 
     def _target(self, size: int | tuple[int, int] | None, fit: Fit) -> tuple[int, int] | None:
@@ -124,6 +141,14 @@ class ImagePipeline:
         self.close()
 
 
+class Arrays:
+    """What a pipeline gives: shown by the types and shapes of its arrays and not by their numbers."""
+
+    def __repr__(self) -> str:
+        fields = [f"{name}={described(value)}" for name, value in vars(self).items() if isinstance(value, np.ndarray)]
+        return f"{type(self).__name__}({', '.join(fields)})"
+
+
 class Clock:
     """Adds up milliseconds by stage."""
 
@@ -151,6 +176,17 @@ def checked_target(size: tuple[int, int], patch: int) -> tuple[int, int]:
     if cells > MAX_CELLS:
         raise SaccadeError(f"size {height}x{width} makes {cells} patches; at most {MAX_CELLS} are supported")
     return height, width
+
+
+@contextlib.contextmanager
+def _named(image: ImageLike) -> Iterator[None]:
+    """Say which file it is that does not fit: its number says little among a folder's."""
+    try:
+        yield
+    except SaccadeError as error:
+        if not isinstance(image, (str, os.PathLike)):
+            raise
+        raise SaccadeError(f"{os.fspath(image)}: {error}") from error
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

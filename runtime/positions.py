@@ -9,7 +9,7 @@ the rule and nothing guesses it. Both are PyTorch's `interpolate(mode="bicubic",
   DINOv2 with registers, and timm.
 
 A grid that is the table's own gets the table untouched, as in all of them. LookWhere's rule, from size to size without
-antialias, is `reference.interpolate_positions`.
+antialias, is `reference.interpolate_positions`. `resize_table` is the specification of the kernel that is called.
 """
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saccade.bundle import PositionRule
+from saccade.runtime import kernels
 from saccade.runtime.reference import Float32, Grid, cubic_inner, cubic_outer, weighted_sum
 
 Taps: TypeAlias = tuple[NDArray[np.intp], Float32]  # source rows and their weights, both (taps, size_out)
@@ -36,7 +37,7 @@ def positions_on(table: Float32, base_grid: Grid, grid: Grid, rule: PositionRule
     """
     if grid == base_grid:
         return table
-    resized = resize_table(table[1:].reshape(*base_grid, -1), grid, rule)
+    resized = kernels.interpolate_positions(table[1:].reshape(*base_grid, -1), grid, rule)
     return np.concatenate([table[:1], resized.reshape(grid[0] * grid[1], -1)])
 
 

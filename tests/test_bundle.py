@@ -495,6 +495,18 @@ def test_a_table_of_another_kind_than_the_manifest_says_is_refused(
         read_bundle(folder).positions()
 
 
+def test_a_position_table_that_lies_column_by_column_is_handed_out_row_by_row(
+    folder: Path, manifest: dict[str, Any]
+) -> None:
+    table = read_bundle(folder).positions()
+    np.save(folder / "positions.npy", np.asfortranarray(table))
+    data = changed(manifest, "positions.sha256", digest(folder / "positions.npy"))
+    (folder / "bundle.json").write_text(json.dumps(data))
+    found = read_bundle(folder).positions()
+    assert found.flags.c_contiguous
+    np.testing.assert_array_equal(found, table)
+
+
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=8),
     st.sampled_from(["../x", "fp32", "fp16", "batch", "features", 0, 1, 64, 1 << 16, (1 << 16) + 1, -0.0, 1e308]),

@@ -5,11 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import saccade
 from saccade.cli.main import build_parser
 from saccade.runtime.device_arrays import DeviceArray
-from saccade.validate.evaluations import TASKS
+from saccade.validate.evaluations import TASKS, knn
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/gpu.md").read_text()
@@ -60,3 +61,14 @@ def test_lookwhere_lacks_the_tasks_that_the_page_says() -> None:
 @pytest.mark.parametrize("words", [line.split()[1:] for line in re.findall(r"^saccade .*$", EVALUATE, re.MULTILINE)])
 def test_the_commands_of_evaluations_parse(words: list[str]) -> None:
     assert callable(build_parser().parse_args(words).execute)
+
+
+def test_the_digits_that_the_page_writes_are_a_data_set_of_knn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"^```python\n(.*?)^```", EVALUATE, re.DOTALL | re.MULTILINE)
+    exec(compile(code, "docs/evaluate.md", "exec"), {})
+    data = knn.read(Path("digits"), knn.KnnSettings())
+    assert (data.classes, data.notes) == (list("0123456789"), ())
+    assert (len(data.train.paths), len(data.val.paths)) == (400, 120)
+    with Image.open(data.val.paths[0]) as picture:
+        assert picture.size == (64, 64)

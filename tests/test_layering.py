@@ -23,7 +23,7 @@ PARTS = ("export", "engines", "runtime", "validate")
 MAY_IMPORT = {"export": set(), "engines": set(), "runtime": {"engines"}, "validate": {"export", "engines", "runtime"}}
 # The modules that all parts stand on, and what each may import of the package.
 FOUNDATIONS = {
-    "_version": set(), "errors": set(), "locks": {"errors"}, "atomic": {"errors", "locks"},
+    "_version": set(), "counted": set(), "errors": set(), "locks": {"errors"}, "atomic": {"errors", "locks"},
     "golden": {"errors", "atomic", "bundle", "contract"}, "backbone_golden": {"errors", "bundle", "contract", "golden"},
     "bundle": {"errors", "atomic", "contract", "onnx_file"}, "onnx_file": set(),
     "contract": {"errors", "bundle"},
@@ -114,8 +114,53 @@ def test_help_and_argument_errors_import_neither_torch_nor_an_engine(case: str) 
     assert not (ENGINES | TOOLS) & set(run_python(code))
 
 
-def test_the_module_runs_like_the_command() -> None:
-    command = [sys.executable, "-m", "saccade", "--version"]
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["fly"]], ids=" ".join)
+def test_a_command_line_without_a_command_imports_no_part_and_no_package(arguments: list[str]) -> None:
+    modules = set(run_python(f"""
+        import contextlib, json, sys
+        from saccade.__main__ import main
+        sys.argv[1:] = {arguments!r}
+        with contextlib.suppress(SystemExit):
+            main()
+        print(json.dumps(sorted(sys.modules)))
+    """))
+    parts = {f"saccade.{part}" for part in (*PARTS, "bundle")}
+    assert not modules & (parts | {"numpy", "PIL", "msgspec", "tqdm"})
+    commands = {name for name in modules if name.startswith("saccade.cli.")}
+    assert commands == {"saccade.cli.main", "saccade.cli.console", "saccade.cli.interrupts"}
+
+
+def test_only_the_command_evaluate_imports_the_evaluations() -> None:
+    modules = "import json, sys; print(json.dumps([name for name in sys.modules if name.startswith('saccade.validate')]))"
+    parse = "from saccade.cli.main import build_parser; build_parser().parse_args({!r}); "
+    assert "saccade.validate.evaluations" not in run_python(parse.format(["run", "bundle", "image.png"]) + modules)
+    assert "saccade.validate.evaluations" in run_python(parse.format(["evaluate", "knn", "bundle", "data"]) + modules)
+
+
+def test_importing_saccade_imports_a_public_name_when_it_is_used() -> None:
+    modules = "print(json.dumps([name for name in sys.modules if name.startswith('saccade.')]))"
+    assert run_python(f"import json, sys, saccade\n{modules}") == []
+    assert run_python(f"import json, sys, saccade\nsaccade.SaccadeError\n{modules}") == ["saccade.errors"]
+
+
+def test_every_public_name_is_there() -> None:
+    assert {*saccade.__all__} <= {*run_python("import json\nfrom saccade import *\nprint(json.dumps(dir()))")}
+    assert {*saccade.__all__} <= {*dir(saccade)}
+    assert all(getattr(saccade, name).__name__ == name for name in saccade.__all__ if name != "__version__")
+    with pytest.raises(AttributeError, match="module 'saccade' has no attribute 'lod'"):
+        saccade.lod  # type: ignore[attr-defined]  # noqa: B018
+
+
+ENTRIES = {"module": ["-m", "saccade"], "console script": ["-c", "import sys; from ENTRY import main; sys.exit(main())"]}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_every_entry_is_the_command(entry: str) -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    script = config["options.entry_points"]["console_scripts"].partition("saccade = ")[2]
+    assert script == "saccade.__main__:main"
+    command = [sys.executable, *(word.replace("ENTRY", script.partition(":")[0]) for word in ENTRIES[entry]), "--version"]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == f"saccade {saccade.__version__}\n"
 
 

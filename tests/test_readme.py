@@ -1,6 +1,7 @@
 """The README is true: its commands and its Python run as they stand there, and what it names exists."""
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import subprocess
@@ -13,7 +14,7 @@ from PIL import Image
 
 from saccade.cli.main import build_parser
 from saccade.engines import store
-from saccade.runtime.overlay import GAP
+from saccade.runtime.sheet import GAP, caption_height
 from saccade.validate.bench_plan import pairs_of
 
 ROOT = Path(__file__).parents[1]
@@ -28,8 +29,9 @@ def test_readme_commands_write_what_they_name(readme_folder: Path) -> None:
     assert features["indices"].shape == (1, 136)
     assert (readme_folder / "overlay.png").stat().st_size > 10_000
     with Image.open(readme_folder / "pca.png") as pca, Image.open(readme_folder / "heads.png") as heads:
-        assert pca.size == (4 * 480 + 3 * GAP, 320)  # both photographs, each beside its colours
-        assert heads.size == (2 * (3 * 480 + 2 * GAP) + GAP, 3 * 320 + 2 * GAP)  # each with six heads
+        height = 2 * (caption_height(480) + 320 + GAP) + GAP  # a row for each photograph
+        assert pca.size == (2 * (480 + GAP) + GAP, height)  # itself and its colours
+        assert heads.size == (7 * (480 + GAP) + GAP, height)  # itself and six heads
     assert np.load(readme_folder / "dense.npz")["dense"].shape == (2, 384, 20, 30)
     assert "Parity with PyTorch: <span class=\"pass\">equal" in (readme_folder / "dino.html").read_text()
     assert "Parity with PyTorch: <span class=\"pass\">equal" in (readme_folder / "parity.html").read_text()
@@ -63,6 +65,20 @@ def test_readme_commands_are_ones_that_saccade_takes(command: str) -> None:
 def test_readme_has_its_commands() -> None:
     assert {command.split()[1] for command in commands()} >= {"export", "build", "run", "parity", "convert", "bench"}
     assert sum(command.startswith("saccade bench") for command in commands()) == 4
+
+
+OUTPUTS = ("-o", "--overlay", "--pca", "--attention", "--report", "--plots", "--output")
+
+
+def test_what_readme_commands_write_is_ignored_by_git() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone, so it is not known what git ignores")
+    words = [shlex.split(command) for command in commands()]
+    written = {after for each in words for flag, after in itertools.pairwise(each) if flag in OUTPUTS}
+    assert {"lookwhere_dinov2.pt", "lookwhere", "features.npz", "overlay.png", "parity.html", "dino", "plots"} <= written
+    folders = [f"{name}/file" if not Path(name).suffix else name for name in sorted(written)]
+    found = subprocess.run(["git", "check-ignore", *folders], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.stdout.split() == folders
 
 
 def test_readme_names_only_make_targets_that_exist() -> None:

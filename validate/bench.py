@@ -1,4 +1,7 @@
-"""Time several sides fairly: a process each, all loaded first, then taken in turns so that drift hurts all alike."""
+"""Time several sides fairly: a process each, all loaded first, then taken in turns so that drift hurts all alike.
+
+All are in memory at once then. Where that is too much, each turn loads its side anew in a process of its own.
+"""
 from __future__ import annotations
 
 import contextlib
@@ -125,25 +128,28 @@ class SideProcess:
         return f"its process ended ({killed})"
 
 
-def run(plan: Sequence[Side], *, rounds: int, frames: int, on_turn: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """Load all sides, then give each a turn per round, another one first each time.
+def run(
+    plan: Sequence[Side], *, rounds: int, frames: int, reload: bool = False, on_turn: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Load all sides, then give each a turn per round, another one first each time; `reload` loads one for its turn alone.
 
     Returns conditions and, per side, medians and percentiles. The engines must be built: see `build_missing`.
     """
     check_turns(rounds, frames)
+    loaded: list[dict[str, Any]] = [{} for _ in plan]
+    stages: list[dict[str, list[float]]] = [{} for _ in plan]
+    peaks = [0.0] * len(plan)
     with contextlib.ExitStack() as stack:
-        sides = []
-        for side in plan:
-            sides.append(SideProcess(side))
-            stack.callback(sides[-1].close)
-        stages: list[dict[str, list[float]]] = [{} for _ in sides]
-        peaks = [0.0] * len(sides)
+        held = [] if reload else [stack.enter_context(contextlib.closing(SideProcess(side))) for side in plan]
         for first in range(rounds):
-            for turn in range(len(sides)):
-                i = (first + turn) % len(sides)
-                answer = sides[i].turn(frames)
-                peaks[i] = answer["peak_memory_mb"]
+            for turn in range(len(plan)):
+                i = (first + turn) % len(plan)
+                opened = contextlib.closing(SideProcess(plan[i])) if reload else contextlib.nullcontext(held[i])
+                with opened as process:
+                    answer = process.turn(frames)
+                loaded[i] = loaded[i] or process.loaded
+                peaks[i] = max(peaks[i], answer["peak_memory_mb"])
                 for name, values in answer["stages"].items():
                     stages[i].setdefault(name, []).extend(values)
                 on_turn()
-    return collect(plan, [process.loaded for process in sides], stages, peaks, rounds=rounds, frames=frames)
+    return collect(plan, loaded, stages, peaks, rounds=rounds, frames=frames, reload=reload)

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from saccade.bundle import Bundle, Model
 from saccade.engines import store
-from saccade.engines.engine import ENGINE_NAMES, default_device
+from saccade.engines.engine import ENGINE_NAMES, MAX_BATCH, default_device
 from saccade.errors import SaccadeError
 from saccade.runtime.images import check_size
 from saccade.runtime.kept import checked_k
@@ -44,7 +44,6 @@ PYTORCH_PEERS = {
 }
 ONE_GRAPH_SIDES = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
 
-MAX_BATCH = 4096  # far beyond what any machine's memory holds
 MAX_FILES = 16  # of a folder whose images are decoded: enough for no call to find its own in a cache of pixels
 
 Pair = tuple[str, str]  # an engine and a precision

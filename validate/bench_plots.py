@@ -1,5 +1,5 @@
 """The pictures of a benchmark: latency against k (of a plain backbone: against size), throughput against batch, and latency
-against parity. The one module that needs matplotlib.
+against parity. With `evaluation_plot` the only module that needs matplotlib.
 """
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saccade import atomic
+from saccade.counted import counted
 from saccade.errors import SaccadeError
 from saccade.validate.bench_plan import CHAIN, FULL_BACKBONE, ONE_GRAPH, form_in_words
 
@@ -203,11 +204,17 @@ def _log_axes(panel: Any, ticks: Mapping[int, str]) -> None:
 
 
 def _plain_ticks(axis: Any) -> None:
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
     plain = FuncFormatter(lambda value, _: f"{value:g}")
     axis.set_major_formatter(plain)
-    if axis.get_scale() == "log":
+    if axis.get_scale() != "log":
+        return
+    low, high = axis.get_view_interval()
+    if high < 10 * low:  # powers of ten and their 2, 3 and 5 would leave one number, or none
+        axis.set_major_locator(MaxNLocator(6))
+        axis.set_minor_locator(NullLocator())
+    else:
         axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else ""))
 
 
@@ -254,5 +261,5 @@ def _shape_title(shape: Shape) -> str:
 def _caption(data: Result) -> str:
     conditions = data["conditions"]
     frames = conditions["rounds"] * conditions["frames_per_round"]
-    where = f"{conditions['cpu']['name']}, {conditions['threads']} threads"
-    return f"{where}, {frames} frames a side, saccade {conditions['saccade']}"
+    where = f"{conditions['cpu']['name']}, {counted(conditions['threads'], 'thread')}"
+    return f"{where}, {counted(frames, 'frame')} a side, saccade {conditions['saccade']}"

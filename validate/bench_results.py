@@ -30,6 +30,7 @@ def collect(
     *,
     rounds: int,
     frames: int,
+    reload: bool = False,
 ) -> Result:
     """Return {"conditions", "sides", "roofs"} from what each side said when loaded, its times by stage and its memory."""
     ran = list(zip(plan, loaded, stages, peaks, strict=True))
@@ -38,7 +39,7 @@ def collect(
     _add_ratios(results)
     _add_shares(results, roofs)
     _mark_best_batches(results)
-    return {"conditions": _conditions(plan, rounds, frames), "sides": results, "roofs": roofs}
+    return {"conditions": _conditions(plan, rounds, frames, reload), "sides": results, "roofs": roofs}
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
@@ -131,10 +132,11 @@ def _mark_best_batches(results: Sequence[Result]) -> None:
             result["best_batch"] = result is max(others, key=lambda other: other["images_per_s"])
 
 
-def _conditions(plan: Sequence[Side], rounds: int, frames: int) -> Result:
+def _conditions(plan: Sequence[Side], rounds: int, frames: int, reload: bool) -> Result:
     from saccade.validate.doctor import cpu
 
     files = max(len(side.images) for side in plan)
+    anew = ", loaded anew for it" if reload else ""
     decoded = f"; {files} image files decoded and fitted in turn, timed apart" if files else ""
 
     return {
@@ -146,6 +148,7 @@ def _conditions(plan: Sequence[Side], rounds: int, frames: int) -> Result:
         "rounds": rounds,
         "frames_per_round": frames,
         "warm_up_frames": WARM_UP_FRAMES,
-        "order": "sides in turns, one process each, another side first in each round; one untimed frame begins a turn",
+        "order": "sides in turns, one process each, another side first in each round; "
+        f"one untimed frame begins a turn{anew}",
         "boundary": "uint8 image of the model's size in, cls (or logits, tokens) out" + decoded,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from saccade.counted import counted
 from saccade.validate.bench_results import APART, RATIOS
 
 Row = tuple[str, ...]
@@ -35,9 +36,13 @@ def rows(data: Result) -> list[Row]:
 def conditions_line(conditions: Result) -> str:
     """Return what the numbers depend on most, in one line."""
     return (
-        f"{conditions['cpu']['name']}, {conditions['threads']} threads, {conditions['rounds']} rounds of "
-        f"{conditions['frames_per_round']} frames in turns; ms per call"
+        f"{conditions['cpu']['name']}, {counted(conditions['threads'], 'thread')}, "
+        f"{_rounds(conditions)} in turns; ms per call"
     )
+
+
+def _rounds(conditions: Result) -> str:
+    return f"{counted(conditions['rounds'], 'round')} of {counted(conditions['frames_per_round'], 'frame')}"
 
 
 def roof_rows(data: Result) -> list[Row]:
@@ -74,12 +79,12 @@ def _conditions(data: Result) -> list[str]:
         versions |= side["versions"]
     return [
         "",
-        f"- CPU: {cpu['name']}, {cpu['cores']} cores ({' '.join(cpu['flags'])})",
+        f"- CPU: {cpu['name']}, {counted(cpu['cores'], 'core')} ({' '.join(cpu['flags'])})",
         f"- Threads: {conditions['threads']} for every side; pinning: {conditions['pinning']}",
         f"- Boundary: {conditions['boundary']}",
         f"- Order: {conditions['order']}",
-        f"- {conditions['rounds']} rounds of {conditions['frames_per_round']} frames after "
-        f"{conditions['warm_up_frames']} frames of warm-up and the first one; percentiles by nearest rank over all frames",
+        f"- {_rounds(conditions)} after {counted(conditions['warm_up_frames'], 'frame')} of warm-up and the first one; "
+        "percentiles by nearest rank over all frames",
         f"- Versions: saccade {conditions['saccade']}, Python {conditions['python']}, "
         + ", ".join(f"{name} {number}" for name, number in versions.items()),
     ]

@@ -33,14 +33,14 @@ def open_pytorch(side: Side) -> Iterator[Opened]:
     """
     torch.set_num_threads(side.threads)
     dtype = torch.bfloat16 if side.precision == "bf16" and side.engine != AUTOCAST else torch.float32
-    images, step = images_of(side), _step(side, dtype)
+    images, step, contract = images_of(side), _step(side, dtype), read_bundle(side.bundle).manifest.image
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=side.engine == AUTOCAST)
 
     @torch.inference_mode()
     def frame() -> dict[str, float]:
         start = time.perf_counter_ns()
         with autocast:
-            step(normalised(images).to(dtype))
+            step(normalised(images, contract=contract).to(dtype))
         return {"frame": (time.perf_counter_ns() - start) / 1e6}
 
     if side.engine == COMPILE:

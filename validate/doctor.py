@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from saccade._version import VERSION
+from saccade.counted import counted
 from saccade.engines import store
 from saccade.engines.cuda import find_gpus
 from saccade.engines.engine import ENGINE_NAMES, Capabilities
@@ -131,7 +132,7 @@ def lines(data: dict[str, Any]) -> list[str]:
     gpus = ", ".join(f"{gpu['name']} {gpu['compute_capability']} (CUDA {gpu['driver']})" for gpu in nvidia["gpus"])
     found = [
         f"saccade {data['saccade']}, Python {data['python']}, {data['platform']}",
-        f"CPU: {cpu['name']}, {cpu['cores']} cores ({' '.join(cpu['flags'])}), {data['memory_gb']} GB",
+        f"CPU: {cpu['name']}, {counted(cpu['cores'], 'core')} ({' '.join(cpu['flags'])}), {data['memory_gb']} GB",
         f"NVIDIA: {gpus or 'no GPU (' + nvidia['missing'] + ')'}; nvcc: {data['nvcc'] or 'not found'}",
         "packages: " + ", ".join(f"{name} {number}" for name, number in data["packages"].items() if number),
         "engines:",

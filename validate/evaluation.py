@@ -1,4 +1,4 @@
-"""An evaluation of one or several sources of features: scores, latency, and the differences between two of them."""
+"""An evaluation of one or several sources of features: scores, latency, and how far the others are from the first."""
 from __future__ import annotations
 
 import statistics
@@ -10,8 +10,8 @@ from typing import Any
 from saccade.errors import SaccadeError
 from saccade.validate.evaluations.task import Outcome, Task
 from saccade.validate.extraction import Extractor
-from saccade.validate.metrics.compare import Difference, paired_bootstrap
-from saccade.validate.sources import Kept
+from saccade.validate.metrics.compare import FEWEST_UNITS, Difference, paired_bootstrap
+from saccade.validate.sources import Kept, StreamingSource
 
 WARM_UP, TIMED = 2, 9  # images of a latency
 
@@ -40,9 +40,19 @@ class Evaluated:
         return {**found, **({"k": self.k.number} if self.k.ratio is None else {"k_ratio": self.k.ratio})}
 
 
-def evaluate_sources(task: Task, data: Any, settings: Any, extractors: Sequence[Extractor]) -> list[Evaluated]:
-    """Run the task on features of each source, which are all open; their latencies are taken in turns."""
-    outcomes = [task.evaluate(data, extract, settings) for extract in extractors]
+def evaluate_sources(task: Task, data: Any, settings: Any, *sides: Sequence[Extractor]) -> list[Evaluated]:
+    """Run the task on features of each source of each side, which are all open; their latencies are taken in turns.
+
+    These turns need every engine in memory at once, so opening each for its extraction alone would lower no peak. What
+    extractions open beside it is closed when a side's last one is done.
+    """
+    outcomes = []
+    for side in sides:
+        outcomes += [task.evaluate(data, extract, settings) for extract in side]
+        for extract in side:
+            if isinstance(extract.source, StreamingSource):
+                extract.source.rest()
+    extractors = [extract for side in sides for extract in side]
     latencies = _latencies([extract.timed_call for extract in extractors if extract.timed_call])
     timed = iter(latencies)
     return [
@@ -66,7 +76,17 @@ def compare(first: Evaluated, second: Evaluated) -> Difference:
     if first.failed != second.failed:
         image = min(first.failed ^ second.failed)
         raise SaccadeError(f"{image} could be read for one of {first.label} and {second.label} alone; repeat the command")
-    return paired_bootstrap(ours.samples, theirs.samples, ours.statistic, runs=ours.runs)
+    return paired_bootstrap(ours.samples, theirs.samples, ours.statistic, runs=ours.runs, groups=ours.groups)
+
+
+def few_units_note(drawn: Sequence[int]) -> tuple[str, ...]:
+    """Say where intervals rest on so few independent units that they are too narrow, and where there can be none."""
+    few = sorted({units for units in drawn if 1 < units < FEWEST_UNITS})
+    none = "one sample, or samples that all belong together, have no interval and pass no --max-drop; give more"
+    return (none,) * (1 in drawn) + tuple(
+        f"intervals rest on {units} independent samples or groups of them; of fewer than {FEWEST_UNITS} they are too narrow"
+        for units in few
+    )
 
 
 def _latencies(calls: Sequence[Callable[[], object]]) -> list[float]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from saccade import atomic
 from saccade.validate.bench_plots import require_matplotlib
+from saccade.validate.evaluation_table import engine_and_kept, sides_by_engine
 
 SIZE = (9.6, 4.2)  # inches
 
@@ -27,32 +28,35 @@ def sweep_figure(report: Mapping[str, Any]) -> Any:
     figure = Figure(figsize=SIZE, layout="constrained")
     over_k, over_latency = figure.subplots(1, 2, sharey=True)
     kept, word, axis = _kept(report)
-    for label, sides in _lines(report, kept).items():
-        values = [side["scores"][0]["value"] for side in sides]
+    for number, of_engine in enumerate(sides_by_engine(report)):
+        sides, label = sorted(of_engine, key=lambda side: float(side[kept])), engine_and_kept(of_engine[0])[0]
+        values = [_headline(report, side) for side in sides]
         over_k.plot([side[kept] for side in sides], values, marker="o", label=label)
-        over_latency.plot([side["latency_ms"] for side in sides], values, marker="o", label=label)
+        (line,) = over_latency.plot([side["latency_ms"] for side in sides], values, marker="o", label=label)
+        place: dict[str, Any] = {"xytext": (5, -5), "va": "top"} if number % 2 else {"xytext": (-5, 5), "ha": "right"}
         for side, value in zip(sides, values, strict=True):
-            over_latency.annotate(f"{word}={side[kept]:g}", (side["latency_ms"], value), (4, 4), textcoords="offset points")
+            over_latency.annotate(
+                f"{word}{side[kept]:g}", (side["latency_ms"], value), textcoords="offset points",
+                color=line.get_color(), fontsize=8, **place,
+            )  # fmt: skip
     over_k.set_xlabel(axis)
     over_latency.set_xlabel("ms per image, batch 1")
+    over_latency.set_title(f"beside each point: {axis}", fontsize=9, color="0.4")
     over_k.set_ylabel(f"{report['metric']}, {report['unit']}".rstrip(", "))
     for panel in (over_k, over_latency):
         panel.grid(alpha=0.3)
+        panel.margins(0.1)  # room for what stands beside the outermost points
     over_k.legend()
     figure.suptitle(f"{report['task']} on {Path(report['data']).name}")
     return figure
 
 
+def _headline(report: Mapping[str, Any], side: Mapping[str, Any]) -> float:
+    return float(next(score["value"] for score in side["scores"] if score["name"] == report["metric"]))
+
+
 def _kept(report: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Return by which field the sides of a sweep differ, its word in labels, and what the axis says."""
+    """Return by which field the sides of a sweep differ, what stands before it beside a point, and what the axis says."""
     if "k" in report["sides"][0]:
-        return "k", "k", "k, patches kept"
-    return "k_ratio", "k-ratio", "share of the patches kept"
-
-
-def _lines(report: Mapping[str, Any], kept: str) -> dict[str, list[Mapping[str, Any]]]:
-    """Return the sides of each engine by its name, in order of what is kept."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for side in sorted(report["sides"], key=lambda side: side[kept]):
-        found.setdefault(side["label"].rpartition(" ")[0], []).append(side)
-    return found
+        return "k", "k=", "k, patches kept"
+    return "k_ratio", "", "share of the patches kept"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import PIL
 
-from saccade.errors import SaccadeError
+from saccade.errors import EngineError, SaccadeError
 from saccade.validate import features
 from saccade.validate.features import Features
 from saccade.validate.preparation import Preparation
@@ -64,7 +64,7 @@ class Extractor:
                 yield reduce(found) if reduce else found
 
         self._remember(images, prepare, outputs)
-        with self.bar(len(images), f"{source.label}: {label}") as bar:
+        with self._named(), self.bar(len(images), f"{source.label}: {label}") as bar:
             found = features.extract(
                 images, self.root, recipe, decode=prepare, stream=stream, outputs=None if reduce else outputs,
                 batch=self.batch, workers=self.workers, progress=lambda done: bar.update(done - bar.n),
@@ -72,6 +72,14 @@ class Extractor:
             )  # fmt: skip
         self.failed |= found.failed
         return found
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say of an engine's own failure which of the sides it is."""
+        try:
+            yield
+        except EngineError as error:
+            raise EngineError(f"{self.source.label}: {error}") from error
 
     def _remember(self, images: Sequence[Path], prepare: Preparation, outputs: Sequence[str]) -> None:
         """Keep how to run one image, the first that can be read."""

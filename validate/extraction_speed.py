@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from saccade.counted import agreeing, counted
 from saccade.errors import SaccadeError
 from saccade.validate import features
 from saccade.validate.preparation import Preparation
@@ -43,7 +44,7 @@ class Speed:
 def check_enough(images: int, batch: int) -> None:
     """Raise SaccadeError for too few images to tell anything at a batch size."""
     if images < FEWEST_BATCHES * batch:
-        few = f"{images} images are fewer than {FEWEST_BATCHES} batches of {batch}"
+        few = f"{counted(images, 'image')} {agreeing(images, 'is', 'are')} fewer than {FEWEST_BATCHES} batches of {batch}"
         raise SaccadeError(f"{few}; give more images or a smaller --batch")
 
 

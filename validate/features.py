@@ -23,7 +23,8 @@ import numpy as np
 from msgspec import Meta, Struct
 
 from saccade import atomic, locks
-from saccade.errors import SaccadeError
+from saccade.counted import counted
+from saccade.errors import EngineError, SaccadeError
 
 STATE = "state.json"
 FEATURES_VERSION = 1  # raise it where saccade itself comes to give other features for the same recipe
@@ -122,7 +123,7 @@ def extract(
                     progress(state.seen)
     if not state.rows:
         why = next(iter(state.failed.values()), "the list is empty")
-        raise NothingReadableError(f"none of {len(names)} images can be read ({why})")
+        raise NothingReadableError(f"none of {counted(len(names), 'image')} can be read ({why})")
     readable = [name for index, name in enumerate(names) if index not in state.failed]
     return Features(readable, _mapped(folder, state), {names[index]: why for index, why in state.failed.items()})
 
@@ -261,11 +262,12 @@ def _decoded(
 def _check_rows(name: str, array: np.ndarray, images: Sequence[str]) -> None:
     """Refuse rows that are not one for each image, or that hold what no score may be made of, before they are kept."""
     if len(array) != len(images):
-        raise SaccadeError(f"{images[0]}: {len(array)} rows of {name} came of a batch of {len(images)} images")
+        rows = counted(len(array), "row")
+        raise SaccadeError(f"{images[0]}: {rows} of {name} came of a batch of {counted(len(images), 'image')}")
     sums = array.reshape(len(array), -1).sum(axis=1, dtype=np.float64)  # as wide as the rows, unlike isfinite of all values
     for image, total in zip(images, sums, strict=True):
         if not math.isfinite(total):
-            raise SaccadeError(f"{image}: its {name} holds NaN or infinity; look at the engine with saccade parity")
+            raise EngineError(f"{image}: its {name} holds NaN or infinity; look at the engine with saccade parity")
 
 
 class _Writer:
@@ -325,7 +327,7 @@ class _Writer:
         size, missing = row * self._images, row * (self._images - self._state.seen)
         free = shutil.disk_usage(self._folder).free
         if missing > free:
-            need = f"features of {self._images} images take {missing / 1e9:.1f} GB more"
+            need = f"features of {counted(self._images, 'image')} take {missing / 1e9:.1f} GB more"
             raise SaccadeError(f"{self._folder}: {need} and {free / 1e9:.1f} GB are free; give --features on another disk")
         self._is_sized = True
         self._sized(size)

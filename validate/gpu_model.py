@@ -13,7 +13,7 @@ from saccade.bundle import Bundle, DataFile, Defaults, GraphFile, Manifest, Task
 from saccade.contract import GraphContract, extractor_contract, selector_contract
 from saccade.engines.store import Receipt
 from saccade.export.checkpoint import Checkpoint, load_modules, read_checkpoint
-from saccade.export.reference import image_contract
+from saccade.export.reference import IMAGENET
 from saccade.export.seeded import Sizes, checkpoint_shapes, nested, seeded_weights
 from saccade.runtime.device import Device
 from saccade.runtime.gpu_chain import GpuPipeline
@@ -49,7 +49,7 @@ def seeded_subject(folder: Path, sizes: Sizes, seed: int) -> Subject:
         model=model,
         task=TASK,
         defaults=Defaults(size=(pixels, pixels), k_ratio=0.1),
-        image=image_contract(),
+        image=IMAGENET,
         positions=DataFile(positions.name, hashlib.sha256(positions.read_bytes()).hexdigest()),
         graphs={each.role: {"fp32": _graph(each)} for each in (selector_contract(model), extractor_contract(model, TASK))},
     )

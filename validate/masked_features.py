@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from saccade.counted import agreeing, counted
 from saccade.errors import SaccadeError
 from saccade.validate.datasets.image_folder import failed_note, few
 from saccade.validate.datasets.mask_file import left_out_note
@@ -73,7 +74,9 @@ class MaskedFeatures:
         classes = self.labels.classes
         absent = [name for number, name in enumerate(classes) if not self.pixels[number] and number != self.labels.ignore]
         if absent:
-            lines += (f"{few(absent)} of {len(classes)} classes are in no mask of {self.split.name}; the mean is over all",)
+            are = agreeing(len(absent), "is", "are")
+            of = f"{len(classes)} classes {are} in no mask of {self.split.name}"
+            lines += (f"{few(absent)} of {of}; the mean is over all",)
         return lines
 
     def _read(self, name: str) -> np.ndarray | SaccadeError:
@@ -84,13 +87,14 @@ class MaskedFeatures:
 
     def _check(self, usable: int) -> None:
         if not usable:
-            raise SaccadeError(f"{self.split.name}: none of {len(self.problems)} masks can be used ({self.problems[0]})")
-        counted = np.flatnonzero(self.pixels)
-        counted = counted[counted != self.labels.ignore]
-        if len(counted) == 0:
+            masks = counted(len(self.problems), "mask")
+            raise SaccadeError(f"{self.split.name}: none of {masks} can be used ({self.problems[0]})")
+        present = np.flatnonzero(self.pixels)
+        present = present[present != self.labels.ignore]
+        if len(present) == 0:
             raise SaccadeError(f"{self.split.name}: every pixel is ignored ({self.labels.ignore}); look at the masks")
-        if len(counted) == 1:
-            only = f"{self.labels.classes[counted[0]]} is the only class in its masks"
+        if len(present) == 1:
+            only = f"{self.labels.classes[present[0]]} is the only class in its masks"
             raise SaccadeError(f"{self.split.name}: {only}, so any answer is right; add others")
 
 
@@ -107,12 +111,19 @@ def extract_masked(
     return MaskedFeatures(extract(split.images, prepare, outputs, label=label), split, labels, size, extract)
 
 
-def token_blocks(tokens: np.ndarray, rows: np.ndarray, images: int = BATCH) -> Callable[[], Iterator[np.ndarray]]:
-    """Return a function that yields the tokens (images, N, D) of these rows as patches (n, D), some images at a time."""
+def token_blocks(
+    tokens: np.ndarray, rows: np.ndarray, images: int = BATCH, progress: Callable[[int], object] = lambda images: None
+) -> Callable[[], Iterator[np.ndarray]]:
+    """Return a function that yields the tokens (images, N, D) of these rows as patches (n, D), some images at a time.
+
+    `progress` hears of how many images each time, when the next ones are asked for.
+    """
 
     def blocks() -> Iterator[np.ndarray]:
         for start in range(0, len(rows), images):
-            yield tokens[rows[start : start + images]].reshape(-1, tokens.shape[-1])
+            chosen = rows[start : start + images]
+            yield tokens[chosen].reshape(-1, tokens.shape[-1])
+            progress(len(chosen))
 
     return blocks
 

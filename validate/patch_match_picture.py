@@ -5,7 +5,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from saccade.errors import SaccadeError
-from saccade.runtime.overlay import GAP
+from saccade.runtime.sheet import Panel, sheet
 from saccade.validate.metrics.patch_match import Crop, match_patches
 
 CELL = 40  # pixels of a patch: room for three digits
@@ -16,10 +16,8 @@ LINE = (255, 255, 255)
 def match_picture(image: np.ndarray, first: Crop, second: Crop) -> Image.Image:
     """Return the picture of two crops of a uint8 (H, W, 3) image; patches are numbered row-major from 1."""
     crops = [_crop_picture(image, *pair) for pair in zip((first, second), match_patches(first, second), strict=True)]
-    sheet = Image.new("RGB", (sum(each.width for each in crops) + GAP, max(each.height for each in crops)), "white")
-    sheet.paste(crops[0], (0, 0))
-    sheet.paste(crops[1], (crops[0].width + GAP, 0))
-    return sheet
+    captions = [f"{name}, mirrored" if crop.flip else name for name, crop in {"first": first, "second": second}.items()]
+    return sheet([[Panel(*pair) for pair in zip(crops, captions, strict=True)]])
 
 
 def check_inside(image: np.ndarray, crop: Crop) -> None:

@@ -22,7 +22,7 @@ def reference_sources(
     """Return the source for every k (None alone for a plain backbone) of what a bundle was made of; one model in memory."""
     outputs = outputs_of(bundle)
     if isinstance(checkpoint, BackboneCheckpoint):
-        plain = BackboneReference(checkpoint, extras_of(checkpoint.model))
+        plain = BackboneReference(checkpoint, extras_of(checkpoint.model), image=bundle.manifest.image)
         return [BackboneReferenceSource(plain, outputs, checkpoint.sha256)]
     reference = Reference(checkpoint, bundle.manifest.task)
     defaults = bundle.manifest.defaults
@@ -39,6 +39,7 @@ class BackboneReferenceSource:
         self._reference = reference
         self.patch, self.outputs = reference.model.patch, outputs
         self.recipe = {"reference": sha256, "torch": str(torch.__version__), "model": repr(reference.model)}
+        self.recipe |= {"image": repr(reference.image)}
 
     def run(self, images: list[np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """Run the module once."""

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from saccade import atomic
+from saccade.counted import counted
 from saccade.runtime.feature_pictures import pca_colours
 from saccade.runtime.overlay import outline_cells, overlay
 from saccade.validate.backbone_parity import BackboneCaseResult, BackboneResult
@@ -127,8 +128,9 @@ def _feature_figures(result: BackboneCaseResult) -> Iterator[str]:
         named = zip(("image", "reference", "engine"), (image, *enlarged), strict=True)
         shown = "".join(f'<div><img alt="{name}" src="{_data_uri(picture)}"></div>' for name, picture in named)
         caption = (
-            f"{image.shape[1]} x {image.shape[0]} px, {rows * columns} patches: 1 - cosine {distances.mean():.2e} on "
-            f"average and {distances[furthest]:.2e} at the worst, in row {furthest // columns}, column {furthest % columns}"
+            f"{image.shape[1]} x {image.shape[0]} px, {counted(rows * columns, 'patch', 'patches')}: "
+            f"1 - cosine {distances.mean():.2e} on average and {distances[furthest]:.2e} at the worst, "
+            f"in row {furthest // columns}, column {furthest % columns}"
         )
         yield f'<figure><div class="pair">{shown}</div><figcaption>{caption}</figcaption></figure>'
 
@@ -141,8 +143,9 @@ def _figure(result: CaseResult, i: int, patch: int) -> str:
     rows, columns = case.output.score_map.shape[1:]
     moved = f", which moves the features by {result.swap_effect:.2e}" if selection.swaps else ""
     caption = (
-        f"{columns * patch} x {rows * patch} px, k = {len(theirs)} of {rows * columns}: {len(selection.swaps)} patches "
-        f"kept by one side only, {selection.unexplained} of them unexplained{moved}; score error "
+        f"{columns * patch} x {rows * patch} px, k = {len(theirs)} of {rows * columns}: "
+        f"{counted(len(selection.swaps), 'patch', 'patches')} kept by one side only, "
+        f"{selection.unexplained} of them unexplained{moved}; score error "
         f"{selection.score_error:.2e} of the map's deviation, regret {selection.regret:.2e}"
     )
     return (

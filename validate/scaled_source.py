@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from saccade.validate.metrics.resize import resize_bilinear
-from saccade.validate.sources import CLS, Source, streamed
+from saccade.validate.sources import CLS, Source, StreamingSource, streamed
 
 
 class ScaledSource:
@@ -40,6 +40,11 @@ class ScaledSource:
         found = streamed(self._source, (self._scaled(each, scale) for each in batches for scale in self._scales), [CLS])
         while scales := list(itertools.islice(found, len(self._scales))):
             yield _mean(scales)
+
+    def rest(self) -> None:
+        """Free what the source's streams alone need."""
+        if isinstance(self._source, StreamingSource):
+            self._source.rest()
 
     def _scaled(self, images: list[np.ndarray], scale: float) -> list[np.ndarray]:
         return [self._whole(scaled(image, scale)) for image in images]

@@ -6,6 +6,7 @@ patches.
 """
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,9 @@ class StreamingSource(Source, Protocol):
     def stream(self, batches: Iterable[list[np.ndarray]], outputs: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
         """Yield what `run` returns for each batch, in order."""
 
+    def rest(self) -> None:
+        """Free what `stream` alone needs; another stream would open it again."""
+
 
 def streamed(
     source: Source, batches: Iterable[list[np.ndarray]], outputs: Sequence[str]
@@ -113,10 +117,31 @@ def _recipe_of(pipeline: Loaded) -> dict[str, str]:
     return {"receipt": receipt.key, **receipt.conditions, **around}
 
 
-class _BundleSource:
-    """A bundle on an engine. `lanes` opens it again with several streams, for a while."""
+class Lanes:
+    """A bundle opened a second time, with several streams: by the first extraction of a side, for all that follow."""
 
-    def __init__(self, pipeline: Loaded, lanes: Callable[[], Loaded] | None, kept: Kept | None) -> None:
+    def __init__(self, opened: Callable[[], Loaded]) -> None:
+        self._opened = opened
+        self._pipeline: Any = None
+        self._stack = contextlib.ExitStack()
+
+    def stream(self, frames: Any, **options: Any) -> Iterator[Any]:
+        """Yield what a call gives for each of the frames, in order."""
+        self._pipeline = self._pipeline or self._stack.enter_context(self._opened())
+        running = self._pipeline.stream(frames, **options)
+        # A stream that was left before its end must have ended before its engine is closed.
+        return self._stack.enter_context(contextlib.closing(running))
+
+    def close(self) -> None:
+        """Free the pipeline."""
+        self._pipeline = None
+        self._stack.close()
+
+
+class _BundleSource:
+    """A bundle on an engine; with `lanes`, which sources of one engine share, several batches run at once."""
+
+    def __init__(self, pipeline: Loaded, lanes: Lanes | None, kept: Kept | None) -> None:
         self._pipeline, self._lanes, self.k = pipeline, lanes, kept
         receipt = pipeline.receipt
         self.label = f"{receipt.engine} {receipt.precision}" + (f" {kept}" if kept else "")
@@ -133,10 +158,13 @@ class _BundleSource:
         if self._lanes is None:
             yield from (self.run(batch, outputs) for batch in batches)
             return
-        frames: Any = batches  # a call takes several images as it takes one
-        with self._lanes() as lanes:
-            for found in lanes.stream(frames, **self._options(outputs)):
-                yield self._asked(found, outputs)
+        for found in self._lanes.stream(batches, **self._options(outputs)):  # a call takes several images as it takes one
+            yield self._asked(found, outputs)
+
+    def rest(self) -> None:
+        """Close the lanes."""
+        if self._lanes is not None:
+            self._lanes.close()
 
     def _options(self, outputs: Sequence[str]) -> dict[str, Any]:
         """Return the options of a call that gives these outputs."""
@@ -151,14 +179,14 @@ class _BundleSource:
 class BackboneSource(_BundleSource):
     """A plain backbone on an engine."""
 
-    def __init__(self, pipeline: BackbonePipeline, lanes: Callable[[], BackbonePipeline] | None = None) -> None:
+    def __init__(self, pipeline: BackbonePipeline, lanes: Lanes | None = None) -> None:
         super().__init__(pipeline, lanes, None)
 
 
 class LookWhereSource(_BundleSource):
     """LookWhere on an engine, keeping some patches of every image; tokens are the dense fill, row-major."""
 
-    def __init__(self, pipeline: Pipeline, k: Kept, lanes: Callable[[], Pipeline] | None = None) -> None:
+    def __init__(self, pipeline: Pipeline, k: Kept, lanes: Lanes | None = None) -> None:
         super().__init__(pipeline, lanes, k)
         self._kept = {"k": k.number, "k_ratio": k.ratio}
 

@@ -1,5 +1,4 @@
 """The version of the package, whose only source is setup.cfg: as it was installed, or as it lies in a clone."""
-from configparser import ConfigParser
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -8,6 +7,8 @@ def _version() -> str:
     try:
         return version("saccade")
     except PackageNotFoundError:  # `make gpu-check` installs nothing
+        from configparser import ConfigParser
+
         clone = ConfigParser()
         clone.read(Path(__file__).resolve().parents[2] / "setup.cfg")
         return clone["metadata"]["version"]

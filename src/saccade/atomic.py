@@ -36,6 +36,14 @@ _WRITE_ERRORS = {
 }
 
 
+# The same of what can lie in no other place: whatever is added to a bundle.
+_FIXED_PLACE_ERRORS = {
+    errno.EROFS: "the file system is read-only; copy the bundle to a place that can be written",
+    errno.EACCES: "permission denied; run it as a user who may write there, or copy the bundle",
+    errno.EPERM: "permission denied; run it as a user who may write there, or copy the bundle",
+}
+
+
 def write_error(path: Path, error: OSError) -> SaccadeError:
     """Return the one-line form of an error met while writing `path`."""
     reason = _WRITE_ERRORS.get(error.errno or 0, f"{error.strerror or error}")
@@ -120,6 +128,18 @@ def check_writable(target: Path) -> None:
             pass
     except OSError as error:
         raise write_error(target, error) from error
+
+
+def prepare_in_bundle(folder: Path) -> None:
+    """Make a bundle's folder if it is missing, and raise where nothing can be added to it, with what to do instead."""
+    try:
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if error.errno in _FIXED_PLACE_ERRORS:
+            raise SaccadeError(f"cannot write {folder}: {_FIXED_PLACE_ERRORS[error.errno]}") from error
+        raise write_error(folder, error) from error
 
 
 @contextlib.contextmanager

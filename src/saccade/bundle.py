@@ -84,6 +84,11 @@ class ImageContract(Struct, frozen=True, forbid_unknown_fields=True):
     fit_filter: Literal["bicubic-antialias"] = "bicubic-antialias"
     selector_resize: Literal["bilinear"] = "bilinear"  # half-pixel centres, no antialias
 
+    def in_words(self) -> str:
+        """Return the normalisation in one line."""
+        mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"(pixels/255 - mean) / std, mean {mean}, std {std}"
+
 
 class Model(Struct, frozen=True, forbid_unknown_fields=True, tag_field="family", tag="lookwhere"):
     """The facts about LookWhere's two networks, all read from the checkpoint's keys and shapes."""
@@ -228,14 +233,17 @@ class Bundle:
         return path
 
     def positions(self) -> np.ndarray:
-        """Return the position table on its base grid, float32: (rows, columns, D), or (1 + cells, D) of a backbone."""
+        """Return the position table on its base grid, float32: (rows, columns, D), or (1 + cells, D) of a backbone.
+
+        It lies row by row, as the kernels want it, though a .npy may hold its columns first.
+        """
         path = self.checked_path(self.manifest.positions)
         table = read_npy(path)
         model = self.manifest.model
         expected = (*model.base_grid, model.dim) if isinstance(model, Model) else (1 + prod(model.base_grid), model.dim)
         if table.dtype != np.float32 or table.shape != expected:
             raise SaccadeError(f"{path}: expected float32 {expected}, found {table.dtype} {table.shape}; export again")
-        return table
+        return np.ascontiguousarray(table)
 
 
 def read_npy(path: Path) -> np.ndarray:

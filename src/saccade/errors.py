@@ -9,7 +9,7 @@ class SaccadeError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(_printable(message))
+        super().__init__(one_line(message))
 
 
 class OutOfMemoryError(SaccadeError):
@@ -20,7 +20,8 @@ class EngineError(SaccadeError):
     """An engine does not load or run, or gives numbers that are none: its own doing, and not the machine's."""
 
 
-def _printable(text: str) -> str:
+def one_line(text: str) -> str:
+    """Return text with line breaks, terminal escapes and lone surrogates made visible."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
 
 

@@ -26,7 +26,7 @@ from saccade.export.seeded import seeded_weights, weights_crc32
 from saccade.export.seeded_backbones import BACKBONES, BackboneSizes, backbone_shapes, dino_training_checkpoint
 from saccade.golden import relative_difference
 from saccade.runtime.backbone import BackbonePipeline
-from saccade.runtime.overlay import GAP
+from saccade.runtime.sheet import GAP, caption_height
 
 Say = Callable[..., str]
 Refused = Callable[..., str]
@@ -112,6 +112,7 @@ def test_run_writes_what_the_pipeline_gives(
         expected = pipe(photos, size=(40, 64))
     with np.load(out) as stored:
         arrays = dict(stored)
+    assert arrays.pop("images").tolist() == [str(path) for path in photos]
     assert {name: list(array.shape) for name, array in arrays.items()} == data["outputs"] == {
         "cls": [3, DIM], "tokens": [3, 40, DIM], "attention": [3, HEADS, 40], "cls_last4": [3, 4, DIM],
         "dense": [3, DIM, 5, 8],
@@ -144,13 +145,14 @@ def test_the_pca_picture_shows_every_image_beside_the_colours_of_pca_rgb(
     assert f"wrote {tmp_path / 'pca.png'}" in out
     picture = np.asarray(Image.open(tmp_path / "pca.png"))
     width, height = SIDE, SIDE // 2
-    assert picture.shape == (height, 4 * width + 3 * GAP, 3)
+    step = caption_height(width) + height + GAP
+    assert picture.shape == (2 * step + GAP, 2 * width + 3 * GAP, 3)  # a row for each image
     with saccade.load(bundle) as pipe:
         assert isinstance(pipe, BackbonePipeline)
         colours = pipe(photos[:2], size=(56, 112)).pca_rgb()
     for i in range(2):
-        left = (2 * i + 1) * (width + GAP)
-        shown = picture[::32, left : left + width : 32].astype(int)
+        top, left = GAP + i * step + caption_height(width), 2 * GAP + width
+        shown = picture[top : top + height : 32, left : left + width : 32].astype(int)
         np.testing.assert_allclose(shown, colours[i], atol=1)
 
 
@@ -163,8 +165,9 @@ def test_the_attention_picture_has_one_map_for_each_head(
     assert data["attention"] == str(tmp_path / "a.png")
     picture = np.asarray(Image.open(tmp_path / "a.png"))
     side = 4 * 126  # the smallest whole factor that reaches 448
-    assert picture.shape == (2 * side + GAP, 2 * side + GAP, 3)  # the image and two heads, on a sheet of four
-    white = (picture[:side, side + GAP :] == 255).all(axis=-1)
+    line = caption_height(side)
+    assert picture.shape == (line + side + 2 * GAP, 3 * side + 4 * GAP, 3)  # the image and two heads
+    white = (picture[GAP + line : -GAP, side + 2 * GAP : 2 * side + 2 * GAP] == 255).all(axis=-1)
     assert white.any() == (mass is not None)
 
 
@@ -174,7 +177,7 @@ def test_pca_colours_the_filled_tokens_of_lookwhere(
     for kind, dense in (("dinov2", ["--dense"]), ("segment", [])):
         path = tmp_path / f"{kind}.png"
         say("run", small_bundle(kind), photos[0], "--size", "112", "--k", 20, *dense, "--pca", path)
-        assert Image.open(path).size == (2 * SIDE + GAP, SIDE)
+        assert Image.open(path).size == (2 * SIDE + 3 * GAP, caption_height(SIDE) + SIDE + 2 * GAP)
 
 
 LOOKWHERE_ALONE = [["--k", 5], ["--k-ratio", 0.1], ["--static"], ["--look"], ["--cls-only"], ["--overlay", "o.png"]]
@@ -350,4 +353,4 @@ def test_inspect_of_a_lookwhere_checkpoint_says_both_networks(
     small_checkpoint: Callable[[str], Path], say: Say
 ) -> None:
     text = say("inspect", small_checkpoint("dinov2"))
-    assert "lookwhere, lookwhere\n  extractor: 2 blocks, width 128, 2 heads, gelu, patch 14\n  selector: 1 blocks" in text
+    assert "lookwhere, lookwhere\n  extractor: 2 blocks, width 128, 2 heads, gelu, patch 14\n  selector: 1 block," in text

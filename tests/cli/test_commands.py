@@ -23,14 +23,14 @@ from saccade import read_bundle
 from saccade.atomic import PENDING_PREFIX
 from saccade.bundle import DataFile, sha256_of_file, write_manifest
 from saccade.cli.main import main
-from saccade.cli.run import CHUNK
+from saccade.cli.run import CHUNK, MOST_PICTURED
 from saccade.engines import store
 from saccade.engines.engine import default_request
 from saccade.engines.openvino import OpenVINOEngine
 from saccade.golden import read_cases, write_cases
 from saccade.runtime import chain
 from saccade.runtime import pipeline as images_of_pipeline
-from saccade.runtime.overlay import GAP
+from saccade.runtime.sheet import GAP, caption_height
 
 KINDS = ("dinov2", "franca", "classify", "segment")
 SMALL = ["--dim", "64", "--depth", "1", "--selector-depth", "1", "--grid", "3"]
@@ -91,7 +91,7 @@ def arguments_of(
         "build": ["build", bundle],
         "run": ["run", bundle, *photos, "-o", tmp_path / "out.npz", "--overlay", tmp_path / "out.png"],
         "run --look": ["run", bundle, photos[0], "--look"],
-        "verify": ["verify", bundle],
+        "verify": ["verify", copy],
         "parity": ["parity", copy, "--checkpoint", checkpoint, "--report", tmp_path / "report.html"],
         "bench": ["bench", bundle, "--rounds", 1, "--frames", 2, "-o", tmp_path / "bench.json"],
         "inspect": ["inspect", bundle],
@@ -179,6 +179,7 @@ def test_run_writes_the_arrays_of_its_task(
     data = parsed(say("run", small_bundle(kind), *photos, "--k", 12, "--dense", "-o", out, "--json"))
     with np.load(out, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
+    assert arrays.pop("images").tolist() == [str(path) for path in photos]
     found = {name: (str(array.dtype), array.shape) for name, array in arrays.items()}
     assert found == expected_arrays(kind, images=2, k=12)
     assert data["outputs"] == {name: list(array.shape) for name, array in arrays.items()}
@@ -224,13 +225,13 @@ def test_the_static_k_of_a_run_is_the_runs_own(
     assert parsed(say("run", small_bundle("dinov2"), photos[0], "--static", *options, "--json"))["static_k"] == k
 
 
-def test_verify_judges_the_static_pair(small_bundle: Bundles, say: Say) -> None:
-    plain = parsed(say("verify", small_bundle("dinov2"), "--json"))
+def test_verify_judges_the_static_pair(copy: Path, say: Say) -> None:
+    plain = parsed(say("verify", copy, "--json"))
     assert "static_k" not in plain
-    data = parsed(say("verify", small_bundle("dinov2"), "--static", "--json"))
+    data = parsed(say("verify", copy, "--static", "--json"))
     assert (data["passed"], data["static_k"], data["key"]) == (True, 8, plain["key"])
     assert data["static_key"] != data["key"]
-    assert say("verify", small_bundle("dinov2"), "--static").startswith("openvino fp32 static k=8 equals PyTorch on ")
+    assert say("verify", copy, "--static").startswith("openvino fp32 static k=8 equals PyTorch on ")
 
 
 def test_the_engine_without_tokens_is_judged_by_all_else(
@@ -250,8 +251,8 @@ def test_the_engine_without_tokens_is_judged_by_all_else(
     say(*command, "--static", "--cls-only", "--k", 12)
     # Beside the export's verdict, which is on another engine: each replaces the last one on its own form of the engine.
     kept = [verdict for verdict in read_bundle(copy).manifest.parity if verdict["engine"] == "openvino"]
-    forms = [(verdict.get("static_k"), verdict.get("cls_only")) for verdict in kept]
-    assert forms == [(None, None), (12, True)]
+    forms = [(verdict["command"], verdict.get("static_k"), verdict.get("cls_only")) for verdict in kept]
+    assert forms == [("verify", None, None), ("verify", None, True), ("parity", None, None), ("parity", 12, True)]
     assert all(verdict["passed"] for verdict in kept)
     assert of_tokens <= kept[0]["measures"].keys()
     assert "  parity: openvino fp32 static k=12 cls-only equal to PyTorch on 2 images" in say("inspect", copy)
@@ -297,6 +298,109 @@ def test_run_takes_more_images_than_it_runs_at_once(
         np.testing.assert_allclose(together["cls"][-1:], alone["cls"], rtol=1e-4, atol=2e-5)
 
 
+def test_a_folder_stands_for_its_images_in_order_of_their_names(
+    small_bundle: Bundles, photo_folder: Path, photos: list[Path], say: Say, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    (folder / "deeper").mkdir(parents=True)
+    for name in ("b.PNG", "a.png", "deeper/c.png"):
+        shutil.copy(photo_folder / "00.png", folder / name)
+    (folder / "notes.txt").write_text("no image")
+    expected = [str(path) for path in (photos[1], folder / "a.png", folder / "b.PNG", photos[0])]
+    out = tmp_path / "out.npz"
+    command = ["run", small_bundle("classify"), photos[1], folder, photos[0]]
+    data = parsed(say(*command, "-o", out, "--json"))
+    assert data["images"] == expected
+    assert data["unreadable"] == {}
+    with np.load(out, allow_pickle=False) as stored:
+        assert stored["images"].tolist() == expected
+        np.testing.assert_array_equal(stored["logits"][1], stored["logits"][2])
+        best = [top[0]["class"] for top in data["top"]]
+        assert stored["logits"].argmax(axis=1).tolist() == best
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "out.npz"]
+
+
+def test_what_cannot_be_read_is_left_out_on_request_alone(
+    small_bundle: Bundles, photo_folder: Path, say: Say, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    paths = [tmp_path / f"{i:02}.png" for i in range(CHUNK + 4)]
+    for path in paths:
+        shutil.copy(photo_folder / "00.png", path)
+    bad = {paths[0]: b"hello", paths[CHUNK + 1]: b""}
+    for path, content in bad.items():
+        path.write_bytes(content)
+    out = tmp_path / "out.npz"
+    assert main(["run", str(small_bundle("dinov2")), str(tmp_path), "-o", str(out)]) == 1
+    assert capfd.readouterr().err.endswith(f"saccade: error: {paths[0]} is not an image that Pillow can read\n")
+    assert not out.exists()
+    command = ["run", small_bundle("dinov2"), tmp_path, "-o", out, "--skip-unreadable"]
+    data = parsed(say(*command, "--json"))
+    assert data["images"] == [str(path) for path in paths if path not in bad]
+    assert data["unreadable"] == {
+        str(paths[0]): f"{paths[0]} is not an image that Pillow can read",
+        str(paths[CHUNK + 1]): f"{paths[CHUNK + 1]} is empty",
+    }
+    assert data["outputs"]["cls"] == [CHUNK + 2, DIM]
+    with np.load(out) as stored:
+        assert stored["images"].tolist() == data["images"]
+        assert {len(stored[name]) for name in stored.files} == {CHUNK + 2}
+    lines = say(*command).splitlines()
+    assert f"left out: {paths[CHUNK + 1]} is empty" in lines
+    assert f"2 images could not be read and are left out, {CHUNK + 2} are not" in lines
+    shutil.copy(photo_folder / "00.png", paths[0])
+    assert f"1 image could not be read and is left out, {CHUNK + 3} are not" in say(*command).splitlines()
+
+
+def test_links_that_lead_nowhere_are_left_out_as_other_bad_images_are(
+    small_bundle: Bundles, photo_folder: Path, say: Say, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "folder", tmp_path / "out.npz"
+    folder.mkdir()
+    shutil.copy(photo_folder / "00.png", folder / "a.png")
+    (folder / "gone.png").symlink_to("nowhere.png")
+    out.touch()  # what is written over is compared with every image
+    command = ["run", small_bundle("dinov2"), folder, "-o", out]
+    assert main([*map(str, command)]) == 1
+    assert capfd.readouterr().err.endswith(f"saccade: error: {folder}/gone.png: no such image file\n")
+    lines = say(*command, "--skip-unreadable").splitlines()
+    assert f"left out: {folder}/gone.png: no such image file" in lines
+    assert "1 image could not be read and is left out, 1 is not" in lines
+    (folder / "round.png").symlink_to("round.png")
+    data = parsed(say(*command, "--skip-unreadable", "--json"))
+    assert data["images"] == [f"{folder}/a.png"]
+    assert list(data["unreadable"]) == [f"{folder}/gone.png", f"{folder}/round.png"]
+
+
+def test_an_image_that_does_not_fit_is_named(
+    small_bundle: Bundles, photo_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (20_000, 1)).save(tmp_path / "line.png")
+    images = [str(photo_folder / "00.png"), str(tmp_path / "line.png")]
+    command = ["run", str(small_bundle("dinov2")), *images]
+    assert main([*command, "--fit", "crop", "--size", "140"]) == 1
+    assert f"error: {images[1]}: a 20000 x 1 px image is too narrow for fit crop" in capfd.readouterr().err
+    assert main([*command, "--fit", "native"]) == 1
+    assert f"error: {images[1]}: image 1 is smaller than one 14 px patch" in capfd.readouterr().err
+
+
+def test_a_run_without_one_readable_image_is_an_error(
+    small_bundle: Bundles, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
+    command = ["run", str(small_bundle("dinov2")), str(tmp_path), "-o", str(tmp_path / "out.npz"), "--skip-unreadable"]
+    assert main(command) == 1
+    assert f"none of 2 images can be read, first: {tmp_path}/a.png is empty" in capfd.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+def test_a_picture_of_too_many_images_is_refused_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for number in range(MOST_PICTURED + 1):
+        (tmp_path / f"{number}.png").touch()
+    assert main(["run", "no-such-bundle", str(tmp_path), "--overlay", str(tmp_path / "out.png")]) == 1
+    assert capfd.readouterr().err == "saccade: error: --overlay shows at most 64 images, and these are 65; give fewer\n"
+
+
 def test_run_decodes_no_image_of_a_later_chunk_before_it_has_run_the_earlier(
     small_bundle: Bundles, photos: list[Path], say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,7 +438,7 @@ def test_look_writes_the_runs_own_map(small_bundle: Bundles, photos: list[Path],
     say("run", small_bundle("dinov2"), *photos, "--look", "-o", tmp_path / "look.npz")
     say("run", small_bundle("dinov2"), *photos, "-o", tmp_path / "run.npz")
     with np.load(tmp_path / "look.npz") as look, np.load(tmp_path / "run.npz") as run:
-        assert sorted(look.files) == ["prefix", "score_map"]
+        assert sorted(look.files) == ["images", "prefix", "score_map"]
         for name in look.files:
             np.testing.assert_array_equal(look[name], run[name])
 
@@ -371,13 +475,13 @@ def test_the_overlay_is_a_png_of_every_image(
     say("run", small_bundle("dinov2"), *(photos * 2)[:count], "--size", "112x448", "--overlay", tmp_path / "o.png")
     with Image.open(tmp_path / "o.png") as picture:
         assert (picture.format, picture.mode) == ("PNG", "RGB")
-        assert picture.size == (columns * (448 + GAP) - GAP, rows * (112 + GAP) - GAP)
+        assert picture.size == (columns * (448 + GAP) + GAP, rows * (caption_height(448) + 112 + GAP) + GAP)
 
 
 def test_the_overlay_frames_the_kept_patches(small_bundle: Bundles, photos: list[Path], say: Say, tmp_path: Path) -> None:
     out, overlay = tmp_path / "out.npz", tmp_path / "o.png"
     say("run", small_bundle("dinov2"), photos[0], "--k", 5, "--size", 448, "-o", out, "--overlay", overlay)
-    picture = np.asarray(Image.open(overlay))
+    picture = np.asarray(Image.open(overlay))[GAP + caption_height(448) :, GAP:]
     framed = [
         cell for cell in range(32 * 32)
         if (picture[cell // 32 * 14, cell % 32 * 14 : cell % 32 * 14 + 14] == 255).all()
@@ -510,10 +614,11 @@ def test_a_seed_gives_the_same_weights_and_another_seed_others(say: Say, tmp_pat
 def test_export_replaces_an_older_bundle_whole(
     small_checkpoint: Bundles, small_bundle: Bundles, copy: Path, say: Say
 ) -> None:
-    (copy / "engines").mkdir(exist_ok=True)  # of the older bundle
+    say("verify", copy)
     data = parsed(say("export", small_checkpoint("dinov2"), "-o", copy, "--k", 9, "--size", 112, "--json"))
     assert data["parity"]["passed"] is True
     assert data["parity"].keys() >= {"engine", "engine_version"}  # as parity itself calls them
+    assert data["replaced"] == {"graphs": [], "engines": ["openvino-fp32"], "verdicts": 1}
     names = ["bundle.json", "extractor.onnx", "golden.npz", "positions.npy", "selector.onnx"]
     assert sorted(data["files"]) == sorted(path.name for path in copy.iterdir()) == names
     defaults = read_bundle(copy).manifest.defaults
@@ -582,8 +687,11 @@ def test_ctrl_c_during_export_leaves_what_was_there(small_checkpoint: Bundles, c
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_verify_passes_on_every_kind_and_engine(kind: str, engine: str, small_bundle: Bundles, say: Say) -> None:
-    data = parsed(say("verify", small_bundle(kind), "--engine", engine, "--json"))
+def test_verify_passes_on_every_kind_and_engine(
+    kind: str, engine: str, small_bundle: Bundles, say: Say, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(small_bundle(kind), tmp_path / "bundle")
+    data = parsed(say("verify", bundle, "--engine", engine, "--json"))
     assert (data["passed"], data["images"], data["engine"]) == (True, 4, engine)
     assert all(measure["passed"] for measure in data["measures"].values())
 
@@ -713,7 +821,7 @@ def test_bench_compares_with_pytorch_where_a_checkpoint_is_given(
 ) -> None:
     options = ["--checkpoint", small_checkpoint("dinov2"), "--rounds", 1, "--frames", 2, "--batch", 2]
     lines = say("bench", small_bundle("dinov2"), *options).splitlines()
-    assert "1 rounds of 2 frames" in lines[0]
+    assert "1 round of 2 frames" in lines[0]
     assert lines[1].split()[:5] == ["side", "p50", "p90", "p99", "of"]
     assert lines[2].startswith("pytorch-eager fp32 126x126 k=8 batch=2")
     assert lines[2].split()[-3:-1] == ["1.000", "-"]  # of itself; it has no stages

@@ -4,6 +4,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from saccade.bundle import sha256_of_file, write_manifest
 from saccade.cli import convert as module
 from saccade.cli.calibrate import Images, find_images, split
 from saccade.cli.console import Phases
+from saccade.cli.convert import next_step
 from saccade.cli.main import main
 from saccade.contract import LOOKWHERE_ROLES as ROLES
 from saccade.engines.store import backend
@@ -187,15 +189,16 @@ def test_the_manifest_names_no_file_before_it_is_there(
 
 @pytest.mark.parametrize(("engine", "precision"), [("onnxruntime", "int8"), ("openvino", "int8"), ("openvino", "bf16")])
 def test_engines_are_built_run_and_verified_from_the_variants(
-    engine: str, precision: str, converted_bundle: Path, photo_folder: Path, say: Say, lenient: None
+    engine: str, precision: str, converted_bundle: Path, photo_folder: Path, say: Say, lenient: None, tmp_path: Path
 ) -> None:
     if precision not in backend(engine).capabilities().precisions:
         pytest.skip(f"{engine} has no {precision} on this CPU")
+    bundle = shutil.copytree(converted_bundle, tmp_path / "bundle")
     options = ["--engine", engine, "--precision", precision, "--json"]
-    assert json.loads(say("build", converted_bundle, *options))["precision"] == precision
-    run = json.loads(say("run", converted_bundle, photo_folder / "00.png", *options))
+    assert json.loads(say("build", bundle, *options))["precision"] == precision
+    run = json.loads(say("run", bundle, photo_folder / "00.png", *options))
     assert (run["engine"], run["precision"]) == (engine, precision)
-    verdict = json.loads(say("verify", converted_bundle, *options))
+    verdict = json.loads(say("verify", bundle, *options))
     assert (verdict["passed"], verdict["precision"]) == (True, precision)
     if engine == "onnxruntime":  # computed and not passed through: the graph is another one
         assert verdict["measures"]["patches"]["value"] > 1e-7
@@ -232,6 +235,7 @@ def test_graphs_without_parity_are_not_kept_and_the_blocks_to_blame_are_named(
     lines = say(*command, code=1).splitlines()
     assert content(copy.parent) == before
     assert lines[0] == f"{precision} is refused: its graphs do not hold parity; {copy} is as it was"
+    assert lines[1] == "  next: --precision bf16, which has float32's range"
     assert any(line.startswith(f"  {precision} ") and "FAIL" in line for line in lines)
     data = json.loads(say(*command, "--json", code=1))
     assert content(copy.parent) == before
@@ -247,6 +251,15 @@ def test_graphs_without_parity_are_not_kept_and_the_blocks_to_blame_are_named(
     head = next(i for i, line in enumerate(lines) if line.startswith("extractor, one block at a time"))
     named = [trial["name"] for trial in trials if trial["graph"] == "extractor"]
     assert [line.strip().split("  ")[0] for line in lines[head + 1 : head + 3]] == named
+
+
+@pytest.mark.parametrize(("images", "method", "advice"), [
+    (16, "auto", "more images, 64 or more instead of 16, like those it will see, or --precision fp16 or bf16"),
+    (64, "auto", "other images, like those it will see, or --precision fp16 or bf16"),
+    (64, "mse", "--method auto, or other images, like those it will see, or --precision fp16 or bf16"),
+])  # fmt: skip
+def test_what_may_help_is_what_has_not_been_tried(images: int, method: str, advice: str) -> None:
+    assert next_step("int8", images, method) == f"{advice}, which need none"
 
 
 def test_a_refused_variant_leaves_the_one_that_was_there(
@@ -474,7 +487,7 @@ def test_a_bundle_on_a_read_only_disk_is_one_line(copy: Path, disk: Path, refuse
     bundle = shutil.copytree(copy, disk / "bundle")
     remount(disk, "ro")
     message = refused("convert", bundle, "--precision", "fp16")
-    assert message.startswith(f"cannot write {bundle}/convert: the file system is read-only")
+    assert message.startswith(f"cannot write {bundle}: the file system is read-only; copy the bundle")
 
 
 @pytest.mark.parametrize("room", [8, 1200], ids=lambda room: f"{room} kB")
@@ -495,7 +508,7 @@ def test_a_bundle_that_cannot_be_written_is_one_line(
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    assert "the file system is read-only; choose a place" in refused("convert", copy, "--precision", "fp16")
+    assert "the file system is read-only; copy the bundle" in refused("convert", copy, "--precision", "fp16")
 
 
 # ---- with others at work
@@ -597,6 +610,9 @@ def test_it_works_without_torch(copy: Path, photo_folder: Path) -> None:
     done = subprocess.run([sys.executable, "-c", NO_TORCH, *arguments], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert read_bundle(copy).graph("extractor", "int8").file == "extractor.int8.onnx"
+    steps = [line.split(":")[0].split() for line in done.stderr.splitlines() if "done in" in line]
+    assert steps == [[str(number), "of", str(len(steps))] for number in range(1, len(steps) + 1)]
+    assert re.search(r"^saccade: about \d+ (s|min) from here$", done.stderr, re.MULTILINE)
 
 
 def test_an_export_over_converted_graphs_needs_force(

@@ -21,6 +21,7 @@ import saccade
 from saccade import atomic
 from saccade.cli.main import main
 from saccade.errors import SaccadeError
+from saccade.runtime.loading import load
 from saccade.validate.evaluations import TASKS
 from saccade.validate.sources import BackboneSource
 
@@ -67,17 +68,42 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
 KNN = ("--size", 28, "--neighbours", 5)
 
 
-def test_people_get_a_table_a_verdict_and_the_notes(run: Run, backbone: Path, few_digits: Path) -> None:
+def test_people_get_tables_a_verdict_the_notes_and_the_conditions(run: Run, backbone: Path, few_digits: Path) -> None:
     options = ["--compare", "onnxruntime:fp32", "--max-drop", 10]
     lines = run("knn", backbone, few_digits, *KNN, "--neighbours", 5, 900, *options).splitlines()
     assert re.fullmatch(r"knn +openvino fp32 +onnxruntime fp32", lines[0])
-    assert re.fullmatch(r"top-1, 5 neighbours +\d+\.\d\d % +\d+\.\d\d %", lines[1])
+    assert re.fullmatch(r"top-1, 5 neighbours \(headline\) +\d+\.\d\d % +\d+\.\d\d %", lines[1])
     assert re.fullmatch(r"ms per image, batch 1 +\d+\.\d +\d+\.\d", lines[3])
-    numbers = r" +[\d.]+ +[\d.]+ +\S+ +\S+ to \S+ +"
-    assert re.fullmatch(f"onnxruntime fp32 against openvino fp32{numbers}no difference shown", lines[6])
-    assert lines[7:] == [
-        "pass: at most 10 % below", "note: neighbours [900] are more than 36 training images and are left out"
-    ]  # fmt: skip
+    assert re.fullmatch(r"headline +openvino fp32 +onnxruntime fp32 +difference +95% interval +at most 10 below", lines[5])
+    assert re.fullmatch(r"top-1, 5 neighbours +[\d.]+ +[\d.]+ +\S+ +\S+ to \S+ +no difference shown +pass", lines[6])
+    assert lines[8:10] == [
+        "pass: at most 10 percentage points below",
+        "note: neighbours [900] are more than 36 training images and are left out",
+    ]
+    version = re.escape(openvino.__version__.partition("-")[0])
+    assert re.fullmatch(
+        rf"openvino fp32: version {version}, onnxruntime fp32: version [\d.]+; saccade {saccade.__version__}", lines[10]
+    )
+    assert re.fullmatch(r"device the engine's choice, threads the engine's choice, batch 8, CPU \S.*", lines[11])
+    assert len(lines) == 12
+
+
+def test_every_other_side_is_compared_with_the_first_and_judged(
+    run: Run, backbone: Path, few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saccade.cli.sources.BackboneSource", Tired)
+    monkeypatch.setattr(Tired, "opened", 0)
+    others = ["openvino:fp32", "reference", "onnxruntime:fp32"]  # the first of which is tired
+    options = ["--compare", *others, "--checkpoint", backbone.with_suffix(".pt"), "--max-drop", 20]
+    said = run("knn", backbone, few_digits, *KNN, *options, "-o", tmp_path / "k.json", code=1)
+    assert "FAIL: at most 20 percentage points below: openvino fp32\n" in said
+    found = json.loads((tmp_path / "k.json").read_text())
+    labels = [side["label"] for side in found["sides"]]
+    assert labels == ["openvino fp32", "openvino fp32", "PyTorch fp32", "onnxruntime fp32"]
+    assert [each["first_side"] for each in found["differences"]] == labels[:1] * 3
+    assert [each["second_side"] for each in found["differences"]] == labels[1:]
+    assert [each["passed"] for each in found["differences"]] == [False, True, True]
+    assert not found["passed"]
 
 
 class Tired(BackboneSource):
@@ -102,12 +128,29 @@ def test_the_gate_fails_a_side_that_is_worse(
     monkeypatch.setattr("saccade.cli.sources.BackboneSource", Tired)
     options = ["--size", 56, "--neighbours", 5, "--compare", "openvino:fp32", "-o", tmp_path / "result.json"]
     said = run("knn", backbone, digits_folder, *options, "--max-drop", 1, code=1)
-    assert "FAIL: at most 1 % below" in said
+    assert "FAIL: at most 1 percentage point below" in said
     result = json.loads((tmp_path / "result.json").read_text())
     assert not result["passed"]
     assert result["differences"][0]["high"] < 0
     monkeypatch.setattr(Tired, "opened", 0)
-    assert "pass: at most 100 % below" in run("knn", backbone, digits_folder, *options, "--max-drop", 100)
+    assert "pass: at most 100 percentage points below" in run("knn", backbone, digits_folder, *options, "--max-drop", 100)
+
+
+def test_one_sample_shows_its_scores_and_passes_no_gate(
+    run: Run, backbone: Path, few_digits: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "digits"
+    shutil.copytree(few_digits, data)
+    _, *others = sorted((data / "val").glob("*/*"))
+    for path in others:
+        path.unlink()
+    options = [*KNN, "--compare", "onnxruntime:fp32"]
+    assert re.search(r"top-1, 5 neighbours +.* none +too few samples\n", run("knn", backbone, data, *options))
+    said = run("knn", backbone, data, *options, "--max-drop", 100, "-o", tmp_path / "k.json", code=1)
+    assert "FAIL: at most 100 % below: onnxruntime fp32\n" in said
+    assert "note: one sample, or samples that all belong together, have no interval and pass no --max-drop" in said
+    (difference,) = json.loads((tmp_path / "k.json").read_text())["differences"]
+    assert (difference["low"], difference["high"], difference["units"]) == (None, None, 1)
 
 
 def test_an_engine_is_compared_with_pytorch(run: Run, backbone: Path, few_digits: Path) -> None:
@@ -148,6 +191,8 @@ def test_a_sweep_of_k_on_two_engines_ends_in_a_plot(run: Run, lookwhere: Path, f
     options = ["--k", 2, 8, 16, "--compare", "onnxruntime:fp32", "--max-drop", 50]
     said = run("knn", lookwhere, few_digits, "--size", 56, "--neighbours", 5, *options, *written)
     assert [f"wrote {path}" for path in written[1::2]] == said.splitlines()[-3:]
+    assert re.search(r"^knn, onnxruntime fp32 +k=2 +k=8 +k=16$", said, re.MULTILINE)
+    assert re.search(r"^top-1, 5 neighbours, k=16 .* pass$", said, re.MULTILINE)
     result = json.loads((tmp_path / "s.json").read_text())
     assert [side["label"] for side in result["sides"]] == [
         f"{engine} fp32 k={k}" for engine in ("openvino", "onnxruntime") for k in (2, 8, 16)
@@ -160,6 +205,24 @@ def test_a_sweep_of_k_on_two_engines_ends_in_a_plot(run: Run, lookwhere: Path, f
     assert (tmp_path / "s.md").read_text().startswith(f"# knn of {lookwhere} on {few_digits}\n")
     with Image.open(tmp_path / "s.png") as picture:
         assert min(picture.size) > 400
+
+
+def test_an_engine_is_opened_once_for_all_k_and_all_extractions_of_its_side(
+    run: Run, lookwhere: Path, few_digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[str, int]] = []
+
+    def counted(bundle: Any, **options: Any) -> Any:
+        opened.append((options["engine"], options.get("streams", 1)))
+        return load(bundle, **options)
+
+    monkeypatch.setattr("saccade.cli.sources.load", counted)
+    monkeypatch.setattr("saccade.cli.sources.lanes_of", lambda engine, *options: 2 if engine == "openvino" else 1)
+    run("knn", lookwhere, few_digits, *KNN, "--k", 2, 3, "--compare", "onnxruntime:fp32")
+    assert opened == [("openvino", 1), ("onnxruntime", 1), ("openvino", 2)]
+    del opened[:]
+    run("knn", lookwhere, few_digits, *KNN, "--k", 2, 3)
+    assert opened == [("openvino", 1)]  # all features are kept
 
 
 def test_lookwhere_keeps_the_share_of_every_grid_that_its_bundle_says(
@@ -208,7 +271,9 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     [
         (["--batch", 0], "--batch 0 is out of range; give 1 to 1024"),
         (["--workers", 2000], "--workers 2000 is out of range; give 1 to 1024"),
-        (["--max-drop", 1], "--max-drop is how far the side of --compare may fall behind; give --compare too"),
+        (["--max-drop", 1], "--max-drop is how far a side of --compare may fall behind; give --compare too"),
+        (["--compare", "openvino:fp32", "onnxruntime:fp32", "openvino:fp32"], ":fp32 openvino:fp32: give each once"),
+        (["--compare", "openvino:fp32", "reference"], "--compare reference and --checkpoint belong together"),
         (["--compare", "openvino:fp32", "--max-drop", -1], "give --compare too, and 0 or more"),
         (["--compare", "openvino:fp32", "--max-drop", "nan"], "give --compare too, and 0 or more"),
         (["--compare", "reference"], "--compare reference and --checkpoint belong together; give both or neither"),
@@ -217,15 +282,14 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
         (["--compare", "nothing"], "nothing"),
         (["--compare", "openvino:fp3"], "fp3"),
         (["--plot", "x.png"], "--plot draws a sweep; give two or more with --k or --k-ratio"),
-        (["--k", 4], "--k means nothing to a plain backbone, and "),
-        (["--k-ratio", 0.4], "--k-ratio means nothing to a plain backbone, and "),
+        (["--k", 4], "--k means nothing to a plain backbone, which sees every patch; leave it out"),
+        (["--k-ratio", 0.4], "--k-ratio means nothing to a plain backbone, which sees every patch; leave it out"),
         (["--size", 30], "--size 30 is not a multiple of the 14 px patch; use 28"),
         (["--size", 2086], "--size 2086 makes 22201 patches; at most 21904 are supported"),
         (["--size", -1], "--size -1: expected `int` >= 0"),
         (["--temperature", 0], "--temperature 0: expected `float` > 0.0"),
         (["-o", "x.txt"], "-o x.txt: it is written as .json; end the name so"),
         (["--markdown", "none/x.md"], "none/x.md"),
-        (["--pictures", "pictures"], "--pictures: knn has none; leave it out"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(
@@ -237,6 +301,14 @@ def test_wrong_options_are_refused_in_one_line(
     errors = [line for line in said.splitlines() if line.startswith("saccade: error: ")]
     assert len(errors) == 1
     assert message in errors[0]
+
+
+@pytest.mark.parametrize(("task", "flag"), [("knn", "--pictures"), ("foreground", "--plot"), ("attention", "--k")])
+def test_a_task_does_not_offer_what_it_has_no_use_for(task: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", task, "bundle", "data", flag, "2"])
+    assert stopped.value.code == 2
+    assert f"unrecognized arguments: {flag} 2" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -258,7 +330,6 @@ def never_read(monkeypatch: pytest.MonkeyPatch) -> None:
         ("foreground", "sklearn", [], "sklearn cannot be imported"),
         ("video", "scipy", [], "scipy cannot be imported"),
         ("knn", "matplotlib", ["--k", 4, 8, "--plot", "x.png"], "plots need matplotlib"),
-        ("retrieval", "none", ["--pictures", "x"], "--pictures: retrieval has none; leave it out"),
         ("video", "none", ["--pictures", __file__], f"cannot write {__file__}: a file stands where a folder is needed"),
     ],
 )
@@ -285,7 +356,7 @@ def test_a_result_is_shown_even_where_its_file_cannot_be_written(
     monkeypatch.setattr("saccade.cli.evaluate.atomic.write_bytes", full)
     options = (*KNN, "-o", tmp_path / "x.json")
     said = run("knn", backbone, few_digits, *options, code=1)
-    assert re.search(r"^top-1, 5 neighbours +[\d.]+ %$", said, re.MULTILINE)
+    assert re.search(r"^top-1, 5 neighbours \(headline\) +[\d.]+ %$", said, re.MULTILINE)
     assert f"not written: cannot write {tmp_path / 'x.json'}: No space left on device\n" in said
     found = json.loads(run("knn", backbone, few_digits, *options, "--json", code=1).splitlines()[0])
     assert found["sides"][0]["scores"]

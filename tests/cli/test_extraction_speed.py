@@ -1,6 +1,7 @@
 """The command evaluate speed: what it times, and that two lanes give what one does."""
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -22,7 +23,7 @@ from saccade.validate.extraction import Extractor
 from saccade.validate.extraction_speed import measure
 from saccade.validate.preparation import Squash
 from saccade.validate.scaled_source import ScaledSource
-from saccade.validate.sources import LANES, BackboneSource, Kept, LookWhereSource, lanes_of
+from saccade.validate.sources import LANES, BackboneSource, Kept, Lanes, LookWhereSource, lanes_of
 
 
 def test_speeds_are_reported_with_their_conditions(
@@ -104,8 +105,8 @@ def test_two_lanes_give_what_one_gives(
 ) -> None:
     images = sorted(photo_folder.glob("*.png"))
     for number, path in enumerate((small_backbone("dino"), small_bundle("dinov2"))):
-        lanes = functools.partial(load, path, streams=LANES)
-        with load(path) as pipeline:
+        lanes = Lanes(functools.partial(load, path, streams=LANES))
+        with load(path) as pipeline, contextlib.closing(lanes):
             pair = [source_of(pipeline, opened) for opened in (None, lanes)]
             roots = [tmp_path / f"{number} on {name}" for name in ("one", "two")]
             extractors = [Extractor(*each, progress_bar, batch=3) for each in zip(pair, roots, strict=True)]
@@ -119,18 +120,19 @@ def test_scales_are_run_side_by_side_as_one_by_one(
 ) -> None:
     path = small_backbone("dino")
     batches = [[photograph[: 64 + 8 * number, :80]] for number, photograph in enumerate(photographs * 3)]
-    with load(path) as pipeline:
-        source = ScaledSource(source_of(pipeline, functools.partial(load, path, streams=LANES)), (1, 1 / 2**0.5, 0.5))
+    lanes = Lanes(functools.partial(load, path, streams=LANES))
+    with load(path) as pipeline, contextlib.closing(lanes):
+        source = ScaledSource(source_of(pipeline, lanes), (1, 1 / 2**0.5, 0.5))
         found = list(source.stream(batches, ["cls"]))
         assert len(found) == len(batches)
         for batch, each in zip(batches, found, strict=True):
             np.testing.assert_allclose(each["cls"], source.run(batch, ["cls"])["cls"], atol=1e-4)
 
 
-def source_of(pipeline: Pipeline | BackbonePipeline, lanes: object) -> BackboneSource | LookWhereSource:
+def source_of(pipeline: Pipeline | BackbonePipeline, lanes: Lanes | None) -> BackboneSource | LookWhereSource:
     if isinstance(pipeline, BackbonePipeline):
-        return BackboneSource(pipeline, lanes)  # type: ignore[arg-type]
-    return LookWhereSource(pipeline, Kept(8), lanes)  # type: ignore[arg-type]
+        return BackboneSource(pipeline, lanes)
+    return LookWhereSource(pipeline, Kept(8), lanes)
 
 
 def test_lanes_are_a_cpu_s_with_several_cores() -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 
 import saccade
 from saccade import locks
-from saccade.cli import create
+from saccade.cli import create, npz_rows
 from saccade.cli.main import main
 from saccade.engines import openvino as openvino_engine
 from saccade.engines.cuda import find_gpus
@@ -327,7 +327,8 @@ def test_an_image_that_cannot_be_used_is_one_line(case: str, refused: Refused, p
 
 def test_a_missing_image_and_a_folder_are_one_line(refused: Refused) -> None:
     assert refused("run", "bundle", "gone.png") == "gone.png: no such image file"
-    assert refused("run", "bundle", "bundle") == "bundle is a folder; give image files"
+    assert refused("run", "bundle", "photos.png", "--skip-unreadable") == "photos.png: no such image file"
+    assert refused("run", "bundle", "bundle").startswith("IMAGE bundle: holds no images (.bmp, .jpeg, ")
     message = refused("parity", "bundle", "--checkpoint", "model.pt", "--images", "model.pt")
     assert message.startswith("model.pt is not an image")
 
@@ -637,7 +638,32 @@ def test_a_bundle_on_a_read_only_disk_is_one_line(refused: Refused, disk: Path) 
     read_only(disk)
     for command in ("build disk/bundle", "run disk/bundle photo.png", "build disk/bundle --engine onnxruntime"):
         message = refused(*command.split())
-        assert message.startswith("cannot write disk/bundle/engines: the file system is read-only; choose a place")
+        assert message == (
+            "cannot write disk/bundle/engines: the file system is read-only; copy the bundle to a place that can be written"
+        )
+
+
+@pytest.mark.parametrize("has_engines", [False, True])
+def test_a_bundle_that_belongs_to_somebody_else_is_one_line_with_what_to_do(
+    has_engines: bool, refused: Refused, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that root has installed: with the engines of others, or with none."""
+    shutil.copytree("bundle", "theirs", ignore=shutil.ignore_patterns("engines"))
+    denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    def deny(*_: object, **__: object) -> object:
+        raise denied
+
+    if has_engines:
+        (place / "theirs/engines").mkdir()
+        monkeypatch.setattr("saccade.atomic.tempfile.TemporaryFile", deny)
+    else:
+        monkeypatch.setattr(Path, "mkdir", deny)
+    for command in ("build theirs --engine onnxruntime", "run theirs photo.png --engine onnxruntime"):
+        message = refused(*command.split())
+        assert message == (
+            "cannot write theirs/engines: permission denied; run it as a user who may write there, or copy the bundle"
+        )
 
 
 def test_parity_on_a_read_only_bundle_still_gives_its_verdict(disk: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -746,12 +772,12 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(
 
 
 def test_ctrl_c_in_the_middle_of_an_output_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(file: io.IOBase, **arrays: np.ndarray) -> None:
-        file.write(b"half")
+    def interrupt(rows: io.IOBase, member: io.IOBase) -> None:
+        member.write(rows.read(4))
         raise KeyboardInterrupt
 
     before = tree(place)
-    monkeypatch.setattr(np, "savez", interrupt)
+    monkeypatch.setattr(npz_rows.shutil, "copyfileobj", interrupt)
     assert main(["run", "bundle", "photo.png", "-o", "out.npz"]) == 130
     assert tree(place) == before
 

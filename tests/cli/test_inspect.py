@@ -1,16 +1,20 @@
 """inspect tells of every engine and every kept verdict whether it still fits the bundle, and fails where one is damaged."""
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 import saccade
 from saccade import read_bundle
@@ -143,7 +147,8 @@ def test_parity_records_what_it_was_measured_on(
     data, text = inspect()
     assert data["parity"][-1]["state"] == "current"
     version = receipt["conditions"]["version"]
-    assert f"parity: openvino fp32 equal to PyTorch on 4 images ({version}, device cpu); current\n" in text
+    when = kept["when"].replace("T", " ").replace("+00:00", " UTC")
+    assert f"parity: openvino fp32 equal to PyTorch on 4 images ({version}, device cpu, {when}); current\n" in text
 
 
 @pytest.mark.parametrize("role", ["selector", "extractor"])
@@ -153,7 +158,7 @@ def test_a_verdict_of_a_graph_that_changed_is_stale(role: str, inspect: Inspect,
     change_graph(bundle, role)
     data, text = inspect()
     assert data["parity"][0]["state"] == f"stale: {role} changed since; run 'saccade parity' again"
-    assert f"on 4 images (of unknown version, device cpu); stale: {role} changed since" in text
+    assert f"on 4 images (of unknown version, device cpu, at an unknown time); stale: {role} changed since" in text
 
 
 @pytest.mark.parametrize("extra", [{}, {"graphs": None}, {"graphs": "abc"}], ids=["none", "null", "text"])
@@ -161,7 +166,7 @@ def test_a_verdict_of_an_older_saccade_is_unknown(extra: dict[str, Any], inspect
     keep(bundle, engine="openvino", precision="fp32", passed=False, images=1, **extra)
     data, text = inspect()
     assert data["parity"][0]["state"].startswith("unknown: it does not say which graphs")
-    assert "DIFFERENT from PyTorch on 1 images (of unknown version, device unknown); unknown: " in text
+    assert "DIFFERENT from PyTorch on 1 image (of unknown version, device unknown, at an unknown time); unknown: " in text
 
 
 def test_a_verdict_replaces_the_one_of_the_same_engine_precision_and_device(bundle: Path) -> None:
@@ -176,6 +181,82 @@ def test_a_verdict_replaces_the_one_of_the_same_engine_precision_and_device(bund
     check._keep_receipt(read_bundle(bundle), new | {"device": "0", "run": 2})
     check._keep_receipt(read_bundle(bundle), new | {"device": "cpu", "run": 3})
     assert kept() == [("onnxruntime", "fp32", "0", 2), ("onnxruntime", "fp32", "cpu", 3)]
+
+
+def test_verify_leaves_its_verdict_beside_paritys_and_says_when(bundle: Path, inspect: Inspect) -> None:
+    before = datetime.now(timezone.utc).replace(microsecond=0)
+    for _ in range(2):
+        assert main(["verify", str(bundle)]) == 0
+    of_export, kept = read_bundle(bundle).manifest.parity  # the second has replaced the first
+    assert "command" not in of_export
+    assert (kept["command"], kept["engine"], kept["precision"], kept["graphs"]) == (
+        "verify", "openvino", "fp32", graphs(bundle)
+    )  # fmt: skip
+    assert before <= datetime.fromisoformat(kept["when"]) <= datetime.now(timezone.utc)
+    assert str(bundle) not in (bundle / "bundle.json").read_text()  # a bundle travels
+    assert re.search(r"^  verify: openvino fp32 equal to PyTorch on 4 images \(\S+, device cpu, .* UTC\); current$",
+                     inspect()[1], re.MULTILINE)  # fmt: skip
+
+
+def test_verify_of_what_cannot_be_written_says_that_it_kept_nothing(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(dir: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("saccade.atomic.tempfile.TemporaryFile", refuse)
+    assert main(["verify", str(bundle)]) == 0
+    reason = f"cannot write {bundle}: the file system is read-only; copy the bundle to a place that can be written"
+    assert f"saccade: the verdict was not kept in the bundle: {reason}\n" in capsys.readouterr().err
+
+
+CHANGES: dict[str, tuple[Callable[[Manifest], Manifest], str]] = {
+    "positions": (lambda m: replace(m, positions=replace(m.positions, sha256="0" * 64)), "the position table"),
+    "image": (lambda m: replace(m, image=replace(m.image, mean=(0.5, 0.5, 0.5))), "the normalisation"),
+    "golden": (lambda m: replace(m, golden=None), "golden.npz"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_a_verdict_is_stale_once_what_it_judged_is_another(case: str, bundle: Path) -> None:
+    assert main(["verify", str(bundle)]) == 0
+    changed = CHANGES[case][0](read_bundle(bundle).manifest)
+    write_manifest(bundle, changed)
+    of_export, kept = changed.parity
+    state = f"stale: {CHANGES[case][1]} changed since; run 'saccade verify' again"
+    assert verdicts.state_of(read_bundle(bundle), kept) == state
+    of_parity = verdicts.state_of(read_bundle(bundle), of_export)
+    assert of_parity.startswith("current" if case == "golden" else "stale: ")  # parity may have had other images
+
+
+def test_inspect_names_converted_precisions_that_no_engine_was_judged_in(bundle: Path, inspect: Inspect) -> None:
+    manifest = read_bundle(bundle).manifest
+    graphs_of = {role: each | {"int8": each["fp32"], "int8-fp16": each["fp32"]} for role, each in manifest.graphs.items()}
+    write_manifest(bundle, replace(manifest, graphs=graphs_of))
+    data, text = inspect()
+    assert data["unjudged"] == ["int8"]
+    assert f"  int8: judged on no engine; run 'saccade verify {bundle} --precision int8'\n" in text
+    keep(bundle, engine="onnxruntime", precision="int8", device="cpu", passed=True, images=4, graphs=graphs(bundle))
+    data, text = inspect()
+    assert data["unjudged"] == []
+    assert "parity: onnxruntime int8 within the int8 bounds of PyTorch on 4 images" in text
+
+
+@pytest.mark.parametrize("name", ["graphs", "precision", "command", "engine", "device", "data", "images", "when", "passed"])
+@pytest.mark.parametrize("value", [["x"], {"selector": ["x"]}, None, "\x1b[2J\ncurrent", 7])
+def test_a_verdict_of_any_content_is_shown_in_one_line(
+    name: str, value: Any, bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    known = {"engine": "openvino", "precision": "fp32", "images": 1, "graphs": graphs(bundle), "data": {}}
+    keep(bundle, **known)
+    assert main(["inspect", str(bundle)]) == 0
+    usual = capfd.readouterr().out
+    keep(bundle, **{**known, name: value})
+    assert main(["inspect", str(bundle)]) == 0
+    text = capfd.readouterr().out
+    assert text.count("\n") == usual.count("\n")
+    assert "\x1b" not in text
+    verdicts.unjudged(read_bundle(bundle))
 
 
 def test_a_number_that_json_cannot_hold_is_kept_as_null(bundle: Path) -> None:

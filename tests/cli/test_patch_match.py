@@ -9,10 +9,12 @@ import pytest
 from PIL import Image
 
 from saccade.cli.main import main
+from saccade.runtime.sheet import GAP, caption_height
 from saccade.validate.metrics.patch_match import Crop, match_patches
 from saccade.validate.patch_match_picture import CELL, DIMMED
 
 IMAGE = Path(__file__).parents[2] / "examples/china.jpg"
+TOP = GAP + caption_height(7 * CELL)  # of a crop below its caption
 FIRST, SECOND = "20,30,300,320,7", "120,150,200,200,3,flip"
 CROPS = Crop(20, 30, 300, 320, 7, flip=False), Crop(120, 150, 200, 200, 3, flip=True)
 
@@ -26,8 +28,8 @@ def test_the_lists_and_the_picture_are_written(tmp_path: Path, capsys: pytest.Ca
     assert [data["first"], data["second"]] == lists
     assert json.loads(found.read_text()) == data
     with Image.open(picture) as opened:
-        assert opened.height == 7 * CELL
-        shown = np.asarray(opened)
+        assert opened.height == TOP + 7 * CELL + GAP
+        shown = np.asarray(opened)[TOP:, GAP:]
     assert patches_that_are_bright(shown[:, : 7 * CELL], CROPS[0]) == set(lists[0]) - {0}
 
 
@@ -51,7 +53,7 @@ def test_a_mirrored_crop_is_drawn_mirrored(tmp_path: Path) -> None:
     for crop, path in (("0,0,200,200,2", plain), ("0,0,200,200,2,flip", mirrored)):
         words = ["evaluate", "patch-match", IMAGE, "--first", crop, "--second", "0,0,200,200,2", "--picture", path]
         assert main([*map(str, words)]) == 0
-    pictures = [np.asarray(Image.open(path))[2:8, : 2 * CELL] for path in (plain, mirrored)]
+    pictures = [np.asarray(Image.open(path))[TOP + 2 : TOP + 8, GAP : GAP + 2 * CELL] for path in (plain, mirrored)]
     np.testing.assert_array_equal(pictures[0][:, 2:10], pictures[1][:, ::-1][:, 2:10])
 
 

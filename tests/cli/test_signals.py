@@ -180,3 +180,36 @@ def test_an_interrupt_while_options_are_read_is_one_line(
     monkeypatch.setattr(entry, "build_parser", interrupt)
     assert main(["doctor"]) == 130
     assert capfd.readouterr().err == f"{INTERRUPTED}\n"
+
+
+SLOW_IMPORT = """
+import signal, sys
+from importlib.abc import MetaPathFinder
+
+class Interrupting(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == NAME:
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:  # as a compiled module does, and any `except BaseException` on the way
+                raise ImportError("initialization failed") from None
+
+sys.meta_path.insert(0, Interrupting())
+sys.argv[1:] = ["run", "no-such-bundle", "image.png"]
+from saccade.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("name", ["saccade.cli.main", "numpy", "saccade.cli.run", "PIL.Image"])
+def test_an_interrupt_of_a_commands_own_imports_is_one_line(name: str) -> None:
+    code = SLOW_IMPORT.replace("NAME", repr(name))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", f"{INTERRUPTED}\n")
+
+
+def test_an_interrupt_that_the_caller_ignores_stays_ignored() -> None:
+    ignored = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    code = ignored + SLOW_IMPORT.replace("NAME", repr("saccade.cli.run"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr[:15]) == (1, "saccade: error:")

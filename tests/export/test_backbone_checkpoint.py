@@ -333,7 +333,7 @@ def test_the_interpretation_is_one_line(path: Path) -> None:
 
 def test_the_interpretation_of_a_bare_file_names_nothing_left_out(path: Path) -> None:
     assert read_backbone(saved(path, weights(DINO))).describe() == (
-        "ViT of width 64/16, 2 blocks of 1 heads, no registers, gelu of 256, no LayerScale, DINO names, "
+        "ViT of width 64/16, 2 blocks of 1 head, no registers, gelu of 256, no LayerScale, DINO names, "
         "family dino: positions of 3x3 resized by scale factor with 0.1 added, no antialias"
     )
 

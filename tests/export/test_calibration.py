@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 
 from saccade.errors import SaccadeError
 from saccade.export import calibration
-from saccade.export.calibration import LEVELS, METHODS, Activations, Statistics, channel_maxima, smallest_error_clip
+from saccade.export.calibration import (
+    LEVELS,
+    METHODS,
+    Activations,
+    Statistics,
+    channel_maxima,
+    clip_of,
+    smallest_error_clip,
+)
+from saccade.export.histogram import BINS, Histogram
 
 KINDS = ("dinov2", "franca")
 LAYERS = {
@@ -75,7 +84,7 @@ def test_the_covariance_is_the_mean_of_products(statistics: Statistics, activati
 def test_a_percentile_keeps_its_share_of_the_values(statistics: Statistics, activations: dict[str, np.ndarray]) -> None:
     for name, clip in statistics.ranges("percentile").items():
         values = np.abs(activations[name])
-        bin_width, share = float(values.max()) / calibration.BINS, calibration.PERCENTILE / 100
+        bin_width, share = 2 * float(values.max()) / BINS, calibration.PERCENTILE / 100
         assert (values <= clip + bin_width).mean() >= share
         assert (values <= clip - 2 * bin_width).mean() <= share
 
@@ -85,7 +94,7 @@ def test_every_method_clips_between_nothing_and_the_largest_value(
     method: str, small_bundle: Callable[[str], Path], feeds_of: Callable[[str, str], list[Feed]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(calibration, "BINS", 256)  # entropy's search takes the third power of it
+    monkeypatch.setattr(calibration, "Histogram", lambda: Histogram(256))  # entropy's search takes the third power of it
     path, feeds = small_bundle("dinov2") / "selector.onnx", feeds_of("dinov2", "selector")[:2]
     statistics = Statistics(path, feeds)
     largest = statistics.ranges("minmax")
@@ -153,6 +162,30 @@ def test_no_images_at_all_are_refused(measure: Callable[..., object], small_bund
     message = "^calibration saw no images; give a folder of them with --calibration$"
     with pytest.raises(SaccadeError, match=message):
         measure(small_bundle("dinov2") / "selector.onnx", iter(()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("value", [1e-6, 0.3, -0.3, 3e4, 1e30])
+def test_an_activation_that_is_always_the_same_is_clipped_at_its_value(method: str, value: float) -> None:
+    """As a flat image makes them; numbers so large have no room for bins between themselves and the next."""
+    histogram = Histogram(256)
+    for _ in range(2):
+        histogram.add(np.full((5, 4), value, np.float32))
+    assert clip_of(histogram, method) == pytest.approx(abs(value), rel=0.02)
+    assert clip_of(histogram, method) <= abs(np.float32(value))
+
+
+def test_a_graph_that_gives_the_same_on_every_row_is_calibrated(
+    small_bundle: Callable[[str], Path], feeds_of: Callable[[str, str], list[Feed]], tmp_path: Path
+) -> None:
+    model = ir.load(small_bundle("dinov2") / "selector.onnx")
+    for name, value in (("backbone.blocks.0.norm2.weight", 0), ("backbone.blocks.0.norm2.bias", 3e4)):
+        model.graph.initializers[name].const_value = ir.tensor(np.full(128, value, np.float32), name=name)
+    ir.save(model, tmp_path / "same.onnx")
+    statistics = Statistics(tmp_path / "same.onnx", feeds_of("dinov2", "selector")[:2])
+    same = Activations(tmp_path / "same.onnx").names[2]
+    for method in ("minmax", "percentile", "mse"):
+        assert statistics.ranges(method)[same] == pytest.approx(3e4, rel=0.01)
 
 
 def test_an_activation_that_is_always_zero_has_an_empty_range(

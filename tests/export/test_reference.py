@@ -13,11 +13,11 @@ import pytest
 import torch
 from scipy.special import erf
 
-from saccade.bundle import Defaults
+from saccade.bundle import Defaults, ImageContract
 from saccade.errors import SaccadeError
 from saccade.export.checkpoint import Checkpoint, read_checkpoint
 from saccade.export.golden_cases import golden_cases, synthetic_image
-from saccade.export.reference import Reference, fill, image_contract, normalised, reference_case, top_k
+from saccade.export.reference import IMAGENET, Reference, fill, normalised, reference_case, top_k
 from saccade.golden import ReferenceOutput
 from saccade.runtime import reference as specification
 
@@ -296,8 +296,14 @@ def test_pixels_become_numbers_by_imagenets_mean_and_deviation() -> None:
     found = normalised([image, image[::-1]])
     assert (found.shape, found.dtype) == ((2, 3, 14, 28), torch.float32)
     np.testing.assert_allclose(found[0].permute(1, 2, 0), (image / 255 - MEAN) / STD, atol=1e-6)
-    contract = image_contract()
-    assert (contract.mean, contract.std, contract.color) == (tuple(MEAN), tuple(STD), "RGB")
+    assert (IMAGENET.mean, IMAGENET.std, IMAGENET.color) == (tuple(MEAN), tuple(STD), "RGB")
+
+
+def test_pixels_become_numbers_by_the_statistics_that_are_given() -> None:
+    image = np.random.default_rng(1).integers(0, 256, (14, 28, 3), np.uint8)
+    mean, std = np.array([0.5, 0.4, 0.3]), np.array([0.5, 0.25, 1.0])
+    found = normalised([image], torch.float64, ImageContract(mean=tuple(mean), std=tuple(std)))
+    np.testing.assert_allclose(found[0].permute(1, 2, 0), (image / 255 - mean) / std, atol=1e-12)
 
 
 @pytest.mark.parametrize(

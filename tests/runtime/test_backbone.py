@@ -130,6 +130,31 @@ def test_forms_that_only_lookwhere_has_are_refused(wish: dict[str, Any], bundle:
         saccade.load(bundle("neco"), **wish)
 
 
+def test_what_a_call_of_lookwhere_takes_is_refused(bundle: Callable[[str], Path], photographs: list[np.ndarray]) -> None:
+    with opened(bundle("dino")) as pipe:
+        call: Callable[..., Any]
+        for call in (pipe, pipe.stream):
+            for name, value in {"k": 3, "k_ratio": 0.1, "dense": True}.items():
+                with pytest.raises(SaccadeError, match=f"^{name} means nothing to a plain backbone, which sees every patch"):
+                    call(photographs, **{name: value})
+            with pytest.raises(TypeError, match="a plain backbone takes size and fit, not 'sise'"):
+                call(photographs, sise=48)
+        assert len(pipe(photographs, size=48, k=None, dense=False).cls) == 2
+        with pytest.raises(SaccadeError, match="a plain backbone has none; call the pipeline itself"):
+            pipe.look(photographs[0], size=48)
+
+
+def test_a_backbone_and_its_features_are_shown_in_a_line(
+    bundle: Callable[[str], Path], photographs: list[np.ndarray]
+) -> None:
+    with opened(bundle("dino"), "onnxruntime") as pipe:
+        assert repr(pipe) == "<BackbonePipeline dino: dino, onnxruntime fp32, 48 x 48 px by default>"
+        assert repr(pipe(photographs, size=(16, 24))) == (
+            "Features(cls=float32 [2, 64], tokens=float32 [2, 6, 64], attention=float32 [2, 1, 6], "
+            "cls_last4=float32 [2, 4, 64])"
+        )
+
+
 def test_a_judge_of_selections_refuses_a_backbone(bundle: Callable[[str], Path]) -> None:
     with pytest.raises(SaccadeError, match="is a plain neco backbone, not LookWhere; give a LookWhere bundle"):
         Judge(saccade.read_bundle(bundle("neco")))

@@ -93,6 +93,16 @@ def test_output_holds_what_the_task_gives(pipe: Pipeline, kind: str, photographs
     assert all(np.isfinite(array).all() for array in arrays.values())
 
 
+def test_a_pipeline_and_its_output_are_shown_in_a_line(plain: Pipeline, photographs: list[np.ndarray]) -> None:
+    assert repr(plain) == "<Pipeline dinov2: lookwhere, openvino fp32, 126 x 126 px by default>"
+    assert repr(plain.look(photographs)) == (
+        "Look(score_map=float32 [2, 9, 9], prefix=float32 [2, 5, 128], raw_score_map=float32 [2, 44, 44])"
+    )
+    shown = repr(plain(photographs, k=12))
+    assert shown.startswith("Output(score_map=float32 [2, 9, 9], ")
+    assert "indices=int32 [2, 12], tokens=float32 [2, 12, 128], cls=float32 [2, 128])" in shown
+
+
 def test_a_batch_equals_its_images_one_by_one(pipe: Pipeline, photographs: list[np.ndarray]) -> None:
     batch = [*photographs, photographs[0][::-1]]
     together = pipe(batch, k=12, dense=True)

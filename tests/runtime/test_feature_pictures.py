@@ -6,8 +6,8 @@ import pytest
 from sklearn.decomposition import PCA
 
 from saccade.errors import SaccadeError
-from saccade.runtime.feature_pictures import EDGE, STRETCH, attention_picture, pca_colours, pca_picture
-from saccade.runtime.overlay import GAP, colours_at
+from saccade.runtime.feature_pictures import EDGE, STRETCH, attention_panels, image_panel, pca_colours, pca_panel
+from saccade.runtime.overlay import colours_at
 
 PATCH, GRID = 8, (5, 7)
 IMAGE = np.random.default_rng(0).integers(0, 200, (GRID[0] * PATCH, GRID[1] * PATCH, 3), dtype=np.uint8)  # nowhere white
@@ -88,37 +88,34 @@ def test_features_that_are_not_finite_are_refused(value: float) -> None:
 
 def test_the_picture_has_the_image_and_a_square_of_colour_for_each_patch() -> None:
     colours = np.random.default_rng(0).integers(0, 256, (*GRID, 3), dtype=np.uint8)
-    picture = np.asarray(pca_picture(IMAGE, colours, PATCH))
-    height, width = IMAGE.shape[0] * FACTOR, IMAGE.shape[1] * FACTOR
-    assert picture.shape == (height, 2 * width + GAP, 3)
-    np.testing.assert_array_equal(picture[::FACTOR, :width:FACTOR], IMAGE)
-    squares = picture[:, width + GAP :].reshape(GRID[0], PATCH * FACTOR, GRID[1], PATCH * FACTOR, 3)
+    image, found = np.asarray(image_panel(IMAGE, "name").picture), np.asarray(pca_panel(IMAGE, colours, PATCH).picture)
+    assert image.shape == found.shape == (IMAGE.shape[0] * FACTOR, IMAGE.shape[1] * FACTOR, 3)
+    np.testing.assert_array_equal(image[::FACTOR, ::FACTOR], IMAGE)
+    squares = found.reshape(GRID[0], PATCH * FACTOR, GRID[1], PATCH * FACTOR, 3)
     np.testing.assert_array_equal(squares, np.broadcast_to(colours[:, None, :, None], squares.shape))
 
 
 # ---- attention
 
 
-def heads_of(picture: np.ndarray, count: int) -> list[np.ndarray]:
-    """Return the cells of a contact sheet of two columns, but for its first one, the image."""
-    height, width = IMAGE.shape[0] * FACTOR, IMAGE.shape[1] * FACTOR
-    places = [divmod(i, 2) for i in range(count + 1)]
-    cells = [(slice(r * (height + GAP), r * (height + GAP) + height), c * (width + GAP)) for r, c in places]
-    return [picture[rows, left : left + width] for rows, left in cells][1:]
+def heads_of(attention: np.ndarray, masks: np.ndarray | None = None) -> list[np.ndarray]:
+    """Return the pixels of each head's panel."""
+    panels = attention_panels(IMAGE, attention, PATCH, masks)
+    assert [each.caption for each in panels] == [f"head {number}" for number in range(len(attention))]
+    return [np.asarray(each.picture) for each in panels]
 
 
 def test_each_head_goes_from_its_darkest_to_its_lightest_patch() -> None:
     attention = np.random.default_rng(0).random((3, GRID[0] * GRID[1])).astype(np.float32) * [[1], [1e-3], [0.1]]
-    picture = np.asarray(attention_picture(IMAGE, attention, PATCH))
     side = PATCH * FACTOR
-    for head, row in zip(heads_of(picture, 3), attention, strict=True):
+    for head, row in zip(heads_of(attention), attention, strict=True):
         expected = colours_at((row - row.min()) / (row.max() - row.min())).reshape(*GRID, 3)
         np.testing.assert_array_equal(head[::side, ::side], expected)
         np.testing.assert_array_equal(head[side - 1 :: side, side - 1 :: side], expected)
 
 
 def test_a_head_that_looks_everywhere_alike_is_dark() -> None:
-    (head,) = heads_of(np.asarray(attention_picture(IMAGE, np.full((1, 35), 0.01), PATCH)), 1)
+    (head,) = heads_of(np.full((1, 35), 0.01))
     assert (head == colours_at(np.zeros(()))).all()
 
 
@@ -127,7 +124,7 @@ def test_a_mask_is_outlined_within_its_patches_and_nowhere_else() -> None:
     masks[0, 1:3, 2:4] = True
     masks[0, 0, 0] = True  # in a corner of the picture, whose border is none of the mask's
     attention = np.full((1, 35), 0.01)
-    (head,) = heads_of(np.asarray(attention_picture(IMAGE, attention, PATCH, masks.reshape(1, -1))), 1)
+    (head,) = heads_of(attention, masks.reshape(1, -1))
     side = PATCH * FACTOR
     lined = (head == EDGE).all(axis=-1).reshape(GRID[0], side, GRID[1], side).any(axis=(1, 3))
     np.testing.assert_array_equal(lined, masks[0])
@@ -140,4 +137,4 @@ def test_a_mask_is_outlined_within_its_patches_and_nowhere_else() -> None:
 
 def test_attention_that_is_not_finite_is_refused() -> None:
     with pytest.raises(SaccadeError, match="the attention holds NaN or infinity"):
-        attention_picture(IMAGE, np.full((1, 35), np.nan), PATCH)
+        attention_panels(IMAGE, np.full((1, 35), np.nan), PATCH)

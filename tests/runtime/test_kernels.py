@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from saccade.errors import SaccadeError
 from saccade.runtime import _kernels, kernels, reference
+from saccade.runtime.positions import resize_table
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TABLE = reference.normalization_table(MEAN, STD)
@@ -151,6 +152,13 @@ def test_gathered_patches_of_a_large_crop_have_the_bits_of_the_reference() -> No
 
 
 @MANY
+@given(seeds, extents, extents, layouts)
+def test_a_normalized_image_has_the_values_of_the_table(rng, height, width, layout) -> None:
+    image = layout(random_image(rng, height, width))
+    assert_same_bits(kernels.normalize(image, TABLE), TABLE[np.arange(3)[:, None, None], image.transpose(2, 0, 1)])
+
+
+@MANY
 @given(seeds, grids, st.integers(1, 9), st.data())
 def test_gathered_positions_have_the_bits_of_the_reference(rng, grid, dim, data) -> None:
     positions = random_floats(rng, grid[0] * grid[1], dim)
@@ -165,6 +173,25 @@ def test_gathered_positions_have_the_bits_of_the_reference(rng, grid, dim, data)
 def test_interpolated_positions_have_the_bits_of_the_reference(rng, table_grid, grid, dim) -> None:
     table = random_floats(rng, *table_grid, dim)
     assert_same_bits(kernels.interpolate_positions(table, grid), reference.interpolate_positions(table, grid))
+
+
+@MANY
+@given(seeds, grids, grids, st.integers(1, 20), st.sampled_from(["scale-factor", "size-antialias"]))
+def test_positions_of_a_backbone_have_the_bits_of_the_reference(rng, table_grid, grid, dim, rule) -> None:
+    table = random_floats(rng, *table_grid, dim)
+    assert_same_bits(kernels.interpolate_positions(table, grid, rule), resize_table(table, grid, rule))
+
+
+@pytest.mark.parametrize("rule", ["scale-factor", "size-antialias"])
+@pytest.mark.parametrize("grid", [(74, 74), (148, 148), (1, 900), (2, 3), (36, 38)])
+def test_positions_of_a_real_backbones_size_have_the_bits_of_the_reference(grid, rule) -> None:
+    table = random_floats(np.random.default_rng(9), 37, 37, 24)
+    assert_same_bits(kernels.interpolate_positions(table, grid, rule), resize_table(table, grid, rule))
+
+
+def test_a_rule_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ValueError, match="rule must be size, scale-factor or size-antialias, got bilinear"):
+        kernels.interpolate_positions(np.zeros((3, 3, 8), np.float32), (2, 2), "bilinear")
 
 
 @MANY
@@ -215,7 +242,8 @@ def calls_with_out() -> dict[str, tuple]:
     image, cells = random_image(rng, 28, 42), random_cells(rng, (2, 3), 5)
     score_map, tokens = random_floats(rng, 4, 4), random_floats(rng, 5, 7)
     table, positions = random_floats(rng, 3, 3, 8), random_floats(rng, 6, 8)
-    floats = [np.empty(shape, np.float32) for shape in [(3, 9, 9), (2, 3), (5, 588), (5, 8), (2, 3, 8), (7, 2, 3)]]
+    shapes = [(3, 9, 9), (2, 3), (5, 588), (5, 8), (2, 3, 8), (7, 2, 3), (3, 28, 42)]
+    floats = [np.empty(shape, np.float32) for shape in shapes]
     return {
         "lowres_from_image": (kernels.lowres_from_image, (image, TABLE, 9), floats[0]),
         "resize_scores": (kernels.resize_scores, (score_map, (2, 3)), floats[1]),
@@ -223,6 +251,7 @@ def calls_with_out() -> dict[str, tuple]:
         "gather_positions": (kernels.gather_positions, (positions, cells), floats[3]),
         "interpolate_positions": (kernels.interpolate_positions, (table, (2, 3)), floats[4]),
         "fill": (kernels.fill, (tokens, cells, (2, 3)), floats[5]),
+        "normalize": (kernels.normalize, (image, TABLE), floats[6]),
     }
 
 

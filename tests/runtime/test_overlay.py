@@ -3,9 +3,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from saccade.runtime.overlay import GAP, MAP_SHARE, MIN_SIDE, OUTLINE, contact_sheet, heat_map, outline_cells, overlay
+from saccade.runtime.overlay import MAP_SHARE, MIN_SIDE, OUTLINE, heat_map, outline_cells, overlay
 
 PATCH = 14
 SCORES = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -79,12 +78,3 @@ def test_outlines_have_the_width_asked_for() -> None:
     framed = (picture == OUTLINE).all(axis=-1)
     assert framed[:10, 10:].sum() == 100 - 16
     assert framed.sum() == 100 - 16
-
-
-@pytest.mark.parametrize(("count", "columns", "rows"), [(1, 1, 1), (2, 2, 1), (3, 2, 2), (5, 3, 2), (9, 3, 3)])
-def test_contact_sheet_is_as_square_as_it_gets(count: int, columns: int, rows: int) -> None:
-    pictures = [Image.new("RGB", (30, 20), (i, 0, 0)) for i in range(count)]
-    sheet = contact_sheet(pictures)
-    assert sheet.size == (columns * (30 + GAP) - GAP, rows * (20 + GAP) - GAP)
-    for i in range(count):
-        assert sheet.getpixel((i % columns * (30 + GAP), i // columns * (20 + GAP))) == (i, 0, 0)

@@ -131,6 +131,16 @@ def test_sides_are_all_loaded_first_and_then_take_turns(actors: tuple[Path, list
     assert none_left(started)
 
 
+def test_reloaded_sides_take_the_same_turns_and_are_never_in_memory_together(actors: tuple[Path, list[Any]]) -> None:
+    log, started = actors
+    data = bench.run([side("a", log), side("b", log)], rounds=2, frames=4, reload=True)
+    turns = [f"{name}: {what}" for name in "abba" for what in ("load", "turn of 4", "end")]
+    assert log.read_text().splitlines() == turns
+    assert "one untimed frame begins a turn, loaded anew for it" in data["conditions"]["order"]
+    assert [len(started), data["sides"][0]["peak_memory_mb"]] == [4, 101.0]
+    assert none_left(started)
+
+
 def test_results_have_stable_keys_and_the_last_peak(actors: tuple[Path, list[Any]]) -> None:
     data = bench.run([side("a", actors[0])], rounds=2, frames=3)
     assert list(data) == ["conditions", "sides", "roofs"]

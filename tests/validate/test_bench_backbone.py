@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 
 from saccade.bundle import BackboneModel, read_bundle
 from saccade.cli.main import main
 from saccade.export.anatomy import block_products
 from saccade.export.backbone_checkpoint import read_backbone
 from saccade.export.backbone_reference import BackboneReference
+from saccade.export.seeded import seeded_weights
+from saccade.export.seeded_backbones import BackboneSizes, backbone_shapes
 from saccade.validate import bench_plan, bench_plots, bench_results, bench_table, bench_torch, roof, work
 from saccade.validate.bench_plan import images_of
 
@@ -125,6 +129,31 @@ def test_pytorch_peers_run_the_checkpoints_own_model(peer: str, small_backbone: 
             assert opened.frame()["frame"] > 0
     for found, name in zip(seen[0], ("cls", "tokens"), strict=True):
         np.testing.assert_allclose(found.float().numpy(), truth[name], atol=2e-5 if peer == "eager" else 0.2)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, g++, and there is none here")
+def test_the_compiled_peer_runs_the_checkpoints_own_model(small_backbone: Bundles, tmp_path: Path) -> None:
+    """One block on 12 patches, since every further one is compiled too; the bundle tells it the family and the pixels."""
+    sizes = BackboneSizes(dim=64, patch=8, grid=6, depth=1, layer_scale=False, mask_token=False)
+    weights = seeded_weights(backbone_shapes(sizes), 1)
+    checkpoint = tmp_path / "dino.pt"
+    torch.save({name: torch.from_numpy(array) for name, array in weights.items()}, checkpoint)
+    side = plan(small_backbone("dino"), checkpoint=checkpoint, peers=["compile"], sizes=[(24, 32)])[0]
+    truth = BackboneReference(read_backbone(checkpoint, "dino"))(images_of(side))
+    seen: list[Any] = []
+    compiled = torch.compile
+
+    def remembered(step: Any, **options: Any) -> Any:
+        run = compiled(step, **options)
+        return lambda image: seen.append(run(image))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", remembered)
+        with bench_torch.open_pytorch(side) as opened:
+            assert opened.frame()["frame"] > 0
+    assert len(seen) == 2  # compiled in the first, timed in the second
+    for found, name in zip(seen[1], ("cls", "tokens"), strict=True):
+        np.testing.assert_allclose(found.numpy(), truth[name], atol=2e-5)
 
 
 REFUSED = {

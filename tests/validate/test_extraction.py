@@ -55,6 +55,15 @@ class Means:
         return {"cls": cls, "tokens": np.repeat(cls[:, None], 4, axis=1)}
 
 
+class Broken(Means):
+    """A source that overflows."""
+
+    label = "engine fp16"
+
+    def run(self, images: list[np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        return {name: array * np.nan for name, array in super().run(images, outputs).items()}
+
+
 def doubled(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {"twice": 2 * outputs["cls"]}
 
@@ -140,12 +149,17 @@ def test_outputs_that_a_source_lacks_are_named(files: list[Path], tmp_path: Path
         extractor(Means(), tmp_path)(files, SQUASH, ["cls", "attention"])
 
 
+def test_an_engine_whose_numbers_are_none_is_named(files: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(SaccadeError, match=f"^engine fp16: {files[0]}: its cls holds NaN or infinity"):
+        extractor(Broken(), tmp_path)(files, SQUASH, ["cls"])
+
+
 def test_unreadable_images_have_no_row_and_none_at_all_is_an_error(files: list[Path], tmp_path: Path) -> None:
     files[4].unlink()
     found = extractor(Means(), tmp_path)(files, SQUASH, ["cls"])
     assert found.failed == {str(files[4]): f"{files[4]}: no such image file"}
     assert len(found.names) == len(found.arrays["cls"]) == 19
-    with pytest.raises(SaccadeError, match=r"none of 1 images can be read \(.*04.png: no such image file\)"):
+    with pytest.raises(SaccadeError, match=r"none of 1 image can be read \(.*04.png: no such image file\)"):
         extractor(Means(), tmp_path)([files[4]], SQUASH, ["cls"])
 
 

@@ -246,7 +246,7 @@ def test_rows_that_are_not_one_for_each_image_are_refused(tmp_path: Path) -> Non
     def stream(batches: Iterable[list[np.ndarray]]) -> Iterator[Mapping[str, np.ndarray]]:
         return ({"cls": np.zeros((len(batch) - 1, 2), np.float32)} for batch in batches)
 
-    with pytest.raises(SaccadeError, match=r"1\.png: 1 rows of cls came of a batch of 2 images"):
+    with pytest.raises(SaccadeError, match=r"1\.png: 1 row of cls came of a batch of 2 images"):
         extract([Path("1.png"), Path("2.png")], tmp_path, {}, decode=decode, stream=stream, outputs=("cls",))
 
 

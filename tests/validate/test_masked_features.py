@@ -59,8 +59,8 @@ def test_notes_count_what_is_left_out_of_one_pass(extracted: MaskedFeatures) -> 
     for _ in range(2):
         extracted.resized("masks", (4, 4))
         unread, unusable, absent = extracted.notes
-        assert unread.startswith("1 of 7 images of val cannot be read and are left out, first ")
-        assert unusable.startswith("1 of 6 masks of val are left out, first: ")
+        assert unread.startswith("1 of 7 images of val cannot be read and is left out, first ")
+        assert unusable.startswith("1 of 6 masks of val is left out, first: ")
         assert absent == "16 (bicycle, bottle, car, …) of 21 classes are in no mask of val; the mean is over all"
 
 

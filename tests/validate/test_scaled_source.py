@@ -1,7 +1,7 @@
 """The mean of an image's features at several scales, each resized as PyTorch resizes by a factor."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -72,3 +72,19 @@ def test_the_shortest_side_has_a_patch_at_every_scale(scales: tuple[float, ...],
     assert found.shortest == shortest
     found.run([np.zeros((shortest, shortest, 3), np.uint8)], ["cls"])
     assert min(source.shapes) == (8, 8, 3)
+
+
+def test_a_source_rests_through_its_scales() -> None:
+    class Streaming(Means):
+        rested = 0
+
+        def stream(self, batches: Iterable[list[np.ndarray]], outputs: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+            return (self.run(batch, outputs) for batch in batches)
+
+        def rest(self) -> None:
+            self.rested += 1
+
+    source = Streaming()
+    ScaledSource(source, SCALES).rest()
+    assert source.rested == 1
+    ScaledSource(Means(), SCALES).rest()  # which has nothing to free

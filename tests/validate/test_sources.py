@@ -17,7 +17,7 @@ from saccade.runtime.backbone import BackbonePipeline
 from saccade.runtime.chain import Pipeline
 from saccade.runtime.loading import load
 from saccade.validate.reference_source import reference_sources
-from saccade.validate.sources import BackboneSource, Kept, LookWhereSource, outputs_of
+from saccade.validate.sources import BackboneSource, Kept, Lanes, LookWhereSource, outputs_of
 
 
 @pytest.fixture
@@ -136,3 +136,29 @@ def test_a_bundle_with_other_pixels_or_positions_has_another_recipe_on_the_same_
 def test_a_bundle_that_gives_no_features_is_refused(small_bundle: Callable[[str], Path]) -> None:
     with pytest.raises(SaccadeError, match=r"is made for classify, and evaluations read features; export with --task feat"):
         outputs_of(read_bundle(small_bundle("classify")))
+
+
+def test_a_stream_left_before_its_end_has_ended_when_its_lanes_close(
+    backbone: Path, plain: BackboneSource, images: list[np.ndarray]
+) -> None:
+    opened: list[BackbonePipeline] = []
+
+    def pipeline() -> BackbonePipeline:
+        found = load(str(backbone), streams=2)
+        assert isinstance(found, BackbonePipeline)
+        opened.append(found)
+        return found
+
+    pipelined = load(str(backbone))
+    assert isinstance(pipelined, BackbonePipeline)
+    with pipelined:
+        source = BackboneSource(pipelined, Lanes(pipeline))
+        left = source.stream([images] * 9, ["cls"])
+        np.testing.assert_allclose(next(left)["cls"], plain.run(images, ["cls"])["cls"], atol=1e-4)
+        assert len(list(source.stream([images] * 2, ["cls"]))) == 2
+        assert len(opened) == 1
+        source.rest()
+        assert list(left) == []
+        assert len(list(source.stream([images], ["cls"]))) == 1
+        assert len(opened) == 2  # it had been closed
+        source.rest()

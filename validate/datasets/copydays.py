@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from saccade.counted import agreeing, counted
 from saccade.errors import SaccadeError
 from saccade.validate.datasets.image_folder import few, image_files
 from saccade.validate.metrics.copydays import same_number_positives, strong_positives
@@ -69,7 +70,8 @@ def _positives(block: str, originals: Sequence[Path], paths: Sequence[Path]) -> 
     for path in paths:
         if path.stem not in row:
             raise SaccadeError(
-                f"{path}: no original has its name, and {block} has {len(paths)} images for {len(originals)} originals; "
+                f"{path}: no original has its name, and {block} has {counted(len(paths), 'image')} "
+                f"for {counted(len(originals), 'original')}; "
                 "complete or remove the folder"
             )
     return [np.array([row[path.stem]]) for path in paths]
@@ -80,9 +82,11 @@ def _notes(originals: Sequence[Path], blocks: dict[str, Block]) -> tuple[str, ..
     have = len(originals), len(blocks[STRONG].paths)
     if have != PUBLISHED:
         counts = f"{PUBLISHED[0]} and {PUBLISHED[1]}"
-        notes.append(f"{have[0]} originals and {have[1]} strong copies; the published data set has {counts}")
+        found = f"{counted(have[0], 'original')} and {counted(have[1], 'strong copy', 'strong copies')}"
+        notes.append(f"{found}; the published data set has {counts}")
     if missing := [name for name in BLOCKS if name not in blocks]:
-        notes.append(f"{few(missing)} of {len(BLOCKS)} blocks are missing")
+        notes.append(f"{few(missing)} of {len(BLOCKS)} blocks {agreeing(len(missing), 'is', 'are')} missing")
     partial = [name for name, block in blocks.items() if name != STRONG and len(block.paths) != len(originals)]
-    notes += [f"{name} has {len(blocks[name].paths)} copies of {len(originals)} originals" for name in partial]
+    copies = {name: counted(len(blocks[name].paths), "copy", "copies") for name in partial}
+    notes += [f"{name} has {count} of {counted(len(originals), 'original')}" for name, count in copies.items()]
     return tuple(notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from saccade.counted import counted
 from saccade.errors import SaccadeError
 from saccade.validate.datasets.mask_file import left_out_note, size_problem
 from saccade.validate.datasets.name_list import read_names
@@ -44,7 +45,7 @@ def read_davis(root: Path) -> Davis:
     problems = [problem for _, problem in found if problem]
     usable = [video for video, problem in found if not problem]
     if not usable:
-        raise SaccadeError(f"{root}: none of {len(names)} videos can be used ({problems[0]})")
+        raise SaccadeError(f"{root}: none of {counted(len(names), 'video')} can be used ({problems[0]})")
     return Davis(usable, left_out_note("videos", problems, len(names)))
 
 
@@ -56,6 +57,6 @@ def _video(root: Path, name: str) -> Video:
 def _problem(video: Video) -> str | None:
     """Say why a video cannot be used, if so."""
     if len(video.frames) < FEWEST_FRAMES:
-        return f"{video.name} has {len(video.frames)} frames in {FRAMES}, and {FEWEST_FRAMES} are the fewest"
+        return f"{video.name} has {counted(len(video.frames), 'frame')} in {FRAMES}, and {FEWEST_FRAMES} are the fewest"
     pairs = zip(video.frames, video.masks, strict=True)
     return next((problem for pair in pairs if (problem := size_problem(*pair))), None)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from saccade.counted import agreeing, counted
 from saccade.errors import SaccadeError
+from saccade.runtime.images import IMAGE_SUFFIXES
 from saccade.validate.features import Features
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})  # ImageFolder's
 SPLITS = ("train", "val")
 
 
@@ -42,14 +43,16 @@ def read_image_folder(root: Path, splits: Sequence[str] = SPLITS) -> ImageFolder
     train, val = (_classes(root / split) for split in splits)
     unknown = sorted(val.keys() - train.keys())
     if unknown:
-        raise SaccadeError(f"{root / splits[1]}: {few(unknown)} of its classes are not in {splits[0]}; add or remove them")
+        absent = f"{few(unknown)} of its classes {agreeing(len(unknown), 'is', 'are')} not in {splits[0]}"
+        raise SaccadeError(f"{root / splits[1]}: {absent}; add or remove them")
     if len(train) == 1:
         raise SaccadeError(f"{root / splits[0]}: {next(iter(train))} is its only class, so any answer is right; add others")
     for name, paths in train.items():
         if not paths:
             raise SaccadeError(f"{root / splits[0] / name}: a class without an image; add some or remove the folder")
     untested = [name for name in train if not val.get(name)]
-    notes = (f"{few(untested)} of {len(train)} classes have no image in {splits[1]}",) if untested else ()
+    have = agreeing(len(untested), "has", "have")
+    notes = (f"{few(untested)} of {len(train)} classes {have} no image in {splits[1]}",) if untested else ()
     return ImageFolder(list(train), _labelled(train, list(train)), _labelled(val, list(train)), notes)
 
 
@@ -79,8 +82,9 @@ def failed_note(features: Features, where: str) -> tuple[str, ...]:
     if not features.failed:
         return ()
     first, why = next(iter(features.failed.items()))
-    total = len(features.names) + len(features.failed)
-    return (f"{len(features.failed)} of {total} images of {where} cannot be read and are left out, first {first} ({why})",)
+    count = len(features.failed)
+    lost = f"{count} of {counted(len(features.names) + count, 'image')} of {where}"
+    return (f"{lost} cannot be read and {agreeing(count, 'is', 'are')} left out, first {first} ({why})",)
 
 
 def image_files(folder: Path) -> list[Path]:

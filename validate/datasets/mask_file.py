@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from saccade.counted import agreeing
 from saccade.errors import SaccadeError
 from saccade.runtime.images import MAX_PIXELS, reading
 
@@ -53,4 +54,5 @@ def size_problem(image: Path, mask: Path) -> str | None:
 
 def left_out_note(what: str, problems: Sequence[str], total: int) -> tuple[str, ...]:
     """Return the line that counts what is left out and gives the first reason, if there is any."""
-    return (f"{len(problems)} of {total} {what} are left out, first: {problems[0]}",) if problems else ()
+    are = agreeing(len(problems), "is", "are")
+    return (f"{len(problems)} of {total} {what} {are} left out, first: {problems[0]}",) if problems else ()

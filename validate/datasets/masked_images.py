@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from saccade.errors import SaccadeError
-from saccade.validate.datasets.image_folder import IMAGE_SUFFIXES
+from saccade.runtime.images import IMAGE_SUFFIXES
 from saccade.validate.datasets.masked_split import MaskedSplit, checked_split
 from saccade.validate.datasets.name_list import read_names
 from saccade.validate.datasets.voc import voc_root

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from saccade.counted import counted
 from saccade.errors import SaccadeError
 from saccade.validate.datasets.mask_file import left_out_note, read_mask, size_problem
 
@@ -67,7 +68,7 @@ def checked_split(name: str, pairs: Iterable[Pair]) -> MaskedSplit:
     masks = {image: mask for image, mask in listed if image not in problems}
     if not masks:
         first = next(iter(problems.values()), "the split is empty")
-        raise SaccadeError(f"{name}: none of {len(listed)} images has a mask of its size ({first})")
+        raise SaccadeError(f"{name}: none of {counted(len(listed), 'image')} has a mask of its size ({first})")
     return MaskedSplit(name, list(masks), masks, left_out_note(f"images of {name}", list(problems.values()), len(listed)))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from saccade.counted import counted
 from saccade.errors import SaccadeError
 from saccade.validate.datasets.plain_pickle import PlainArray, read_plain_pickle
 from saccade.validate.metrics.retrieval import Relevance
@@ -38,7 +39,8 @@ def read_revisited(root: Path, dataset: str) -> Revisited:
     database, queries = (_files(path, folder / "jpg", truth, key) for key in ("imlist", "qimlist"))
     entries = _list(path, truth, "gnd")
     if len(entries) != len(queries):
-        raise SaccadeError(f"{path}: gnd has {len(entries)} entries for {len(queries)} queries; get the official file")
+        counts = f"{counted(len(entries), 'entry', 'entries')} for {counted(len(queries), 'query', 'queries')}"
+        raise SaccadeError(f"{path}: gnd has {counts}; get the official file")
     relevance = [_relevance(f"{path}: gnd {number}", entry, len(database)) for number, entry in enumerate(entries)]
     return Revisited(database, queries, relevance, _notes(dataset, len(queries), len(database)))
 
@@ -81,7 +83,8 @@ def _rows(where: str, value: Any, images: int) -> np.ndarray:
         raise SaccadeError(f"{where}: rows are {rows.dtype} {list(rows.shape)}; a list of whole numbers is expected")
     if rows.size and (rows.min() < 0 or rows.max() >= images):
         wrong = rows[(rows < 0) | (rows >= images)][0]
-        raise SaccadeError(f"{where}: row {wrong} is out of range; the database has {images} images, so 0..{images - 1}")
+        size = counted(images, "image")
+        raise SaccadeError(f"{where}: row {wrong} is out of range; the database has {size}, so 0..{images - 1}")
     return rows.astype(np.int64)
 
 
@@ -90,4 +93,5 @@ def _notes(dataset: str, queries: int, images: int) -> tuple[str, ...]:
     published = PUBLISHED[dataset]
     if (queries, images) == published:
         return ()
-    return (f"{queries} queries and {images} images; the published {dataset} has {published[0]} and {published[1]}",)
+    found = f"{counted(queries, 'query', 'queries')} and {counted(images, 'image')}"
+    return (f"{found}; the published {dataset} has {published[0]} and {published[1]}",)

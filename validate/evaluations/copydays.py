@@ -9,12 +9,14 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
+from saccade.counted import agreeing, counted
 from saccade.errors import SaccadeError
 from saccade.validate.datasets.copydays import STRONG, Block, Copydays, listed, read_copydays
 from saccade.validate.datasets.image_folder import failed_note
 from saccade.validate.evaluations.task import Outcome, Score, Settings, Task
 from saccade.validate.extraction import Extractor
 from saccade.validate.features import Features
+from saccade.validate.metrics.compare import groups_of
 from saccade.validate.metrics.copydays import block_ap, copy_features, retrieve, whiten
 from saccade.validate.preparation import Squash, checked_side
 from saccade.validate.sources import CLS, TOKENS
@@ -66,6 +68,7 @@ def evaluate(data: CopyData, extract: Extractor, settings: CopydaysSettings) -> 
     return Outcome(
         tuple(Score(f"mAP {name}", float(100 * ap.mean())) for name, ap in aps.items()),
         aps[STRONG],
+        groups=groups_of([each.originals for each in found[STRONG]]),
         notes=(*data.copydays.notes, *failed, *_orphans_note(found, parts)),
         details={"ap_by_strong_copy": {Path(each.name).name: float(100 * ap) for each, ap in strong}},
     )
@@ -116,7 +119,8 @@ def _aps(found: Mapping[str, list[Copy]], parts: Mapping[str, Features]) -> dict
 
 def _orphans_note(found: Mapping[str, list[Copy]], parts: Mapping[str, Features]) -> tuple[str, ...]:
     count = sum(len(parts[block].names) - len(copies) for block, copies in found.items())
-    return (f"{count} copies are left out, since their originals cannot be read",) if count else ()
+    left_out = f"{counted(count, 'copy', 'copies')} {agreeing(count, 'is', 'are')} left out"
+    return (f"{left_out}, since no original can be read",) if count else ()
 
 
 TASK = Task(

@@ -11,12 +11,13 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
+from saccade.counted import counted
 from saccade.validate.datasets import segmentation
 from saccade.validate.datasets.segmentation import Segmentation, read_segmentation
-from saccade.validate.evaluations.miou import iou_by_class
+from saccade.validate.evaluations.miou import counted_pixels, iou_by_class
 from saccade.validate.evaluations.task import Outcome, Score, Settings, Task
 from saccade.validate.extraction import Extractor
-from saccade.validate.masked_features import MaskedFeatures, extract_masked, images_per_batch
+from saccade.validate.masked_features import MaskedFeatures, extract_masked
 from saccade.validate.metrics.dense_nn import (
     LARGE_MEMORY,
     MEMORY_SIZE,
@@ -29,15 +30,9 @@ from saccade.validate.metrics.dense_nn import (
     predict_masks,
 )
 from saccade.validate.metrics.overcluster import match_clusters
-from saccade.validate.metrics.segmentation import (
-    class_counts,
-    image_confusions,
-    image_counts,
-    mean_iou_of_counts,
-    merge_clusters,
-)
+from saccade.validate.metrics.segmentation import ClassCounts, image_confusions, matched_counts, mean_iou_of_counts
 from saccade.validate.preparation import Squash, checked_side
-from saccade.validate.segmentation_sheet import Shown, sheet_pictures, shown_rows
+from saccade.validate.segmentation_sheet import Shown, sheet_pictures
 from saccade.validate.sources import TOKENS
 
 SIZE = 512  # in whole patches that fit: 504 for patches of 14, as its README has it
@@ -77,24 +72,24 @@ def evaluate(data: Segmentation, extract: Extractor, settings: DenseNnSettings) 
     memory = build_memory(
         _batches(train), len(train.features.names), grid, len(data.labels.classes), settings.seed, settings.memory
     )
-    matrices, shown = _predicted(data, val, memory, grid, settings)
-    mapping = match_clusters(matrices.sum(axis=0, dtype=np.int64), "hungarian", data.labels.ignore)
-    matched = merge_clusters(matrices, mapping, len(mapping))
-    counts = class_counts(matched)
+    matrices, shown = _predicted(val, memory, grid, settings)
+    mapping = match_clusters(matrices.sum(axis=0, dtype=np.int64), data.labels.ignore)
+    counts = matched_counts(matrices, mapping)
+    total, unmatched = (ClassCounts.of_images(each) for each in (counts, matched_counts(matrices, np.arange(len(mapping)))))
     return Outcome(
-        (Score("mIoU", 100 * counts.miou), Score("mIoU without matching", 100 * class_counts(matrices).miou)),
-        image_counts(matched),
+        (Score("mIoU", 100 * total.miou), Score("mIoU without matching", 100 * unmatched.miou)),
+        counts,
         mean_iou_of_counts,
         notes=(*dict.fromkeys(train.notes + val.notes), *_memory_note(settings.memory)),
-        details={"iou_by_class": iou_by_class(data.labels.classes, counts.iou), "memory": len(memory.features)},
-        pictures=sheet_pictures(shown, prepare, data.labels.ignore),
+        details={"iou_by_class": iou_by_class(data.labels.classes, total.iou), "memory": len(memory.features)},
+        pictures=sheet_pictures(shown, prepare, data.labels),
     )
 
 
 def _memory_note(size: int) -> tuple[str, ...]:
     """Say which published figure compares with a memory, since it moves the mIoU by more than most models differ."""
     figures = f"of VOC, DINOv2 ViT-S/14: 70.2 with {MEMORY_SIZE}, 77.0 with {LARGE_MEMORY}"
-    return (f"a memory of {size} patches; published figures {figures}",) if size < LARGE_MEMORY else ()
+    return (f"a memory of {counted(size, 'patch', 'patches')}; published figures {figures}",) if size < LARGE_MEMORY else ()
 
 
 def _batches(train: MaskedFeatures) -> Iterator[Batch]:
@@ -104,18 +99,15 @@ def _batches(train: MaskedFeatures) -> Iterator[Batch]:
 
 
 def _predicted(
-    data: Segmentation, val: MaskedFeatures, memory: Memory, grid: tuple[int, int], settings: DenseNnSettings
+    val: MaskedFeatures, memory: Memory, grid: tuple[int, int], settings: DenseNnSettings
 ) -> tuple[np.ndarray, list[Shown]]:
     """Return the confusion matrix of each image before matching, int32 (images, C, C), and what the picture holds."""
-    classes, names = len(data.labels.classes), val.features.names
-    wanted, matrices, shown = set(shown_rows(len(names)).tolist()), [], []
-    for rows, masks in val.batches("neighbours", images_per_batch(classes, val.size)):
-        shares = class_shares(val.features.arrays[TOKENS][rows], memory, settings.neighbours, settings.temperature)
-        predicted = predict_masks(shares, grid, val.size)
-        found = image_confusions(masks, predicted, classes, ignore=data.labels.ignore)
-        matrices.append(found.astype(np.int32))  # a mask has fewer pixels, and of ADE20K these are many
-        shown += [Shown(Path(names[row]), *maps) for row, *maps in zip(rows, masks, predicted, strict=True) if row in wanted]
-    return np.concatenate(matrices), shown
+
+    def predict(tokens: np.ndarray) -> np.ndarray:
+        shares = class_shares(tokens, memory, settings.neighbours, settings.temperature)
+        return predict_masks(shares, grid, val.size)
+
+    return counted_pixels(val, predict, image_confusions, "neighbours")
 
 
 TASK = Task(

@@ -5,7 +5,7 @@ Masks of the training split choose the threshold of the foreground, as upstream;
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +13,7 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
+from saccade.counted import agreeing
 from saccade.errors import SaccadeError
 from saccade.validate.datasets import voc
 from saccade.validate.datasets.masked_split import MaskedSplit, checked_split
@@ -22,10 +23,11 @@ from saccade.validate.evaluations.task import Outcome, Score, Settings, Task
 from saccade.validate.extraction import Extractor
 from saccade.validate.masked_features import MaskedFeatures, extract_masked, token_blocks
 from saccade.validate.metrics.attention import noisy_foreground
-from saccade.validate.metrics.clusters import reduce_blocks, spherical_kmeans
+from saccade.validate.metrics.clusters import REDOS, reduce_blocks, spherical_kmeans
 from saccade.validate.metrics.communities import RUNS, community_links, cooccurrence, detect_communities
 from saccade.validate.metrics.foreground import (
     CLUSTERS,
+    FEWEST_CLUSTERS,
     MAP_SIZE,
     OBJECTS,
     SEED,
@@ -52,7 +54,7 @@ class ForegroundSettings(Settings, frozen=True):
     """Options of the task."""
 
     size: Annotated[int, Meta(ge=0, description="pixels of either side (0: 448 in whole patches)")] = 0
-    clusters: Annotated[int, Meta(ge=3, description="of which some are the foreground")] = CLUSTERS
+    clusters: Annotated[int, Meta(ge=FEWEST_CLUSTERS, description="of which some are the foreground")] = CLUSTERS
     seeds: Annotated[int, Meta(ge=1, le=1000, description="clusterings that the score is the mean of")] = len(SEEDS)
     communities: Annotated[
         int, Meta(ge=0, le=LARGEST_COMMUNITIES, description="clusters that are joined to communities, 69 to 249 upstream")
@@ -103,49 +105,53 @@ def evaluate(data: VocSplits, extract: Extractor, settings: ForegroundSettings) 
         extract_masked(extract, split, LABELS, prepare, prepare.size, [TOKENS, ATTENTION], label)
         for split, label in ((data.train, "train"), (data.val, "val"))
     ]
-    found, rows = _joined(splits, grid)
+    found, rows = _joined(splits, grid, extract)
     val = found.parts[1]
-    masks, threshold = _foreground(found, grid, settings.clusters)
-    maps = {"CBFE": _objects(found, grid, masks, extract, settings.seeds)}
+    masks, threshold = _foreground(found, grid, settings.clusters, extract)
+    runs = {"CBFE": _objects(found, grid, masks, extract, settings.seeds)}
     if settings.communities:
-        maps = {"communities": _communities(found, grid, masks, settings), **maps}
-    results = {name: [_scored(found.truth[val], each) for each in runs] for name, runs in maps.items()}
-    first = next(iter(maps))
+        runs = {"communities": _communities(found, grid, masks, extract, settings), **runs}
+    places = shown_rows(len(rows))
+    scored = {name: _scored(found.truth[val], maps, places) for name, maps in runs.items()}
+    results, classes = next(iter(scored.values()))
     foreground = Score("foreground IoU", 100 * mean_foreground_iou(masks[val], found.truth[val]))
-    classes = results[first][0].mapping[maps[first][0]]
     shown = [
-        Shown(Path(splits[1].features.names[rows[place]]), found.truth[val][place], classes[place])
-        for place in shown_rows(len(rows))
+        Shown(Path(splits[1].features.names[rows[place]]), found.truth[val][place], labels)
+        for place, labels in zip(places, classes, strict=True)
     ]
     return Outcome(
-        (*(score for name, runs in results.items() for score in run_scores(f"mIoU, {name}", runs)), foreground),
-        run_samples(results[first]),
+        (*(score for name, (each, _) in scored.items() for score in run_scores(f"mIoU, {name}", each)), foreground),
+        run_samples(results),
         mean_iou_of_counts,
-        runs=len(results[first]),
-        notes=(*dict.fromkeys(splits[0].notes + splits[1].notes), *run_note(results[first])),
-        details={"threshold": threshold, **{name: run_details(LABELS.classes, runs) for name, runs in results.items()}},
-        pictures=sheet_pictures(shown, prepare, LABELS.ignore),
+        runs=len(results),
+        notes=(*dict.fromkeys(splits[0].notes + splits[1].notes), *run_note(results)),
+        details={"threshold": threshold, **{name: run_details(LABELS.classes, each) for name, (each, _) in scored.items()}},
+        pictures=sheet_pictures(shown, prepare, LABELS),
     )
 
 
-def _joined(splits: Sequence[MaskedFeatures], grid: tuple[int, int]) -> tuple[Found, np.ndarray]:
+def _joined(splits: Sequence[MaskedFeatures], grid: tuple[int, int], extract: Extractor) -> tuple[Found, np.ndarray]:
     """Return what is computed on, and the rows of the validation split's features that it holds."""
     kept = [split.resized("masks", MAP_SIZE) for split in splits]
-    blocks = [
-        token_blocks(split.features.arrays[TOKENS], rows) for split, (rows, _) in zip(splits, kept, strict=True)
-    ]
-    reduced = reduce_blocks(lambda: (block for each in blocks for block in each()))
+    truth = np.concatenate([masks for _, masks in kept])
+    with extract.bar(2 * len(truth), f"{extract.source.label}: principal components") as bar:  # seen twice
+        blocks = [
+            token_blocks(split.features.arrays[TOKENS], rows, progress=bar.update)
+            for split, (rows, _) in zip(splits, kept, strict=True)
+        ]
+        reduced = reduce_blocks(lambda: (block for each in blocks for block in each()))
     attention = [split.features.arrays[ATTENTION][rows] for split, (rows, _) in zip(splits, kept, strict=True)]
     noisy = np.concatenate([noisy_foreground(each, grid) for each in attention])
-    truth = np.concatenate([masks for _, masks in kept])
     trained, tokens = len(kept[0][0]), grid[0] * grid[1]
     return Found(reduced.reshape(len(truth), tokens, -1), resize_nearest(noisy, MAP_SIZE), truth, trained), kept[1][0]
 
 
-def _foreground(found: Found, grid: tuple[int, int], count: int) -> tuple[np.ndarray, float]:
+def _foreground(found: Found, grid: tuple[int, int], count: int, extract: Extractor) -> tuple[np.ndarray, float]:
     """Return the foreground of all images, bool (B, 100, 100), and the precision from which clusters belong to it."""
-    clusters = spherical_kmeans(found.reduced.reshape(-1, found.reduced.shape[-1]), count, SEED)
-    maps = resize_nearest(clusters.reshape(-1, *grid), MAP_SIZE)
+    with extract.bar(REDOS, f"{extract.source.label}: {count} clusters", unit="run") as bar:
+        clusters = _clusters(found, grid, count, bar.update)
+    _check_shown(found, grid, clusters, count)
+    maps = resize_nearest(clusters, MAP_SIZE)
     train, val = found.parts
     precisions = [cluster_precisions(maps[part], found.noisy[part], count) for part in (train, val)]
     threshold = choose_threshold(maps[train], found.truth[train], precisions[0])
@@ -153,32 +159,65 @@ def _foreground(found: Found, grid: tuple[int, int], count: int) -> tuple[np.nda
     return np.concatenate(masks), threshold
 
 
+def _clusters(
+    found: Found, grid: tuple[int, int], count: int, progress: Callable[[int], object] = lambda runs: None
+) -> np.ndarray:
+    """Return the cluster of each patch, int32 (B, gh, gw)."""
+    return spherical_kmeans(found.reduced.reshape(-1, found.reduced.shape[-1]), count, SEED, progress).reshape(-1, *grid)
+
+
+def _check_shown(found: Found, grid: tuple[int, int], clusters: np.ndarray, count: int) -> None:
+    """Refuse clusters that one split does not show, since it could not judge them; say how many both show."""
+    for split, part in zip(("training", "validation"), found.parts, strict=True):
+        missing = count - len(np.unique(clusters[part]))
+        if missing:
+            fewer = 3 * count // 4
+            while fewer >= FEWEST_CLUSTERS and not _all_shown(found, _clusters(found, grid, fewer), fewer):
+                fewer = 3 * fewer // 4
+            remedy = f" or --clusters {fewer}" if fewer >= FEWEST_CLUSTERS else ""
+            are, them = agreeing(missing, "is", "are"), agreeing(missing, "it", "them")
+            lacking = f"{missing} of {count} clusters {are} in no {split} image, so attention cannot judge {them}"
+            raise SaccadeError(f"foreground: {lacking}; give more images{remedy}")
+
+
+def _all_shown(found: Found, clusters: np.ndarray, count: int) -> bool:
+    return all(len(np.unique(clusters[part])) == count for part in found.parts)
+
+
 def _objects(
     found: Found, grid: tuple[int, int], masks: np.ndarray, extract: Extractor, seeds: int
-) -> list[np.ndarray]:
-    """Return the validation maps of clusters of the foreground, (images, 100, 100), one of each seed."""
-    maps = []
+) -> Iterator[np.ndarray]:
+    """Yield the validation maps of clusters of the foreground, int32 (images, 100, 100), one of each seed."""
     with extract.bar(seeds, f"{extract.source.label}: objects", unit="run") as bar:
         for seed in range(seeds):
-            maps.append(foreground_clusters(found.reduced, grid, masks, OBJECTS, seed)[found.parts[1]])
+            yield foreground_clusters(found.reduced, grid, masks, OBJECTS, seed)[found.parts[1]]
             bar.update(1)
-    return maps
 
 
 def _communities(
-    found: Found, grid: tuple[int, int], masks: np.ndarray, settings: ForegroundSettings
-) -> list[np.ndarray]:
-    """Return the validation maps of communities, (images, 100, 100), one of each run of Infomap."""
+    found: Found, grid: tuple[int, int], masks: np.ndarray, extract: Extractor, settings: ForegroundSettings
+) -> Iterator[np.ndarray]:
+    """Yield the validation maps of communities, int32 (images, 100, 100), one of each run of Infomap."""
     count = settings.communities
-    clusters = foreground_clusters(found.reduced, grid, masks, count, SEED)
-    links = community_links(cooccurrence(clusters, count + 1), settings.link_weight)
-    val = clusters[found.parts[1]]
-    return [detect_communities(links, count + 1, settings.markov_time, seed)[val] for seed in range(RUNS)]
+    with extract.bar(RUNS, f"{extract.source.label}: communities", unit="run") as bar:
+        clusters = foreground_clusters(found.reduced, grid, masks, count, SEED)
+        links = community_links(cooccurrence(clusters, count + 1), settings.link_weight)
+        for seed in range(RUNS):
+            yield detect_communities(links, count + 1, settings.markov_time, seed)[clusters[found.parts[1]]]
+            bar.update(1)
 
 
-def _scored(truth: np.ndarray, maps: np.ndarray) -> ClusterResult:
-    """Score maps whose background is a cluster like the others, matched one to one."""
-    return score_clusters(truth, maps, CLASSES, CLASSES, "hungarian", LABELS.ignore)
+def _scored(truth: np.ndarray, runs: Iterable[np.ndarray], places: np.ndarray) -> tuple[list[ClusterResult], np.ndarray]:
+    """Score the maps of each run as it comes, since all together are gigabytes; the background is a cluster as the others.
+
+    Returns the first run's classes (places, 100, 100) too.
+    """
+    results, classes = [], np.empty(0)
+    for maps in runs:
+        results.append(score_clusters(truth, maps, CLASSES, CLASSES, LABELS.ignore))
+        if len(results) == 1:
+            classes = results[0].mapping[maps[places]]
+    return results, classes
 
 
 TASK = Task(

@@ -7,6 +7,7 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
+from saccade.counted import counted
 from saccade.errors import SaccadeError
 from saccade.validate.datasets.image_folder import (
     ImageFolder,
@@ -53,23 +54,29 @@ def evaluate(data: ImageFolder, extract: Extractor, settings: KnnSettings) -> Ou
     prepare = ShortSideCrop(round(size * SHORT_SIDE_OF_CROP), size)
     train = extract(data.train.paths, prepare, [CLS], label="train")
     val = extract(data.val.paths, prepare, [CLS], label="val")
-    usable = [k for k in settings.neighbours if k <= len(train.names)] or list(settings.neighbours)
+    usable = sorted(k for k in settings.neighbours if k <= len(train.names)) or sorted(settings.neighbours)
     labels = labels_of(data.val, val)
-    results = evaluate_knn(
-        np.asarray(train.arrays[CLS]), training_labels(data, train), np.asarray(val.arrays[CLS]), labels,
-        len(data.classes), usable, settings.temperature,
-    )  # fmt: skip
-    results.sort(key=lambda result: result.k != USUAL)
+    with extract.bar(len(train.names), f"{extract.source.label}: neighbours") as bar:
+        results = evaluate_knn(
+            train.arrays[CLS], training_labels(data, train), val.arrays[CLS], labels, len(data.classes), usable,
+            settings.temperature, bar.update,
+        )  # fmt: skip
+    headline = usable.index(USUAL if USUAL in usable else next(k for k in settings.neighbours if k in usable))
+    hits = results[headline].top1_hits
     left_out = [k for k in settings.neighbours if k not in usable]
-    too_many = (f"neighbours {left_out} are more than {len(train.names)} training images and are left out",)
+    trained = counted(len(train.names), "training image")
+    too_many = (f"neighbours {left_out} are more than {trained} and are left out",)
     notes = (*data.notes, *failed_note(train, "train"), *failed_note(val, "val"), *(too_many if left_out else ()))
-    scores = [score for result in results for score in _scores(result)]
-    details = {"top1_by_class": shares_by_class(data, labels, results[0].top1_hits)}
-    return Outcome(tuple(scores), results[0].top1_hits.astype(np.float64), notes=notes, details=details)
+    scores = [_scores(result) for result in results]
+    details = {"top1_by_class": shares_by_class(data, labels, hits)}
+    listed = tuple(score for pair in scores for score in pair)
+    place = listed.index(scores[headline][0])
+    return Outcome(listed, hits.astype(np.float64), headline=place, notes=notes, details=details)
 
 
 def _scores(result: KnnResult) -> tuple[Score, Score]:
-    return Score(f"top-1, {result.k} neighbours", result.top1), Score(f"top-5, {result.k} neighbours", result.top5)
+    neighbours = counted(result.k, "neighbour")
+    return Score(f"top-1, {neighbours}", result.top1), Score(f"top-5, {neighbours}", result.top5)
 
 
 TASK = Task(

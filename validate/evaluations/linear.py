@@ -33,12 +33,12 @@ from saccade.validate.metrics.linear_probe import (
     RATE,
     evaluate_linear_probe,
     fit_linear_probe,
-    probe_features,
+    with_patch_mean,
 )
 from saccade.validate.preparation import Preparation, RandomCropFlip, ShortSideCrop, checked_side
 from saccade.validate.sources import CLS, CLS_LAST4, TOKENS, Source
 
-PATCH_MEAN = "patch_mean"
+PATCH_MEAN = "cls_patch_mean"
 
 
 class LinearSettings(Settings, frozen=True):
@@ -87,9 +87,9 @@ def evaluate(data: ImageFolder, extract: Extractor, settings: LinearSettings) ->
     )
 
 
-def with_patch_mean(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return cls and the mean of the tokens, so that the tokens need not be kept."""
-    return {CLS: outputs[CLS], PATCH_MEAN: outputs[TOKENS].mean(axis=1)}
+def cls_patch_mean(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return cls beside the mean of the tokens, so that the tokens need not be kept."""
+    return {PATCH_MEAN: with_patch_mean(outputs[CLS], outputs[TOKENS])}
 
 
 def _blocks(settings: LinearSettings, source: Source) -> int:
@@ -107,25 +107,25 @@ def _extracted(
     extract: Extractor, paths: list[Path], prepare: Preparation, settings: LinearSettings, blocks: int, label: str
 ) -> Features:
     if settings.patch_mean:
-        return extract(paths, prepare, [CLS, TOKENS], label=label, reduce=with_patch_mean)
+        return extract(paths, prepare, [CLS, TOKENS], label=label, reduce=cls_patch_mean)
     return extract(paths, prepare, [CLS if blocks == 1 else CLS_LAST4], label=label)
 
 
 def _inputs(features: Features, blocks: int) -> np.ndarray:
-    """Return what the probe sees, (N, blocks * D) or (N, 2 * D): mapped from disk where all that is kept is read."""
-    if CLS in features.arrays:
-        return probe_features(features.arrays[CLS][None], features.arrays.get(PATCH_MEAN))
-    return probe_features(np.moveaxis(features.arrays[CLS_LAST4][:, -blocks:], 1, 0))
+    """Return what the probe sees, mapped from disk: cls (N, D), of blocks (N, blocks, D), or with patches (N, D, 2)."""
+    if CLS_LAST4 in features.arrays:
+        return features.arrays[CLS_LAST4][:, -blocks:]
+    return features.arrays[PATCH_MEAN if PATCH_MEAN in features.arrays else CLS]
 
 
 def _trained(
     data: ImageFolder, train: list[Features], blocks: int, extract: Extractor, settings: LinearSettings
 ) -> LinearHead:
-    views = [_inputs(view, blocks) for view in train]
-    with extract.bar(settings.epochs, f"{extract.source.label}: training", "epoch") as bar:
+    views, labels = [_inputs(view, blocks) for view in train], training_labels(data, train[0])
+    with extract.bar(settings.epochs * len(labels), f"{extract.source.label}: training") as bar:
         return fit_linear_probe(
-            views, training_labels(data, train[0]), len(data.classes), settings.seed,
-            settings.epochs, settings.train_batch, settings.rate, report=lambda epoch, loss: bar.update(1),
+            views, labels, len(data.classes), settings.seed, settings.epochs, settings.train_batch, settings.rate,
+            report=lambda images, loss: bar.update(images),
         )  # fmt: skip
 
 

@@ -12,14 +12,15 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
+from saccade.counted import agreeing, counted
 from saccade.errors import SaccadeError
 from saccade.validate.datasets import segmentation
 from saccade.validate.datasets.segmentation import Segmentation, read_segmentation
-from saccade.validate.evaluations.miou import iou_by_class
+from saccade.validate.evaluations.miou import counted_pixels, iou_by_class
 from saccade.validate.evaluations.overcluster import SIZE
 from saccade.validate.evaluations.task import Outcome, Score, Settings, Task
 from saccade.validate.extraction import Extractor
-from saccade.validate.masked_features import MaskedFeatures, extract_masked, images_per_batch
+from saccade.validate.masked_features import MaskedFeatures, extract_masked
 from saccade.validate.metrics.linear_head import LinearHead
 from saccade.validate.metrics.linear_segmentation import (
     BATCH,
@@ -29,13 +30,13 @@ from saccade.validate.metrics.linear_segmentation import (
     TRAIN_SIZE,
     Batch,
     fit_segmentation_head,
-    pixel_logits,
+    predict_pixels,
     shuffled_rows,
 )
 from saccade.validate.metrics.resize import resize_nearest
-from saccade.validate.metrics.segmentation import ClassCounts, image_confusions, image_counts, mean_iou_of_counts
+from saccade.validate.metrics.segmentation import ClassCounts, image_counts, mean_iou_of_counts
 from saccade.validate.preparation import Mirrored, Preparation, Squash, checked_side
-from saccade.validate.segmentation_sheet import Shown, sheet_pictures, shown_rows
+from saccade.validate.segmentation_sheet import Shown, sheet_pictures
 from saccade.validate.sources import TOKENS
 
 
@@ -61,7 +62,8 @@ def read(root: Path, settings: LinearSegmentationSettings) -> Segmentation:
     data = read_segmentation(root, settings.dataset, train=True, share=settings.train_share)
     assert data.train is not None
     if len(data.train.images) < settings.train_batch:
-        have = f"{len(data.train.images)} images of {data.train.name} are fewer than a training step's"
+        images = counted(len(data.train.images), "image")
+        have = f"{images} of {data.train.name} {agreeing(len(data.train.images), 'is', 'are')} fewer than a training step's"
         raise SaccadeError(f"{have} {settings.train_batch}; give more, or a smaller --train-batch")
     return data
 
@@ -79,15 +81,15 @@ def evaluate(data: Segmentation, extract: Extractor, settings: LinearSegmentatio
     ]
     val = extract_masked(extract, data.val, data.labels, whole, size, [TOKENS], "val")
     head = _trained(data, train, grid, extract, settings)
-    counts, shown = _scored(data, val, head, grid)
-    total = ClassCounts(*counts.sum(axis=0))
+    counts, shown = scored(val, head, grid)
+    total = ClassCounts.of_images(counts)
     return Outcome(
         (Score("mIoU", 100 * total.miou),),
         counts,
         mean_iou_of_counts,
         notes=tuple(dict.fromkeys(train[0].notes + val.notes)),
         details={"iou_by_class": iou_by_class(data.labels.classes, total.iou)},
-        pictures=sheet_pictures(shown, whole, data.labels.ignore),
+        pictures=sheet_pictures(shown, whole, data.labels),
     )
 
 
@@ -106,10 +108,11 @@ def _trained(
     rows = np.concatenate([rows for rows, _ in parts])
     masks = [np.concatenate(view) for view in zip(*(views for _, views in parts), strict=True)]
     tokens = [view.features.arrays[TOKENS] for view in views]
-    with extract.bar(settings.epochs, f"{extract.source.label}: training", unit="epoch") as bar:
+    batch = settings.train_batch
+    with extract.bar(settings.epochs * (len(rows) // batch * batch), f"{extract.source.label}: training") as bar:
         return fit_segmentation_head(
             _batches(tokens, rows, masks, settings), grid, tokens[0].shape[-1], len(data.labels.classes), settings.seed,
-            data.labels.ignore, settings.epochs, settings.rate, lambda epoch, loss: bar.update(1),
+            data.labels.ignore, settings.epochs, settings.rate, lambda images, loss: bar.update(images),
         )  # fmt: skip
 
 
@@ -121,26 +124,18 @@ def _batches(
 
     def batches(epoch: int) -> Iterator[Batch]:
         for images, seen in shuffled(epoch):
-            by_view = [images[seen == view] for view in range(len(tokens))]
+            pairs = list(zip(images, seen, strict=True))
             yield (
-                np.concatenate([view[rows[chosen]] for view, chosen in zip(tokens, by_view, strict=True)]),
-                np.concatenate([view[chosen] for view, chosen in zip(masks, by_view, strict=True)]),
+                np.stack([tokens[view][rows[image]] for image, view in pairs]),  # copied once, from the mapped file
+                np.stack([masks[view][image] for image, view in pairs]),
             )
 
     return batches
 
 
-def _scored(
-    data: Segmentation, val: MaskedFeatures, head: LinearHead, grid: tuple[int, int]
-) -> tuple[np.ndarray, list[Shown]]:
-    """Return the counts of each image, int64 (images, 3, C), and what the picture holds."""
-    classes, names = len(data.labels.classes), val.features.names
-    wanted, counts, shown = set(shown_rows(len(names)).tolist()), [], []
-    for rows, masks in val.batches("scoring", images_per_batch(classes, val.size)):
-        predicted = pixel_logits(head, val.features.arrays[TOKENS][rows], grid, val.size).argmax(axis=1)
-        counts.append(image_counts(image_confusions(masks, predicted, classes, ignore=data.labels.ignore)))
-        shown += [Shown(Path(names[row]), *maps) for row, *maps in zip(rows, masks, predicted, strict=True) if row in wanted]
-    return np.concatenate(counts), shown
+def scored(val: MaskedFeatures, head: LinearHead, grid: tuple[int, int]) -> tuple[np.ndarray, list[Shown]]:
+    """Return the counts of each image, int32 (images, 3, C), and what the picture holds."""
+    return counted_pixels(val, lambda tokens: predict_pixels(head, tokens, grid, val.size), image_counts, "scoring")
 
 
 TASK = Task(

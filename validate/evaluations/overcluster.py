@@ -10,6 +10,7 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
+from saccade.counted import counted
 from saccade.validate.datasets import segmentation
 from saccade.validate.datasets.segmentation import Segmentation, read_segmentation
 from saccade.validate.evaluations.miou import run_details, run_note, run_samples, run_scores
@@ -17,7 +18,7 @@ from saccade.validate.evaluations.task import Outcome, Settings, Task
 from saccade.validate.extraction import Extractor
 from saccade.validate.masked_features import extract_masked, token_blocks
 from saccade.validate.metrics.clusters import kmeans, reduce_blocks
-from saccade.validate.metrics.overcluster import MASK_SIZE, SEEDS, ClusterResult, score_patches
+from saccade.validate.metrics.overcluster import MASK_SIZE, SEEDS, ClusterResult, Matching, score_clusters
 from saccade.validate.metrics.resize import resize_nearest
 from saccade.validate.metrics.segmentation import mean_iou_of_counts
 from saccade.validate.preparation import Squash, checked_side
@@ -34,8 +35,12 @@ class OverclusterSettings(Settings, frozen=True):
     size: Annotated[int, Meta(ge=0, description="pixels of either side (0: 448 in whole patches)")] = 0
     clusters: Annotated[
         tuple[Annotated[int, Meta(ge=0)], ...],
-        Meta(min_length=1, description="how many; 0: as many as classes, one to one; the published VOC figure is of 500"),
+        Meta(min_length=1, description="how many; 0: as many as classes; the published VOC figure is of 500"),
     ] = (0,)
+    matching: Annotated[
+        Matching,
+        Meta(description="how clusters become classes; protocol: hungarian for as many as classes, else precision"),
+    ] = "protocol"
     seeds: Annotated[int, Meta(ge=1, le=1000, description="clusterings that the score is the mean of")] = len(SEEDS)
 
 
@@ -50,7 +55,8 @@ def evaluate(data: Segmentation, extract: Extractor, settings: OverclusterSettin
     prepare, grid = Squash((side, side), "bilinear"), (side // extract.source.patch,) * 2
     val = extract_masked(extract, data.val, data.labels, prepare, (side, side), [TOKENS], "val")
     rows, masks = val.resized("masks", MASK_SIZE)
-    reduced = reduce_blocks(token_blocks(val.features.arrays[TOKENS], rows))
+    with extract.bar(2 * len(rows), f"{extract.source.label}: principal components") as bar:  # seen twice
+        reduced = reduce_blocks(token_blocks(val.features.arrays[TOKENS], rows, progress=bar.update))
     classes, ignore = len(data.labels.classes), data.labels.ignore
     numbers = list(dict.fromkeys(clusters or classes for clusters in settings.clusters))
     results: dict[int, list[ClusterResult]] = {clusters: [] for clusters in numbers}
@@ -58,18 +64,19 @@ def evaluate(data: Segmentation, extract: Extractor, settings: OverclusterSettin
         for clusters in numbers:
             for seed in range(settings.seeds):
                 patches = kmeans(reduced, clusters, seed).reshape(-1, *grid)
-                results[clusters].append(score_patches(masks, patches, classes, clusters, ignore))
+                scored = score_clusters(masks, patches, classes, clusters, ignore, settings.matching)
+                results[clusters].append(scored)
                 bar.update(1)
                 if clusters == numbers[0] and seed == 0:
-                    shown = _shown(val.features.names, rows, masks, results[clusters][0].mapping[patches])
+                    shown = _shown(val.features.names, rows, masks, scored.mapping[patches])
     return Outcome(
-        tuple(score for each, found in results.items() for score in run_scores(f"mIoU, {each} clusters", found)),
+        tuple(score for each, found in results.items() for score in run_scores(f"mIoU, {counted(each, 'cluster')}", found)),
         run_samples(results[numbers[0]]),
         mean_iou_of_counts,
         runs=settings.seeds,
         notes=(*val.notes, *run_note(results[numbers[0]])),
         details={str(each): run_details(data.labels.classes, found) for each, found in results.items()},
-        pictures=sheet_pictures(shown, prepare, ignore),
+        pictures=sheet_pictures(shown, prepare, data.labels),
     )
 
 

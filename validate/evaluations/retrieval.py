@@ -9,12 +9,21 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from msgspec import Meta
 
+from saccade.counted import agreeing, counted
 from saccade.validate.datasets.image_folder import failed_note
 from saccade.validate.datasets.revisited import Revisited, read_revisited
 from saccade.validate.evaluations.task import Outcome, Score, Settings, Task
 from saccade.validate.extraction import Extractor
 from saccade.validate.features import Features
-from saccade.validate.metrics.retrieval import KAPPAS, Relevance, RetrievalResult, evaluate_retrieval, rank_database
+from saccade.validate.metrics.compare import groups_of
+from saccade.validate.metrics.retrieval import (
+    KAPPAS,
+    PROTOCOLS,
+    Relevance,
+    RetrievalResult,
+    evaluate_retrieval,
+    rank_database,
+)
 from saccade.validate.preparation import Thumbnail
 from saccade.validate.scaled_source import ScaledSource
 from saccade.validate.sources import CLS
@@ -24,7 +33,7 @@ SIDES = {"roxford5k": 224, "rparis6k": 512}
 MULTISCALE = {"roxford5k": False, "rparis6k": True}
 SCALES = (1, 1 / 2**0.5, 1 / 2)
 HEADLINE = "medium"
-PROTOCOLS = (HEADLINE, "hard", "easy")
+ORDER = (HEADLINE, "hard", "easy")
 
 
 class RetrievalSettings(Settings, frozen=True):
@@ -55,8 +64,9 @@ def evaluate(data: Revisited, extract: Extractor, settings: RetrievalSettings) -
     ranks = rank_database(np.asarray(database.arrays[CLS]), np.asarray(queries.arrays[CLS]))
     relevance = readable_relevance(data, database, queries)
     return _outcome(
-        {name: evaluate_retrieval(ranks, relevance, name) for name in PROTOCOLS if _has_positives(relevance, name)},
+        {name: evaluate_retrieval(ranks, relevance, name) for name in ORDER if _has_positives(relevance, name)},
         [Path(name).stem for name in queries.names],
+        groups_of([truth.rows(PROTOCOLS[HEADLINE][0]) for truth in relevance]),
         (*data.notes, *failed_note(database, "the database"), *failed_note(queries, "the queries")),
     )
 
@@ -82,16 +92,20 @@ def _has_positives(relevance: Sequence[Relevance], protocol: str) -> bool:
     return kinds is None or any(len(truth.rows(kinds)) for truth in relevance)
 
 
-def _outcome(results: dict[str, RetrievalResult], queries: list[str], notes: tuple[str, ...]) -> Outcome:
+def _outcome(
+    results: dict[str, RetrievalResult], queries: list[str], landmarks: np.ndarray, notes: tuple[str, ...]
+) -> Outcome:
     scores = [Score(f"mAP {name}", 100 * result.map) for name, result in results.items()]
     for name, result in results.items():
         precisions = zip(KAPPAS, result.mean_precision, strict=True)
         scores += [Score(f"mP@{kappa} {name}", float(100 * precision)) for kappa, precision in precisions]
-    for name in PROTOCOLS:
+    for name in ORDER:
         unscored = int(np.isnan(results[name].ap).sum()) if name in results else len(queries)
         if unscored:
-            notes += (f"{unscored} of {len(queries)} queries have no {name} positive and are left out of its means",)
-    return Outcome(tuple(scores), results[HEADLINE].ap, notes=notes, details={"ap_by_query": _by_query(results, queries)})
+            lack = agreeing(unscored, "has no {} positive and is", "have no {} positive and are").format(name)
+            notes += (f"{unscored} of {counted(len(queries), 'query', 'queries')} {lack} left out of its means",)
+    details = {"ap_by_query": _by_query(results, queries)}
+    return Outcome(tuple(scores), results[HEADLINE].ap, groups=landmarks, notes=notes, details=details)
 
 
 def _by_query(results: dict[str, RetrievalResult], queries: list[str]) -> dict[str, Any]:

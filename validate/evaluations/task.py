@@ -22,7 +22,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Score:
-    """One number of an outcome; of the headline, more is better."""
+    """One number of an outcome."""
 
     name: str
     value: float
@@ -43,16 +43,20 @@ def no_pictures() -> Iterator[tuple[str, Image.Image]]:
 class Outcome:
     """What an evaluation found.
 
-    `samples` (N,) or (N, ...) are what the headline, the first score, is made of: `statistic` of their mean over N,
-    flattened. `--compare` resamples them. Where chance begins several `runs`, samples are (N, runs, ...), the headline is
-    the mean of each run's, and runs are drawn too. `notes` count and name what is missing or left out of the data set.
-    `details` is what JSON holds beside. `pictures` yields file names, relative, with the pictures to write there.
+    Of `scores` the one at `headline` is what `--compare` judges; more is better. `samples` (N,) or (N, ...) are what it is
+    made of: `statistic` of their mean over N, flattened. `--compare` resamples them. Where chance begins several `runs`,
+    samples are (N, runs, ...), the headline is the mean of each run's, and runs are drawn too. Where samples depend on each
+    other (queries of one landmark), `groups` (N,) numbers those that belong together, and whole groups are drawn. `notes`
+    count and name what is missing or left out of the data set. `details` is what JSON holds beside. `pictures` yields file
+    names, relative, with the pictures to write there.
     """
 
     scores: tuple[Score, ...]
     samples: np.ndarray
     statistic: Statistic = mean_percent
     runs: int = 1
+    groups: np.ndarray | None = None
+    headline: int = 0
     notes: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     pictures: Pictures = no_pictures

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +11,7 @@ import numpy as np
 from msgspec import Meta
 from PIL import Image
 
+from saccade.counted import agreeing, counted
 from saccade.errors import SaccadeError
 from saccade.runtime.kept import MAX_CELLS
 from saccade.validate.datasets.davis import Davis, Video, read_davis
@@ -114,9 +115,10 @@ def evaluate(data: Davis, extract: Extractor, settings: VideoSettings) -> Outcom
         if features.failed:
             problems.append(next(iter(features.failed.values())))
             continue
-        found.append(_follow(video, truth, features.arrays[TOKENS], prepare, settings))
+        with extract.bar(len(video.frames), f"{extract.source.label}: following {video.name}", unit="frame") as bar:
+            found.append(_follow(video, truth, features.arrays[TOKENS], prepare, settings, bar.update))
     if not found:
-        raise SaccadeError(f"none of {len(data.videos)} videos can be used ({problems[0]})")
+        raise SaccadeError(f"none of {counted(len(data.videos), 'video')} can be used ({problems[0]})")
     # J and F are means over objects, but videos are what was drawn by chance: each gives its sums and its number of objects.
     samples = np.array([each.sums for each in found])
     return Outcome(
@@ -129,7 +131,12 @@ def evaluate(data: Davis, extract: Extractor, settings: VideoSettings) -> Outcom
 
 def _truth(video: Video) -> np.ndarray:
     """Return a video's masks, uint8 (frames, H, W), background where DAVIS says void. Raises SaccadeError."""
-    truth = np.stack([read_mask(path) for path in video.masks])
+    masks = [read_mask(path) for path in video.masks]
+    for path, mask in zip(video.masks, masks, strict=True):
+        if mask.shape != masks[0].shape:
+            have, want = (f"{each.shape[1]} x {each.shape[0]}" for each in (mask, masks[0]))
+            raise SaccadeError(f"{path} is {have} px and the first mask of its video {want}; all must share one size")
+    truth = np.stack(masks)
     truth[truth == VOID] = 0
     if not truth[0].any():
         raise SaccadeError(f"{video.masks[0]} holds no object, so there is nothing to follow")
@@ -137,14 +144,23 @@ def _truth(video: Video) -> np.ndarray:
 
 
 def _follow(
-    video: Video, truth: np.ndarray, tokens: np.ndarray, prepare: FrameSides, settings: VideoSettings
+    video: Video,
+    truth: np.ndarray,
+    tokens: np.ndarray,
+    prepare: FrameSides,
+    settings: VideoSettings,
+    progress: Callable[[int], object],
 ) -> Followed:
-    """Pass the first mask on through all frames and score what arrives."""
+    """Pass the first mask on through all frames and score what arrives; `progress` hears of each frame."""
     size = (truth.shape[1], truth.shape[2])
     height, width = prepare.size(*size)
     first = first_labels(truth[0], (height // prepare.patch, width // prepare.patch))
     soft = propagate_labels(tokens, first, settings.radius, settings.last_frames, settings.top_k)
-    masks = np.stack([truth[0], *(frame_mask(labels, prepare.patch, size) for labels in soft)])
+    masks = np.zeros_like(truth)
+    masks[0] = truth[0]
+    for number, labels in enumerate(soft, start=1):
+        masks[number] = frame_mask(labels, prepare.patch, size)
+        progress(1)
     late = bool((truth > truth[0].max()).any())
     return Followed(video, score_video(truth, masks), late, size, [zlib.compress(mask, 1) for mask in masks])
 
@@ -164,7 +180,8 @@ def _late_objects(found: list[Followed]) -> tuple[str, ...]:
     late = [each.video.name for each in found if each.late]
     if not late:
         return ()
-    return (f"{len(late)} videos hold labels that their first mask does not, which are not scored, first: {late[0]}",)
+    hold = f"{counted(len(late), 'video')} {agreeing(len(late), 'holds', 'hold')}"
+    return (f"{hold} labels that the first mask does not, which are not scored, first: {late[0]}",)
 
 
 def _pictures(found: list[Followed]) -> Iterator[tuple[str, Image.Image]]:

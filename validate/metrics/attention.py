@@ -1,4 +1,4 @@
-"""Attention of cls to the patches: pictures of the heads, masks of the patches that hold most of the mass.
+"""Attention of cls to the patches: masks of the patches that hold most of the mass.
 
 Mirrors PW-Self's (and DINO's) visualize_attention.py, and process_attentions of NeCo's experiments/utils.py.
 """
@@ -34,18 +34,6 @@ def mass_mask(attention: np.ndarray, mass: float = MASS) -> np.ndarray:
     mask = np.empty(attention.shape, bool)
     np.put_along_axis(mask, order, passed, axis=-1)
     return mask
-
-
-def head_pictures(attention: np.ndarray, grid: tuple[int, int], patch: int) -> np.ndarray:
-    """Return one grey picture per head, uint8 (heads, gh*patch, gw*patch), of attention (heads, gh*gw): darkest to lightest.
-
-    Every patch is a square of `patch` pixels; a head that looks everywhere alike is black.
-    """
-    check_shape("attention", attention, (None, grid[0] * grid[1]))
-    low = attention.min(axis=1, keepdims=True)
-    span = attention.max(axis=1, keepdims=True) - low
-    levels = np.rint(255 * (attention - low) / np.where(span > 0, span, 1)).astype(np.uint8)
-    return np.asarray(levels.reshape(-1, *grid).repeat(patch, axis=1).repeat(patch, axis=2))
 
 
 def mask_jaccard(masks: np.ndarray, truth: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:

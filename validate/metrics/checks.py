@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from saccade.counted import agreeing, counted
 from saccade.errors import SaccadeError
 
 
@@ -17,7 +18,8 @@ def check_labels(name: str, labels: np.ndarray, classes: int, ignore: int | None
         also = "" if ignore is None else f" or {ignore} (ignored)"
         found = ", ".join(str(label) for label in np.unique(labels[wrong])[:5])
         count = int(np.count_nonzero(wrong))
-        raise SaccadeError(f"{name}: {count} labels are out of range ({found}); give 0..{classes - 1}{also}")
+        labels_are = f"{counted(count, 'label')} {agreeing(count, 'is', 'are')}"
+        raise SaccadeError(f"{name}: {labels_are} out of range ({found}); give 0..{classes - 1}{also}")
 
 
 def check_shape(name: str, array: np.ndarray, expected: tuple[int | None, ...]) -> None:
@@ -33,7 +35,8 @@ def check_shape(name: str, array: np.ndarray, expected: tuple[int | None, ...]) 
 def check_enough(name: str, have: int, need: int, purpose: str) -> None:
     """Refuse fewer samples than the protocol needs."""
     if have < need:
-        raise SaccadeError(f"{name}: {have} are too few for {purpose}, which needs {need}; give more or ask for less")
+        are = agreeing(have, "is", "are")
+        raise SaccadeError(f"{name}: {have} {are} too few for {purpose}, which needs {need}; give more or ask for less")
 
 
 def check_finite(name: str, features: np.ndarray) -> None:
@@ -41,4 +44,5 @@ def check_finite(name: str, features: np.ndarray) -> None:
     sums = features.sum(axis=-1, dtype=np.float64)  # as wide as the rows, where isfinite would be as wide as the values
     bad = sums.size - int(np.count_nonzero(np.isfinite(sums)))
     if bad:
-        raise SaccadeError(f"{name}: {bad} of {sums.size} rows hold NaN or infinity; look at the engine with saccade parity")
+        rows_hold = f"{counted(sums.size, 'row')} {agreeing(bad, 'holds', 'hold')}"
+        raise SaccadeError(f"{name}: {bad} of {rows_hold} NaN or infinity; look at the engine with saccade parity")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from saccade.counted import counted
 from saccade.validate.metrics.checks import check_enough, check_finite, check_shape
 from saccade.validate.metrics.libraries import library
 from saccade.validate.metrics.neighbours import BLOCK_VALUES, normalize_rows
@@ -22,17 +23,11 @@ SMALLEST_DEVIATION = 1e-6  # of a feature, relative to its mean: below it is a c
 POINTS_PER_CENTROID = 256  # faiss trains on no more rows than this for each centroid (its max_points_per_centroid)
 
 
-def reduce_features(features: np.ndarray, dim: int = PCA_DIM) -> np.ndarray:
-    """Standardise features (N, D) over all rows and project them on their `dim` principal components, float32 (N, dim)."""
-    check_shape("features", features, (None, None))
-    step = max(1, BLOCK_VALUES // features.shape[1])
-    return reduce_blocks(lambda: (features[start : start + step] for start in range(0, len(features), step)), dim)
-
-
 def reduce_blocks(blocks: Callable[[], Iterable[np.ndarray]], dim: int = PCA_DIM) -> np.ndarray:
-    """Do the same with features that come in blocks (n, D) on each call, so that they may be larger than memory.
+    """Standardise features (N, D) over all rows and project them on their `dim` principal components, float32 (N, dim).
 
-    Standardised features have the correlations as their covariances, whose eigenvectors are the components.
+    Features come in blocks (n, D) on each of two calls, so that they may be larger than memory. Standardised ones have the
+    correlations as their covariances, whose eigenvectors are the components.
     """
     rows, mean, covariance = _moments(blocks())
     check_enough("patches", rows, dim, f"{dim} principal components")
@@ -67,34 +62,43 @@ def _moments(blocks: Iterable[np.ndarray]) -> tuple[int, np.ndarray, np.ndarray]
     return rows, origin + shift, products / max(rows, 1) - np.outer(shift, shift)
 
 
-def kmeans(features: np.ndarray, clusters: int, seed: int, rows: np.ndarray | None = None) -> np.ndarray:
-    """Return the cluster of each row of features (N, D), int64 (N,) in 0..clusters-1; the best of five runs.
+def kmeans(features: np.ndarray, clusters: int, seed: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """Return the cluster of each row of features (N, D), int32 (N,) in 0..clusters-1; the best of five runs.
 
-    rows: which rows to train on, integers, each as often as it weighs; without it every row once.
+    weights: how often each row is trained on, integers (N,); without them every row once.
     """
-    sample = _training_rows(features, clusters, seed, np.arange(len(features)) if rows is None else rows)
+    sample = _training_rows(features, clusters, seed, weights)
     model = library("sklearn.cluster").KMeans(
         clusters, init="random", n_init=REDOS, max_iter=ITERATIONS, tol=0, random_state=seed, algorithm="lloyd"
     )
     model.fit(sample)
-    return np.asarray(model.predict(features.astype(np.float32, copy=False)), np.int64)
+    return np.asarray(model.predict(features.astype(np.float32, copy=False)), np.int32)
 
 
-def spherical_kmeans(features: np.ndarray, clusters: int, seed: int) -> np.ndarray:
-    """Return the cluster of each row, int64 (N,): centres of length 1, rows assigned by largest dot product."""
-    sample = _training_rows(features, clusters, seed, np.arange(len(features)))
-    random = np.random.default_rng(seed)
-    runs = [_spherical_run(sample, clusters, random) for _ in range(REDOS)]
+def spherical_kmeans(
+    features: np.ndarray, clusters: int, seed: int, progress: Callable[[int], object] = lambda runs: None
+) -> np.ndarray:
+    """Return the cluster of each row, int32 (N,): centres of length 1, rows assigned by largest dot product.
+
+    `progress` hears of each of the REDOS runs, of which the best is taken.
+    """
+    sample, random, runs = _training_rows(features, clusters, seed), np.random.default_rng(seed), []
+    for _ in range(REDOS):
+        runs.append(_spherical_run(sample, clusters, random))
+        progress(1)
     centres = max(runs, key=lambda run: run[1])[0]
     return _assign(features.astype(np.float32, copy=False), centres)[0]
 
 
-def _training_rows(features: np.ndarray, clusters: int, seed: int, rows: np.ndarray) -> np.ndarray:
+def _training_rows(features: np.ndarray, clusters: int, seed: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """Draw at most POINTS_PER_CENTROID rows for each cluster, float32; one row comes at most as often as it weighs."""
     check_shape("features", features, (None, None))
     check_finite("features", features)
-    check_enough("patches", len(np.unique(rows)), clusters, f"{clusters} clusters")
-    chosen = np.random.default_rng(seed).permutation(rows)[: clusters * POINTS_PER_CENTROID]
-    return np.asarray(features[np.sort(chosen)], np.float32)
+    often = np.ones(len(features), np.int64) if weights is None else weights
+    check_enough("patches", int(np.count_nonzero(often)), clusters, counted(clusters, "cluster"))
+    ends = np.cumsum(often)
+    places = np.random.default_rng(seed).choice(ends[-1], min(ends[-1], clusters * POINTS_PER_CENTROID), replace=False)
+    return np.asarray(features[np.searchsorted(ends, np.sort(places), side="right")], np.float32)
 
 
 def _spherical_run(sample: np.ndarray, clusters: int, random: np.random.Generator) -> tuple[np.ndarray, float]:
@@ -124,8 +128,8 @@ def _centres(sample: np.ndarray, assigned: np.ndarray, products: np.ndarray, clu
 
 
 def _assign(features: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return each row's centre, int64 (N,), and its dot product with it, float32 (N,)."""
-    assigned, products = np.empty(len(features), np.int64), np.empty(len(features), np.float32)
+    """Return each row's centre, int32 (N,), and its dot product with it, float32 (N,)."""
+    assigned, products = np.empty(len(features), np.int32), np.empty(len(features), np.float32)
     step = max(1, BLOCK_VALUES // len(centres))
     for start in range(0, len(features), step):
         block = slice(start, start + step)

@@ -63,9 +63,9 @@ def community_links(matrix: np.ndarray, weight_threshold: float) -> list[Link]:
 def detect_communities(
     links: Sequence[Link], count: int, markov_time: float, seed: int, modules: int = MODULES
 ) -> np.ndarray:
-    """Return the community of each cluster, int64 (count,): 1.. as Infomap numbers them, 0 for a cluster without a link.
+    """Return the community of each cluster, int32 (count,): 1.. as Infomap numbers them, 0 for a cluster without a link.
 
-    Score the merged maps with `overcluster.score_clusters(masks, communities[clusters], 21, 21, "hungarian")` (VOC).
+    Score the merged maps with `overcluster.score_clusters(masks, communities[clusters], 21, 21)` (VOC).
     """
     if not links:
         raise SaccadeError("communities: no two clusters are linked; lower the link weight")
@@ -73,7 +73,7 @@ def detect_communities(
     result = library("infomap").run(
         list(links), two_level=True, seed=seed + 1, markov_time=markov_time, preferred_number_of_modules=modules
     )
-    communities = np.zeros(count, np.int64)
+    communities = np.zeros(count, np.int32)
     for cluster, community in result.modules().items():
         communities[cluster] = community
     found = int(communities.max())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from saccade.counted import counted
 from saccade.errors import SaccadeError
 from saccade.validate.metrics.checks import check_labels, check_shape
 from saccade.validate.metrics.libraries import library
@@ -43,16 +44,18 @@ def score_video(truth: np.ndarray, masks: np.ndarray) -> VideoScore:
     """
     check_shape("video masks", masks, truth.shape)
     if len(truth) < 3:
-        raise SaccadeError(f"video: {len(truth)} frames; the first and the last are not scored, so give at least 3")
+        given = counted(len(truth), "frame")
+        raise SaccadeError(f"video: {given}; the first and the last are not scored, so give at least 3")
     known = np.where(truth == VOID, 0, truth)
     objects = int(known[0].max())
     if not objects:
         raise SaccadeError("video: the first mask holds no object, so there is nothing to follow")
     check_labels("video masks", masks, objects + 1)
-    scored = slice(1, -1)
-    pairs = [(known[scored] == label, masks[scored] == label) for label in range(1, objects + 1)]
-    region = [[region_score(*frame) for frame in zip(*pair, strict=True)] for pair in pairs]
-    contour = [[contour_score(*frame) for frame in zip(*pair, strict=True)] for pair in pairs]
+    region, contour = [], []
+    for label in range(1, objects + 1):  # one after the other: two masks of each frame and object are hundreds of MB
+        frames = [(true == label, mask == label) for true, mask in zip(known[1:-1], masks[1:-1], strict=True)]
+        region.append([region_score(*frame) for frame in frames])
+        contour.append([contour_score(*frame) for frame in frames])
     return VideoScore(np.array(region), np.array(contour))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from saccade.errors import SaccadeError
 from saccade.validate.metrics.average_precision import average_precision
 from saccade.validate.metrics.checks import check_enough, check_shape
-from saccade.validate.metrics.neighbours import nearest, normalize_rows
+from saccade.validate.metrics.neighbours import nearest
 
 RETRIEVED = 20  # topk of eval_copy_detection.py
 GEM_POWER = 4
@@ -43,7 +43,7 @@ def whiten(features: Sequence[np.ndarray], sample: np.ndarray) -> list[np.ndarra
 
 def retrieve(queries: np.ndarray, database: np.ndarray, count: int = RETRIEVED) -> np.ndarray:
     """Return the `count` most alike rows of database (N, D) for queries (Q, D), best first, int64 (Q, count)."""
-    return nearest(normalize_rows(queries), normalize_rows(database), min(count, len(database)))[1]
+    return nearest(queries, database, min(count, len(database)), cosine=True)[1]
 
 
 def same_number_positives(count: int) -> list[np.ndarray]:

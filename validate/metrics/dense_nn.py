@@ -60,21 +60,25 @@ def sample_patches(labels: np.ndarray, count: int, random: np.random.Generator) 
 def build_memory(
     batches: Iterable[Batch], images: int, grid: tuple[int, int], classes: int, seed: int, size: int = MEMORY_SIZE
 ) -> Memory:
-    """Collect a memory of about `size` patches from `images` training images in all, augmented repetitions included.
+    """Collect a memory of about `size` patches from at most `images` training images.
 
     Each image gives size // images patches; where that is more than it has, it gives all.
     """
-    random, features, shares = np.random.default_rng(seed), [], []
-    share = max(1, size // max(1, images))
+    random, share = np.random.default_rng(seed), max(1, size // max(1, images))
+    rows, most = 0, images * min(share, grid[0] * grid[1])
+    features, shares = np.empty((0, 0), np.float32), np.empty((most, classes), np.float32)
     for tokens, masks in batches:
         check_shape("train tokens", tokens, (len(masks), grid[0] * grid[1], None))
         check_finite("train tokens", tokens)
+        if not rows:
+            features = np.empty((most, tokens.shape[2]), np.float32)  # filled in place: joining parts would hold them twice
         for patches, labels in zip(tokens, patch_labels(masks, grid, classes), strict=True):
             chosen = sample_patches(labels, share, random) if share < len(patches) else np.arange(len(patches))
-            features.append(normalize_rows(patches[chosen]))
-            shares.append(labels[chosen])
-    check_enough("train images", len(features), 1, "a memory")
-    return Memory(np.concatenate(features), np.concatenate(shares))
+            place = slice(rows, rows + len(chosen))
+            features[place], shares[place] = normalize_rows(patches[chosen]), labels[chosen]
+            rows += len(chosen)
+    check_enough("train images", rows, 1, "a memory")
+    return Memory(features[:rows], shares[:rows])
 
 
 def class_shares(

@@ -2,14 +2,14 @@
 
 Mirrors cluster_based_fg_extraction and the clustering after it in NeCo's experiments/fully_unsup_seg/fully_unsup_seg.py.
 The cut between background and foreground is chosen with the training masks, as upstream chooses it. A score is
-`overcluster.score_clusters(masks, labels, 21, 21, "hungarian")` of the K = 20 clusters and the background (VOC).
+`overcluster.score_clusters(masks, labels, 21, 21)` of the K = 20 clusters and the background (VOC).
 """
 from __future__ import annotations
 
 import numpy as np
 
 from saccade.errors import SaccadeError
-from saccade.validate.metrics.checks import check_labels, check_shape
+from saccade.validate.metrics.checks import check_enough, check_labels, check_shape
 from saccade.validate.metrics.clusters import kmeans
 from saccade.validate.metrics.resize import resize_nearest
 
@@ -19,27 +19,25 @@ SEED = 0
 MAP_SIZE = (100, 100)
 BACKGROUND_SHARES = (0.55, 0.75)  # cuts are tried from this share of clusters called background up to below that
 THRESHOLD_STEP = 0.05
+FEWEST_CLUSTERS = 3  # that leave a cut to try
 OBJECTS = 20  # K of the CBFE score on VOC: its classes without the background
 
 
 def cluster_precisions(clusters: np.ndarray, noisy: np.ndarray, count: int) -> np.ndarray:
     """Return each cluster's share of pixels in the noisy foreground, averaged over the images it is in: float64 (count,).
 
-    clusters: integers (B, H, W) in 0..count-1. noisy: bool of the same shape.
+    clusters: integers (B, H, W), each of 0..count-1 in one image at least. noisy: bool of the same shape.
     """
     check_shape("noisy foreground", noisy, clusters.shape)
     pixels, hits = _histograms(clusters, noisy, count)
-    images = np.count_nonzero(pixels, axis=0)
-    if not images.all():
-        missing = int(np.flatnonzero(images == 0)[0])
-        raise SaccadeError(f"foreground: cluster {missing} of {count} is in no image; give more images or fewer clusters")
-    return np.asarray((hits / np.maximum(pixels, 1)).sum(axis=0) / images)
+    check_enough("clusters that an image shows", int(np.count_nonzero(pixels.any(axis=0))), count, "the precision of each")
+    return np.asarray((hits / np.maximum(pixels, 1)).sum(axis=0) / np.count_nonzero(pixels, axis=0))
 
 
 def choose_threshold(clusters: np.ndarray, truth: np.ndarray, precisions: np.ndarray) -> float:
     """Return the precision from which clusters are foreground: the best cut on the training masks, rounded to 0.05.
 
-    clusters and truth: integers (B, H, W) of one size; all but label 0 of truth is foreground, the ignored 255 included.
+    clusters, truth: integers (B, H, W) of one size; all but label 0 of truth is foreground, the ignored 255 included.
     Best is the largest IoU of the foreground, averaged over images; of equal cuts the one with more background.
     """
     check_shape("train masks", truth, clusters.shape)
@@ -48,7 +46,7 @@ def choose_threshold(clusters: np.ndarray, truth: np.ndarray, precisions: np.nda
     pixels, hits = _histograms(clusters, truth != 0, count)
     cuts = range(int(BACKGROUND_SHARES[0] * count), int(BACKGROUND_SHARES[1] * count))
     if not cuts:
-        raise SaccadeError(f"foreground: {count} clusters leave no cut to try; give at least 3")
+        raise SaccadeError(f"foreground: {count} clusters leave no cut to try; give at least {FEWEST_CLUSTERS}")
     scores = [_foreground_iou(pixels, hits, order[cut:]) for cut in cuts]
     best = max(range(len(scores)), key=lambda place: (scores[place], place))
     steps = np.arange(0, 1, THRESHOLD_STEP)
@@ -62,29 +60,35 @@ def foreground_masks(clusters: np.ndarray, precisions: np.ndarray, threshold: fl
     """
     chosen = precisions >= threshold
     if not chosen.any():
-        best = f"{precisions.max():.3f}"
-        raise SaccadeError(f"foreground: no cluster is as precise as {threshold:.2f} (best {best}); look at the attention")
+        best = f"the best has {precisions.max():.3f}"
+        raise SaccadeError(
+            f"foreground: no cluster reaches the precision {threshold:.2f} that the training masks ask for ({best}); look at"
+            " the maps of saccade run --attention"
+        )
     return np.asarray(chosen[clusters])
 
 
 def foreground_clusters(
     features: np.ndarray, grid: tuple[int, int], masks: np.ndarray, clusters: int, seed: int
 ) -> np.ndarray:
-    """Cluster the foreground alone: int64 (B, H, W), background being number `clusters`.
+    """Cluster the foreground alone: int32 (B, H, W), background being number `clusters`.
 
     features: reduced patch features (B, gh*gw, d). masks: bool (B, H, W). A patch weighs as many pixels of the foreground
     as it covers, as if its feature had been enlarged by nearest.
     """
     check_shape("features", features, (len(masks), grid[0] * grid[1], None))
-    patches = np.arange(len(masks) * grid[0] * grid[1]).reshape(len(masks), *grid)
-    rows = resize_nearest(patches, masks.shape[1:])[masks]
-    found = kmeans(features.reshape(-1, features.shape[-1]), clusters, seed, rows)
-    return np.where(masks, resize_nearest(found.reshape(-1, *grid), masks.shape[1:]), clusters)
+    cells = grid[0] * grid[1]
+    cell_of = resize_nearest(np.arange(cells).reshape(grid), masks.shape[1:])
+    weights = np.concatenate([np.bincount(cell_of[mask], minlength=cells) for mask in masks])
+    found = kmeans(features.reshape(-1, features.shape[-1]), clusters, seed, weights)
+    maps = resize_nearest(found.reshape(-1, *grid), masks.shape[1:])
+    maps[~masks] = clusters
+    return maps
 
 
 def mean_foreground_iou(masks: np.ndarray, truth: np.ndarray) -> float:
     """Return the IoU of foreground masks, bool (B, H, W), averaged over images; all but label 0 of truth is foreground."""
-    return _foreground_iou(*_histograms(masks.astype(np.int64), truth != 0, 2), np.array([1]))
+    return _foreground_iou(*_histograms(masks.astype(np.uint8), truth != 0, 2), np.array([1]))
 
 
 def _foreground_iou(pixels: np.ndarray, hits: np.ndarray, chosen: np.ndarray) -> float:

@@ -1,43 +1,30 @@
 """Weighted k-NN classification of image features, as DINO's and PW-Self's eval_knn.py vote.
 
-Every neighbour gives exp(cosine / temperature) to its label. Equal votes go to the lower label.
+Every neighbour gives its label exp(cosine / temperature). Equal votes go to the lower label.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from saccade.errors import SaccadeError
 from saccade.validate.metrics.checks import check_enough, check_labels, check_shape
-from saccade.validate.metrics.neighbours import nearest, normalize_rows
+from saccade.validate.metrics.classification import TOP, Classified, labels_before
+from saccade.validate.metrics.neighbours import nearest
 
 # eval_knn.py, defaults of --nb_knn and --temperature.
 NEIGHBOURS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
-TOP = 5
 BLOCK_VALUES = 1 << 22  # votes held at once: 32 MiB of float64
 
 
 @dataclass(frozen=True)
-class KnnResult:
-    """One k: per test image the label with most votes, int64 (Q,), and whether the truth is it or among the first five."""
+class KnnResult(Classified):
+    """The votes of the k nearest neighbours; the first five labels are min(5, k)."""
 
     k: int
-    prediction: np.ndarray
-    top1_hits: np.ndarray
-    top5_hits: np.ndarray
-
-    @property
-    def top1(self) -> float:
-        """Share of right predictions, in percent."""
-        return float(100 * np.mean(self.top1_hits))
-
-    @property
-    def top5(self) -> float:
-        """Share of images whose label is among the min(5, k) with most votes, in percent."""
-        return float(100 * np.mean(self.top5_hits))
 
 
 def evaluate_knn(
@@ -48,10 +35,12 @@ def evaluate_knn(
     classes: int,
     ks: Sequence[int] = NEIGHBOURS,
     temperature: float = TEMPERATURE,
+    progress: Callable[[int], object] = lambda rows: None,
 ) -> list[KnnResult]:
     """Classify test (Q, D) by train (N, D) features, float32 and not yet normalised; labels are integers 0..classes-1.
 
-    The neighbours are sought once, for the largest k. Returns one result per k, in the order of `ks`.
+    The neighbours are sought once, for the largest k; `progress` hears how many training rows have been compared. Returns
+    one result per k, in the order of `ks`.
     """
     check_shape("train labels", train_labels, (len(train_features),))
     check_shape("test labels", test_labels, (len(test_features),))
@@ -60,14 +49,19 @@ def evaluate_knn(
     check_enough("test images", len(test_features), 1, "k-NN")
     if not ks or min(ks) < 1:
         raise SaccadeError(f"k-NN: k is {tuple(ks)}; give one or more whole numbers from 1")
-    similarities, rows = nearest(normalize_rows(test_features), normalize_rows(train_features), max(ks))
+    similarities, rows = nearest(test_features, train_features, max(ks), cosine=True, progress=progress)
     labels = train_labels[rows]
     return [_result(similarities[:, :k], labels[:, :k], test_labels, classes, temperature) for k in ks]
 
 
 def knn_votes(similarities: np.ndarray, labels: np.ndarray, classes: int, temperature: float = TEMPERATURE) -> np.ndarray:
-    """Return the votes (Q, classes), float64, of neighbours with cosines and labels (Q, k)."""
-    weights = np.exp(similarities / np.float32(temperature))
+    """Return the votes (Q, classes), float64, of neighbours with cosines, descending, and labels (Q, k).
+
+    Relative to the nearest neighbour's, which is 1: exp(1 / temperature) itself is infinite for the smallest temperatures.
+    """
+    cosines = similarities.astype(np.float64)
+    with np.errstate(over="ignore"):  # to -infinity, whose exponential is 0
+        weights = np.exp((cosines - cosines[:, :1]) / temperature)
     places = labels + classes * np.arange(len(labels))[:, None]
     votes = np.bincount(places.ravel(), weights.ravel(), minlength=len(labels) * classes)
     return np.asarray(votes.reshape(len(labels), classes))
@@ -85,7 +79,7 @@ def _result(
         predictions.append(votes.argmax(axis=1))
         ranks.append(_ranks(votes, truth[block]))
     rank = np.concatenate(ranks)
-    return KnnResult(k, np.concatenate(predictions), rank < 1, rank < min(TOP, k))
+    return KnnResult(np.concatenate(predictions), rank < 1, rank < min(TOP, k), k)
 
 
 def _ranks(votes: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -93,7 +87,5 @@ def _ranks(votes: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
     The official sort puts the voteless labels in an arbitrary order, so that some would enter the first five by chance.
     """
-    own = np.take_along_axis(votes, truth[:, None], axis=1)
-    lower = np.arange(votes.shape[1]) < truth[:, None]
-    before = (votes > own) | ((votes == own) & lower)
-    return np.asarray(np.where(own[:, 0] > 0, before.sum(axis=1), votes.shape[1]))
+    has_votes = np.take_along_axis(votes, truth[:, None], axis=1)[:, 0] > 0
+    return np.where(has_votes, labels_before(votes, truth), votes.shape[1])

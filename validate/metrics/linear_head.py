@@ -19,8 +19,16 @@ class LinearHead:
     bias: np.ndarray
 
     def logits(self, features: np.ndarray) -> np.ndarray:
-        """Return float32 logits (..., C) of features (..., D)."""
-        return np.asarray(features @ self.weight.T + self.bias)
+        """Return float32 logits (..., C) of features (..., D).
+
+        Raises SaccadeError where they are not finite, since a true label that is NaN would come before all others.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            logits = np.asarray(features @ self.weight.T + self.bias)
+            total = logits.sum(dtype=np.float64)
+        if not np.isfinite(total):
+            raise SaccadeError("linear layer: its training has diverged, logits are not finite; give a smaller --rate")
+        return logits
 
 
 def normal_head(classes: int, dim: int, seed: int, deviation: float) -> LinearHead:
@@ -50,9 +58,10 @@ class MomentumSgd:
         self._move(self.head.bias, bias_gradient, self._velocity.bias, rate)
 
     def _move(self, values: np.ndarray, gradient: np.ndarray, velocity: np.ndarray, rate: float) -> None:
-        velocity *= self._momentum
-        velocity += gradient + self._weight_decay * values
-        values -= np.float32(rate) * velocity
+        with np.errstate(over="ignore", invalid="ignore"):  # the next logits say so
+            velocity *= self._momentum
+            velocity += gradient + self._weight_decay * values
+            values -= np.float32(rate) * velocity
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray, counted: np.ndarray | None = None) -> tuple[float, np.ndarray]:

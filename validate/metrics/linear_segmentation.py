@@ -13,7 +13,7 @@ import numpy as np
 from saccade.validate.metrics.checks import check_enough, check_finite, check_labels, check_shape
 from saccade.validate.metrics.linear_head import LinearHead, MomentumSgd, cross_entropy, uniform_head
 from saccade.validate.metrics.resize import bilinear_weights, resize_bilinear, resize_nearest
-from saccade.validate.metrics.segmentation import IGNORE, image_confusions
+from saccade.validate.metrics.segmentation import IGNORE
 
 # linear_finetune.py and the configs in experiments/linear_segmentation/configs.
 EPOCHS = 25
@@ -43,20 +43,9 @@ def pixel_logits(head: LinearHead, tokens: np.ndarray, grid: tuple[int, int], si
     return resize_bilinear(grid_logits(head, tokens, grid), size)
 
 
-def evaluate_segmentation(
-    head: LinearHead, batches: Iterable[Batch], grid: tuple[int, int], ignore: int = IGNORE
-) -> np.ndarray:
-    """Return one confusion matrix per image, int64 (images, C, C), of predictions at the masks' own size.
-
-    `segmentation.class_counts` sums them to counts and mIoU.
-    """
-    classes = len(head.weight)
-    found = [
-        image_confusions(masks, pixel_logits(head, tokens, grid, masks.shape[1:]).argmax(axis=1), classes, ignore=ignore)
-        for tokens, masks in batches
-    ]
-    check_enough("validation batches", len(found), 1, "linear segmentation")
-    return np.concatenate(found)
+def predict_pixels(head: LinearHead, tokens: np.ndarray, grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """Return the class of each pixel, int64 (B, *size), of tokens (B, gh*gw, D); of equal logits the lower class."""
+    return np.asarray(pixel_logits(head, tokens, grid, size).argmax(axis=1))
 
 
 def fit_segmentation_head(
@@ -68,37 +57,19 @@ def fit_segmentation_head(
     ignore: int = IGNORE,
     epochs: int = EPOCHS,
     rate: float = RATE,
-    report: Callable[[int, float], None] | None = None,
+    report: Callable[[int, float], None] = lambda images, loss: None,
 ) -> LinearHead:
-    """Train a head on batches(epoch): fresh features of augmented images, or `shuffled_batches` of stored ones.
+    """Train a head on batches(epoch), each of tokens (B, gh*gw, dim) and masks; `rate` falls to a tenth every 20 epochs.
 
-    `report` gets each epoch's number and mean loss.
+    `report` gets each step's number of images and mean loss.
     """
     head = uniform_head(classes, dim, seed)
     optimizer = MomentumSgd(head, MOMENTUM, WEIGHT_DECAY)
     for epoch in range(epochs):
-        losses = [
-            train_step(optimizer, tokens, masks, grid, rate * RATE_DROP ** (epoch // DROP_EVERY), ignore)
-            for tokens, masks in batches(epoch)
-        ]
-        check_enough(f"batches of epoch {epoch}", len(losses), 1, "training")
-        if report is not None:
-            report(epoch, float(np.mean(losses)))
+        epoch_rate = rate * RATE_DROP ** (epoch // DROP_EVERY)
+        for tokens, masks in batches(epoch):
+            report(len(tokens), train_step(optimizer, tokens, masks, grid, epoch_rate, ignore))
     return head
-
-
-def shuffled_batches(
-    tokens: np.ndarray, masks: np.ndarray, batch: int = BATCH, seed: int = SEED
-) -> Callable[[int], Iterator[Batch]]:
-    """Return batches(epoch) over stored features, shuffled anew each epoch; what does not fill a batch is left out."""
-    check_shape("masks", masks, (len(tokens), None, None))
-    shuffled = shuffled_rows(len(tokens), batch, seed)
-
-    def batches(epoch: int) -> Iterator[Batch]:
-        for rows, _ in shuffled(epoch):
-            yield tokens[rows], masks[rows]
-
-    return batches
 
 
 def shuffled_rows(

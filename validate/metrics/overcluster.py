@@ -1,117 +1,110 @@
 """Overclustering: clusters of patch features matched to the classes of masks, scored by mIoU.
 
 Mirrors NeCo's experiments/overcluster/eval_overcluster.py and PredsmIoU of experiments/utils.py: with as many clusters as
-classes the matching is one to one (Hungarian, on IoU); with more, each cluster becomes its best class by precision.
+classes the matching is one to one (Hungarian, on IoU); of other numbers each cluster becomes its best class by precision.
+PredsmIoU can also match by IoU, or other numbers one to one, which no protocol of the three projects asks for.
 """
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from saccade.errors import SaccadeError
 from saccade.validate.metrics.checks import check_shape
-from saccade.validate.metrics.clusters import PCA_DIM, kmeans, reduce_features
 from saccade.validate.metrics.libraries import library
 from saccade.validate.metrics.resize import resize_nearest
-from saccade.validate.metrics.segmentation import (
-    IGNORE,
-    SMALLEST_UNION,
-    ClassCounts,
-    class_counts,
-    confusion,
-    image_confusions,
-)
+from saccade.validate.metrics.segmentation import IGNORE, SMALLEST_UNION, ClassCounts, confusion, image_counts
 
 # eval_overcluster.py and its configs.
 MASK_SIZE = (100, 100)
 SEEDS = (0, 1, 2, 3, 4)
-BACKGROUND = 0  # what Hungarian matching leaves over becomes background
+BACKGROUND = 0  # what one-to-one matching leaves over
+# "protocol": hungarian for as many clusters as classes, precision for other numbers.
+Matching: TypeAlias = Literal["protocol", "hungarian", "precision", "iou"]
+BATCH = 64  # images whose maps are held at the masks' size at once
 
 
 @dataclass(frozen=True)
 class ClusterResult:
-    """One clustering against the masks: mapping[cluster] is its class; confusions (B, classes, classes) are mapped."""
+    """One clustering against the masks: mapping[cluster] is its class, integers (clusters,); counts are of each image after
+    it, int32 (B, 3, classes), as `segmentation.image_counts` gives them.
+    """
 
     mapping: np.ndarray
-    confusions: np.ndarray
-    background_share: float  # share of clusters that became background; as upstream 1 / classes for Hungarian matching
+    counts: np.ndarray
 
     @property
-    def counts(self) -> ClassCounts:
+    def total(self) -> ClassCounts:
         """Pixels per class over all images."""
-        return class_counts(self.confusions)
-
-    @property
-    def miou(self) -> float:
-        """Mean intersection over union over all classes, in 0..1."""
-        return self.counts.miou
-
-
-def overcluster(
-    tokens: np.ndarray,
-    grid: tuple[int, int],
-    masks: np.ndarray,
-    classes: int,
-    clusters: int,
-    seed: int,
-    ignore: int = IGNORE,
-    pca_dim: int = PCA_DIM,
-) -> ClusterResult:
-    """Cluster patch tokens (B, gh*gw, D) of all images together and score the clusters on masks (B, H, W)."""
-    check_shape("tokens", tokens, (len(masks), grid[0] * grid[1], None))
-    reduced = reduce_features(tokens.reshape(-1, tokens.shape[-1]), pca_dim)
-    found = kmeans(reduced, clusters, seed).reshape(len(masks), *grid)
-    return score_patches(masks, found, classes, clusters, ignore)
-
-
-def score_patches(
-    masks: np.ndarray, found: np.ndarray, classes: int, clusters: int, ignore: int = IGNORE
-) -> ClusterResult:
-    """Score a clustering of patches (B, gh, gw) on masks (B, H, W), with the matching that the number of clusters asks for.
-
-    Both are brought to 100 x 100 by nearest, as upstream. The published figure is the mean over SEEDS of the clustering.
-    """
-    matching = "hungarian" if clusters == classes else "precision"
-    truth, assigned = resize_nearest(masks, MASK_SIZE), resize_nearest(found, MASK_SIZE)
-    return score_clusters(truth, assigned, classes, clusters, matching, ignore)
+        return ClassCounts.of_images(self.counts)
 
 
 def score_clusters(
-    truth: np.ndarray, assigned: np.ndarray, classes: int, clusters: int, matching: str, ignore: int | None = IGNORE
+    truth: np.ndarray,
+    found: np.ndarray,
+    classes: int,
+    clusters: int,
+    ignore: int | None = IGNORE,
+    matching: Matching = "protocol",
 ) -> ClusterResult:
-    """Match clusters to classes by "hungarian", "precision" or "iou" and count; both maps are integers (B, H, W)."""
+    """Match clusters to classes and count pixels; both maps are integers, truth (B, H, W) and found (B, h, w).
+
+    Clusters are brought to the masks' size by nearest, as upstream brings both to MASK_SIZE.
+    """
+    check_shape("cluster maps", found, (len(truth), None, None))
     # Matched on the sum, and counted again after it: a matrix of all clusters for each image would take gigabytes.
-    mapping = match_clusters(confusion(truth, assigned, classes, clusters, ignore), matching, ignore)
-    background = 1 / classes if matching == "hungarian" else float(np.mean(mapping == BACKGROUND))
-    return ClusterResult(mapping, image_confusions(truth, mapping[assigned], classes, ignore=ignore), background)
+    matrix = np.zeros((classes, clusters), np.int64)
+    for masks, maps in _enlarged(truth, found):
+        matrix += confusion(masks, maps, classes, clusters, ignore)
+    mapping = match_clusters(matrix, ignore, matching)
+    counts = [image_counts(masks, mapping[maps], classes, ignore) for masks, maps in _enlarged(truth, found)]
+    return ClusterResult(mapping, np.concatenate(counts))
 
 
-def match_clusters(matrix: np.ndarray, matching: str, ignore: int | None = IGNORE) -> np.ndarray:
+def match_clusters(
+    matrix: np.ndarray, ignore: int | None = IGNORE, matching: Matching = "protocol"
+) -> np.ndarray:
     """Return the class of each cluster, int64 (clusters,), by the pixels of all images (classes, clusters)."""
     if not matrix.any():
         raise SaccadeError(f"clustering: every pixel is ignored ({ignore}), so nothing can be matched; look at the masks")
-    return match_hungarian(matrix) if matching == "hungarian" else match_greedy(matrix, matching)
+    if matching == "protocol":
+        matching = "hungarian" if matrix.shape[0] == matrix.shape[1] else "precision"
+    matchers = {"hungarian": match_hungarian, "precision": match_precision, "iou": match_iou}
+    return matchers[matching](matrix)
 
 
 def match_hungarian(matrix: np.ndarray) -> np.ndarray:
     """Return the class of each cluster, int64 (clusters,), one to one at the largest sum of IoU; the rest is background."""
-    labels, matched = library("scipy.optimize").linear_sum_assignment(1 - _scores(matrix, "iou"))
+    labels, clusters = library("scipy.optimize").linear_sum_assignment(1 - _iou(matrix))
     mapping = np.full(matrix.shape[1], BACKGROUND, np.int64)
-    mapping[matched] = labels
+    mapping[clusters] = labels
     return mapping
 
 
-def match_greedy(matrix: np.ndarray, score: str) -> np.ndarray:
-    """Return each cluster's best class by "precision" or "iou", int64 (clusters,); equal scores go to the lower class."""
-    return np.asarray(_scores(matrix, score).argmax(axis=0), np.int64)
+def match_precision(matrix: np.ndarray) -> np.ndarray:
+    """Return the class that most pixels of each cluster have, int64 (clusters,); of equal ones the lower.
+
+    A cluster without a pixel becomes class 0, which changes no count.
+    """
+    return np.asarray(matrix.argmax(axis=0), np.int64)
 
 
-def _scores(matrix: np.ndarray, score: str) -> np.ndarray:
-    """Return how well each class (row) fits each cluster (column), float64; a cluster that never occurs fits none."""
-    predicted = matrix.sum(axis=0, keepdims=True)
-    if score == "precision":
-        return np.asarray(matrix / np.maximum(predicted, SMALLEST_UNION))
-    if score == "iou":
-        return np.asarray(matrix / np.maximum(matrix.sum(axis=1, keepdims=True) + predicted - matrix, SMALLEST_UNION))
-    raise SaccadeError(f"matching: {score!r} is unknown; give hungarian, precision or iou")
+def match_iou(matrix: np.ndarray) -> np.ndarray:
+    """Return the class that each cluster has the largest IoU with, int64 (clusters,); of equal ones the lower."""
+    return np.asarray(_iou(matrix).argmax(axis=0), np.int64)
+
+
+def _iou(matrix: np.ndarray) -> np.ndarray:
+    """Return the IoU of each class (row) with each cluster (column), float64; 0 where neither has a pixel."""
+    union = matrix.sum(axis=0) + matrix.sum(axis=1)[:, None] - matrix
+    return np.asarray(matrix / np.maximum(union, SMALLEST_UNION))
+
+
+def _enlarged(truth: np.ndarray, found: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield masks and maps of their size, some images at a time."""
+    for start in range(0, len(truth), BATCH):
+        masks, maps = truth[start : start + BATCH], found[start : start + BATCH]
+        yield masks, resize_nearest(maps, masks.shape[1:])

@@ -1,5 +1,6 @@
 /* bench BUNDLE [--engine-library FILE] [--precision fp32] [--size 518] [--k 136] [--frames 30] [--warm-up 3] [--json]:
- * time what a fresh process waits for its first result, and each stage of the frames that follow. */
+ * time what a fresh process waits for its first result, and each stage of the frames that follow.  A plain backbone keeps
+ * every patch, whatever --k says. */
 #define _POSIX_C_SOURCE 200809L
 
 #include <stdio.h>
@@ -28,9 +29,14 @@ typedef struct statistic {
 } statistic;
 
 /* The library's stages and their sum, the whole call as its caller sees it, and what of that no network took. */
-enum { CALL = 8, BESIDE = 9, ROWS = 10 };
-static const char* const NAMES[ROWS] = {"fit",       "resize", "selector", "select", "gather",
-                                        "extractor", "fill",   "total",    "call",   "beside networks"};
+enum { RESIZE = 1, EXTRACTOR = 5, NORMALIZE = 6, BACKBONE = 7, CALL = 10, BESIDE = 11, ROWS = 12 };
+static const char* const NAMES[ROWS] = {"fit",       "resize",   "selector", "select", "gather", "extractor",
+                                        "normalize", "backbone", "fill",     "total",  "call",   "beside networks"};
+
+/* Whether a kind of bundle has a row: some stages are LookWhere's, and some a plain backbone's. */
+static int has_row(int32_t kind, int row) {
+    return kind == SACCADE_KIND_BACKBONE ? row < RESIZE || row > EXTRACTOR : row != NORMALIZE && row != BACKBONE;
+}
 
 static void fail(const char* line) {
     fprintf(stderr, "bench: %s\n", line);
@@ -75,6 +81,9 @@ static settings settings_from(int argc, char** argv) {
                 fail("--size, --k, --frames and --warm-up take whole numbers from 1 on");
             } else if (strcmp(name, "--precision") == 0) {
                 chosen.precision = value;
+                if (saccade_precision_from_name(value) < 0) {
+                    fail("--precision takes fp32, fp16, bf16, int8 or fp8");
+                }
             } else if (strcmp(name, "--engine-library") == 0) {
                 chosen.engine_library = value;
             } else if (place == NULL) {
@@ -119,10 +128,10 @@ static void run_frame(saccade_session* session, const saccade_image* image, cons
     check(saccade_run(session, image, 1, options, outputs));
     const double call = now_ms() - begin;
     check(saccade_session_timings(session, &found));
-    const double networks = found.selector_ms + found.extractor_ms; /* 0 on a GPU, which has no times of stages */
-    const double rows[ROWS] = {found.fit_ms,       found.resize_ms, found.selector_ms,
-                               found.select_ms,    found.gather_ms, found.extractor_ms,
-                               found.fill_ms,      found.total_ms,  call,
+    const double networks = found.selector_ms + found.extractor_ms + found.backbone_ms; /* 0 on a GPU, which has no times of stages */
+    const double rows[ROWS] = {found.fit_ms,       found.resize_ms,    found.selector_ms,  found.select_ms,
+                               found.gather_ms,    found.extractor_ms, found.normalize_ms, found.backbone_ms,
+                               found.fill_ms,      found.total_ms,     call,
                                networks > 0 ? call - networks : 0};
     for (int i = 0; i < ROWS; ++i) {
         ms[i * frames + frame] = rows[i];
@@ -140,7 +149,7 @@ static void print_quoted(const char* text) {
     putchar('"');
 }
 
-static void print_json(const settings* chosen, const char* what, const start* waited, const statistic* rows) {
+static void print_json(const settings* chosen, int32_t kind, const char* what, const start* waited, const statistic* rows) {
     printf("{\"engine\": ");
     print_quoted(what);
     printf(", \"size\": %d, \"k\": %d, \"frames\": %d, ", chosen->size, chosen->k, chosen->frames);
@@ -148,12 +157,14 @@ static void print_json(const settings* chosen, const char* what, const start* wa
            waited->session, waited->first);
     printf("\"stages_ms\": {");
     for (int i = 0; i < ROWS; ++i) {
-        printf("%s\"%s\": {\"median\": %.4f, \"p90\": %.4f}", i == 0 ? "" : ", ", NAMES[i], rows[i].median, rows[i].p90);
+        if (has_row(kind, i)) {
+            printf("%s\"%s\": {\"median\": %.4f, \"p90\": %.4f}", i == 0 ? "" : ", ", NAMES[i], rows[i].median, rows[i].p90);
+        }
     }
     printf("}}\n");
 }
 
-static void print_table(const settings* chosen, const char* what, const start* waited, const statistic* rows) {
+static void print_table(const settings* chosen, int32_t kind, const char* what, const start* waited, const statistic* rows) {
     printf("%s\n", what);
     printf("%d x %d px, k %d, batch 1, %d frames after %d\n", chosen->size, chosen->size, chosen->k, chosen->frames,
            chosen->warm_up);
@@ -161,13 +172,15 @@ static void print_table(const settings* chosen, const char* what, const start* w
            waited->session, waited->first);
     printf("%-16s %10s %10s\n", "stage", "median ms", "p90 ms");
     for (int i = 0; i < ROWS; ++i) {
-        printf("%-16s %10.3f %10.3f\n", NAMES[i], rows[i].median, rows[i].p90);
+        if (has_row(kind, i)) {
+            printf("%-16s %10.3f %10.3f\n", NAMES[i], rows[i].median, rows[i].p90);
+        }
     }
     printf("\nbeside the networks: %.2f %% of a call\n", 100.0 * rows[BESIDE].median / rows[CALL].median);
 }
 
 int main(int argc, char** argv) {
-    const settings chosen = settings_from(argc, argv);
+    settings chosen = settings_from(argc, argv);
     saccade_bundle* bundle = NULL;
     saccade_model* model = NULL;
     saccade_session* session = NULL;
@@ -180,17 +193,20 @@ int main(int argc, char** argv) {
     image.pixels = pixels;
     saccade_run_options run = SACCADE_RUN_OPTIONS_INIT;
     run.height = run.width = chosen.size;
-    run.k = chosen.k;
 
     const double begin = now_ms();
     check(saccade_bundle_open(chosen.bundle, &bundle));
     const double opened = now_ms();
+    saccade_info info = SACCADE_INFO_INIT;
+    check(saccade_bundle_info(bundle, &info));
+    run.k = info.kind == SACCADE_KIND_BACKBONE ? 0 : chosen.k;
     check(saccade_model_load(bundle, &options, &model));
     const double loaded = now_ms();
     check(saccade_session_create(model, &session));
     const double created = now_ms();
     saccade_sizes sizes = SACCADE_SIZES_INIT;
     check(saccade_plan(model, &image, 1, &run, &sizes));
+    chosen.k = sizes.k;
     const int frames = chosen.frames;
     float* features = malloc((sizes.cls + sizes.logits + sizes.tokens) * sizeof *features);
     double* ms = malloc((size_t)(ROWS) * (size_t)frames * sizeof *ms);
@@ -217,7 +233,7 @@ int main(int argc, char** argv) {
     for (int i = 0; i < ROWS; ++i) {
         rows[i] = statistic_of(ms + i * frames, frames);
     }
-    (chosen.json ? print_json : print_table)(&chosen, saccade_model_description(model), &waited, rows);
+    (chosen.json ? print_json : print_table)(&chosen, info.kind, saccade_model_description(model), &waited, rows);
 
     saccade_session_free(session);
     saccade_model_free(model);

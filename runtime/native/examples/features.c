@@ -1,5 +1,6 @@
-/* features BUNDLE FOLDER OUT.npy [ENGINE_LIBRARY]: the cls features of a folder of images as one .npy, (N, D) float32, in
- * the order of the files' names.  PPM, and PNG where this was built with libpng. */
+/* features BUNDLE FOLDER OUT.npy [ENGINE_LIBRARY]: the features of a folder of images as one .npy, float32, in the order of
+ * the files' names: cls, (N, D), or of a plain backbone the dense ones, (N, D, rows, columns), at the bundle's size.  PPM,
+ * and PNG where this was built with libpng. */
 #define _POSIX_C_SOURCE 200809L
 
 #include <dirent.h>
@@ -93,7 +94,7 @@ static const char* read_image(const char* path, saccade_image* image) {
 
 /* ---- the features ---- */
 
-/* The cls features of one image, written to where `out` says. */
+/* The features of one image, written to where `out` says. */
 static void run_file(saccade_session* session, const char* folder, const char* name, const saccade_outputs* out) {
     char path[4096];
     if (snprintf(path, sizeof path, "%s/%s", folder, name) >= (int)sizeof path) {
@@ -111,15 +112,15 @@ static void run_file(saccade_session* session, const char* folder, const char* n
 }
 
 /* NumPy's format, version 1: the header ends with a line break and makes up 128 bytes.  The floats are this machine's,
- * which runs little-endian as the header says. */
-static void write_npy(const char* path, const float* values, size_t rows, size_t columns) {
-    char shape[80], header[128];
-    snprintf(shape, sizeof shape, "{'descr': '<f4', 'fortran_order': False, 'shape': (%zu, %zu), }", rows, columns);
+ * which runs little-endian as the header says; `size` of them are a row, whose shape is `columns`. */
+static void write_npy(const char* path, const float* values, size_t rows, size_t size, const char* columns) {
+    char shape[118], header[128];
+    snprintf(shape, sizeof shape, "{'descr': '<f4', 'fortran_order': False, 'shape': (%zu, %s), }", rows, columns);
     snprintf(header, sizeof header, "%-117s", shape);
     FILE* file = fopen(path, "wb");
     const int is_written = file != NULL && fwrite("\x93NUMPY\x01\x00\x76\x00", 1, 10, file) == 10 &&
                            fwrite(header, 1, 117, file) == 117 && fputc('\n', file) == '\n' &&
-                           fwrite(values, columns * sizeof *values, rows, file) == rows;
+                           fwrite(values, size * sizeof *values, rows, file) == rows;
     if ((file != NULL && fclose(file) != 0) || !is_written) {
         stop("cannot write %s: %s", path, strerror(errno));
     }
@@ -146,17 +147,30 @@ int main(int argc, char** argv) {
     check(saccade_session_create(model, &session));
     fprintf(stderr, "features: %s\n", saccade_model_description(model));
 
-    const size_t dim = (size_t)info.dim;
-    float* features = allocated(malloc(images.count * dim * sizeof *features));
+    const int is_dense = info.kind == SACCADE_KIND_BACKBONE;
+    saccade_image any = SACCADE_IMAGE_INIT; /* all come to the bundle's size */
+    saccade_sizes sizes = SACCADE_SIZES_INIT;
+    any.height = any.width = 1;
+    check(saccade_plan(model, &any, 1, NULL, &sizes));
+    const size_t size = is_dense ? sizes.dense : sizes.cls;
+    float* features = allocated(malloc(images.count * size * sizeof *features));
     for (size_t i = 0; i < images.count; ++i) {
         saccade_outputs out = SACCADE_OUTPUTS_INIT;
-        out.cls = features + i * dim;
-        out.cls_capacity = dim;
+        out.cls = is_dense ? NULL : features + i * size;
+        out.cls_capacity = sizes.cls;
+        out.dense = is_dense ? features + i * size : NULL;
+        out.dense_capacity = sizes.dense;
         run_file(session, argv[2], images.names[i], &out);
         fprintf(stderr, "features: %zu of %zu: %s\n", i + 1, images.count, images.names[i]);
         free(images.names[i]);
     }
-    write_npy(argv[3], features, images.count, dim);
+    char columns[40];
+    if (is_dense) {
+        snprintf(columns, sizeof columns, "%d, %d, %d", info.dim, sizes.rows, sizes.columns);
+    } else {
+        snprintf(columns, sizeof columns, "%d", info.dim);
+    }
+    write_npy(argv[3], features, images.count, size, columns);
 
     free(features);
     free(images.names);

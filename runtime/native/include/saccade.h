@@ -1,7 +1,9 @@
 /* saccade.h - run a LookWhere bundle: an image in, the features of its best patches out.  C99, no dependencies.
  *
  * A bundle is the folder that `saccade export` writes.  Its selector looks at a small copy of the image and scores where
- * to look; the k best patches of the image itself are gathered, and only they go through the extractor.
+ * to look; the k best patches of the image itself are gathered, and only they go through the extractor.  A plain
+ * backbone's bundle (NeCo, DINOv2, DINO, timm) runs by the same calls: its one network sees every patch, so it takes no k,
+ * has no saccade_look, and gives cls, tokens, dense, attention and cls_last4.  It runs on OpenVINO alone.
  *
  * Example (error handling shortened; examples/classify.c is the whole of it):
  *
@@ -102,6 +104,7 @@ enum {
 enum { SACCADE_ENGINE_OPENVINO = 0, SACCADE_ENGINE_TENSORRT = 1, SACCADE_ENGINE_TENSORRT_RTX = 2 };
 enum { SACCADE_FP32 = 0, SACCADE_FP16 = 1, SACCADE_BF16 = 2, SACCADE_INT8 = 3, SACCADE_FP8 = 4 };
 enum { SACCADE_TASK_FEATURES = 0, SACCADE_TASK_CLASSIFY = 1, SACCADE_TASK_SEGMENT = 2 };
+enum { SACCADE_KIND_LOOKWHERE = 0, SACCADE_KIND_BACKBONE = 1 };
 enum { SACCADE_RGB = 0, SACCADE_BGR = 1 };
 /* How an image comes to the model's size.  SQUASH resizes both sides; CROP resizes so that the shorter side fits and
  * takes the centre; NATIVE keeps the image's own size and leaves out the right and bottom remainder of the patch grid. */
@@ -119,7 +122,7 @@ typedef struct saccade_image {
 } saccade_image;
 #define SACCADE_IMAGE_INIT { NULL, 0, 0, 0, SACCADE_RGB, 0 }
 
-/* What a bundle holds.  Filled by saccade_bundle_info. */
+/* What a bundle holds.  Filled by saccade_bundle_info.  What a plain backbone does not have is 0. */
 typedef struct saccade_info {
     uint32_t struct_size;
     int32_t  task;                          /* SACCADE_TASK_FEATURES, _CLASSIFY or _SEGMENT                          */
@@ -134,10 +137,13 @@ typedef struct saccade_info {
     int32_t  default_k;                     /* on the grid of the default size                                       */
     int32_t  reserved;
     float    mean[3], std[3];               /* RGB; pixels become (x/255 - mean)/std                                 */
-    uint32_t precisions;                    /* bit 1 << SACCADE_FP32 ...: both graphs are there.  OpenVINO makes bf16 and
+    uint32_t precisions;                    /* bit 1 << SACCADE_FP32 ...: all graphs are there.  OpenVINO makes bf16 and
                                                fp16 out of fp32's                                                    */
+    int32_t  kind;                          /* SACCADE_KIND_LOOKWHERE or _BACKBONE                                   */
+    int32_t  heads;                         /* of attention in each block                                            */
+    int32_t  cls_blocks;                    /* of cls_last4: 4, or 0 where the backbone has fewer blocks             */
 } saccade_info;
-#define SACCADE_INFO_INIT { (uint32_t)sizeof(saccade_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {0}, {0}, 0 }
+#define SACCADE_INFO_INIT { (uint32_t)sizeof(saccade_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {0}, {0}, 0, 0, 0, 0 }
 
 /* One built engine in a bundle.  Filled by saccade_bundle_engine. */
 typedef struct saccade_built_engine {
@@ -181,7 +187,8 @@ typedef struct saccade_run_options {
     int32_t  fit;                           /* SACCADE_FIT_SQUASH                                                    */
     int64_t  height, width;                 /* pixels, multiples of the patch; 0, 0: the bundle's default (NATIVE: 0, 0) */
     int64_t  k;                             /* patches to keep; 0: by k_ratio, or the bundle's default, which is
-                                               usually a share of the grid's cells, whatever the grid                */
+                                               usually a share of the grid's cells, whatever the grid.  A plain
+                                               backbone keeps all: leave k and k_ratio at 0                          */
     double   k_ratio;                       /* or the share of the grid to keep, above 0 up to 1; 0: by k            */
 } saccade_run_options;
 #define SACCADE_RUN_OPTIONS_INIT { (uint32_t)sizeof(saccade_run_options), SACCADE_FIT_SQUASH, 0, 0, 0, 0.0 }
@@ -191,7 +198,7 @@ typedef struct saccade_sizes {
     uint32_t struct_size;
     int32_t  batch;                         /* B                                                                     */
     int32_t  rows, columns;                 /* G = rows x columns cells                                              */
-    int32_t  k;
+    int32_t  k;                             /* a backbone's: G                                                       */
     int32_t  reserved;
     size_t   indices;                       /* (B, k)                                                                */
     size_t   score_map;                     /* (B, rows, columns)                                                    */
@@ -201,8 +208,10 @@ typedef struct saccade_sizes {
     size_t   logits;                        /* (B, C), classify                                                      */
     size_t   tokens;                        /* (B, k, D), segment: (B, k, C)                                         */
     size_t   dense;                         /* (B, D, rows, columns), segment: (B, C, rows, columns)                 */
+    size_t   attention;                     /* (B, heads, G), a backbone                                             */
+    size_t   cls_last4;                     /* (B, 4, D), a backbone of four blocks or more                          */
 } saccade_sizes;
-#define SACCADE_SIZES_INIT { (uint32_t)sizeof(saccade_sizes), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+#define SACCADE_SIZES_INIT { (uint32_t)sizeof(saccade_sizes), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 /* Where a run writes: the caller's dense row-major buffers with their capacities in elements.  NULL: not wanted. */
 typedef struct saccade_outputs {
@@ -214,11 +223,15 @@ typedef struct saccade_outputs {
     float *   prefix;         size_t prefix_capacity;         /* the selector's cls and register rows                 */
     float *   cls;            size_t cls_capacity;            /* task features                                        */
     float *   logits;         size_t logits_capacity;         /* task classify                                        */
-    float *   tokens;         size_t tokens_capacity;         /* row i belongs to cell indices[i]                     */
-    float *   dense;          size_t dense_capacity;          /* every cell, from its 5 nearest kept ones; k >= 5     */
+    float *   tokens;         size_t tokens_capacity;         /* row i belongs to cell indices[i]; a backbone's to cell i */
+    float *   dense;          size_t dense_capacity;          /* every cell, from its 5 nearest kept ones; k >= 5.  A
+                                                                 backbone's are its tokens in another order           */
+    float *   attention;      size_t attention_capacity;      /* what each head of cls attends to in the last block   */
+    float *   cls_last4;      size_t cls_last4_capacity;      /* cls after each of the last four blocks, normalised   */
 } saccade_outputs;
-#define SACCADE_OUTPUTS_INIT \
-    { (uint32_t)sizeof(saccade_outputs), 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0 }
+#define SACCADE_OUTPUTS_INIT                                                                                         \
+    { (uint32_t)sizeof(saccade_outputs), 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, \
+      NULL, 0, NULL, 0 }
 
 /* Milliseconds of each stage of a session's last successful run or look; 0 where a stage did not run.  On a GPU all from
  * the upload to the download is one piece of work, of which total_ms alone has the time: its stages are 0. */
@@ -233,8 +246,10 @@ typedef struct saccade_timings {
     double   extractor_ms;
     double   fill_ms;                       /* dense output, and copying the others out                              */
     double   total_ms;
+    double   normalize_ms;                  /* a backbone's: to its network's inputs                                 */
+    double   backbone_ms;
 } saccade_timings;
-#define SACCADE_TIMINGS_INIT { (uint32_t)sizeof(saccade_timings), 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+#define SACCADE_TIMINGS_INIT { (uint32_t)sizeof(saccade_timings), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 /* ---- the library -------------------------------------------------------------------------------------------------- */
 
@@ -301,7 +316,7 @@ SACCADE_API void saccade_session_free(saccade_session * session);
 SACCADE_API saccade_status saccade_run(saccade_session * session, const saccade_image * images, size_t count,
                                        const saccade_run_options * options, const saccade_outputs * outputs);
 
-/* Run the selector alone: only score_map, raw_score_map and prefix may be asked for; k is ignored.
+/* Run the selector alone, of LookWhere: only score_map, raw_score_map and prefix may be asked for; k is ignored.
  * One thread at a time.  As saccade_run. */
 SACCADE_API saccade_status saccade_look(saccade_session * session, const saccade_image * images, size_t count,
                                         const saccade_run_options * options, const saccade_outputs * outputs);

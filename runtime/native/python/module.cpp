@@ -169,6 +169,14 @@ bool select(const py::array& score_map, py::array indices, py::array scores) {
     return saccade::select(map, map_size, grid, static_cast<int>(k), best, all, scratch);
 }
 
+void normalize(const py::array& image, const py::array& table, py::array out) {
+    const auto pixels = image_of(image);
+    const auto* values = input<float>("table", table, {3, 256});
+    auto* result = output<float>("out", out, {3, pixels.height, pixels.width});
+    py::gil_scoped_release unlocked;
+    saccade::normalize(pixels, values, result);
+}
+
 void gather_patches(const py::array& image, const py::array& table, const py::array& indices, Size patch_size,
                     std::pair<Size, Size> grid_size, py::array out) {
     const auto pixels = image_of(image);
@@ -194,14 +202,26 @@ void gather_positions(const py::array& positions, const py::array& indices, py::
     saccade::gather_positions(table, dim, cells, k, result);
 }
 
-void interpolate_positions(const py::array& table, py::array out) {
+saccade::PositionRule rule_of(const std::string& name) {
+    for (const auto& [known, rule] : {std::pair{"size", saccade::PositionRule::size},
+                                      {"scale-factor", saccade::PositionRule::scale_factor},
+                                      {"size-antialias", saccade::PositionRule::size_antialias}}) {
+        if (name == known) {
+            return rule;
+        }
+    }
+    throw py::value_error("rule must be size, scale-factor or size-antialias, got " + name);
+}
+
+void interpolate_positions(const py::array& table, const std::string& rule_name, py::array out) {
+    const auto rule = rule_of(rule_name);
     const int dim = axis("table", table, 2);
     const auto from = grid_of({axis("table", table, 0), axis("table", table, 1)});
     const auto* values = input<float>("table", table, {from.rows, from.columns, dim});
     const auto to = grid_of({axis("out", out, 0), axis("out", out, 1)});
     auto* result = output<float>("out", out, {to.rows, to.columns, dim});
     py::gil_scoped_release unlocked;
-    saccade::interpolate_positions(values, from, dim, to, result);
+    saccade::interpolate_positions(values, from, dim, to, rule, result);
 }
 
 void fill(const py::array& tokens, const py::array& indices, py::array out) {
@@ -229,9 +249,10 @@ PYBIND11_MODULE(_kernels, module, py::mod_gil_not_used()) {  // no state of thei
     module.def("resize_bicubic", &door::resize_bicubic, "image"_a, "size"_a, "corner"_a, "out"_a);
     module.def("resize_scores", &door::resize_scores, "score_map"_a, "out"_a);
     module.def("select", &door::select, "score_map"_a, "indices"_a, "scores"_a);
+    module.def("normalize", &door::normalize, "image"_a, "table"_a, "out"_a);
     module.def("gather_patches", &door::gather_patches, "image"_a, "table"_a, "indices"_a, "patch"_a, "grid"_a,
                "out"_a);
     module.def("gather_positions", &door::gather_positions, "positions"_a, "indices"_a, "out"_a);
-    module.def("interpolate_positions", &door::interpolate_positions, "table"_a, "out"_a);
+    module.def("interpolate_positions", &door::interpolate_positions, "table"_a, "rule"_a, "out"_a);
     module.def("fill", &door::fill, "tokens"_a, "indices"_a, "out"_a);
 }

@@ -9,13 +9,14 @@
 #include <string>
 
 #include "bundle.hpp"
-#include "chain.hpp"
 #include "engine.hpp"
 #include "failure.hpp"
 #include "fields.hpp"
+#include "loaded_model.hpp"
 #include "names.hpp"
 #include "receipts.hpp"
 #include "saccade.h"
+#include "session.hpp"
 
 using namespace saccade;
 
@@ -188,6 +189,9 @@ saccade_info info_of(const Manifest& manifest) {
     info.map_size = model.map_size;
     info.base_rows = model.base_grid.rows;
     info.base_columns = model.base_grid.columns;
+    info.kind = static_cast<std::int32_t>(model.kind);
+    info.heads = model.heads;
+    info.cls_blocks = model.has_cls_last4() ? CLS_BLOCKS : 0;
     info.default_height = manifest.defaults.height;
     info.default_width = manifest.defaults.width;
     const std::int64_t cells = std::int64_t{manifest.defaults.height / model.patch} * (manifest.defaults.width / model.patch);
@@ -195,8 +199,8 @@ saccade_info info_of(const Manifest& manifest) {
     std::copy_n(manifest.mean, 3, info.mean);
     std::copy_n(manifest.std, 3, info.std);
     for (std::int32_t precision = SACCADE_FP32; precision <= SACCADE_FP8; ++precision) {
-        const auto has = [&](Role role) { return manifest.graphs.at(role).count(precision_name(precision)) != 0; };
-        info.precisions |= has(Role::selector) && has(Role::extractor) ? 1u << precision : 0u;
+        const auto has = [&](const auto& graphs) { return graphs.second.count(precision_name(precision)) != 0; };
+        info.precisions |= std::all_of(manifest.graphs.begin(), manifest.graphs.end(), has) ? 1u << precision : 0u;
     }
     return info;
 }

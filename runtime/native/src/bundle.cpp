@@ -17,6 +17,7 @@ constexpr int FORMAT_VERSION = 1;
 constexpr std::size_t MAX_MANIFEST_BYTES = std::size_t{4} << 20;
 constexpr std::size_t MAX_POSITIONS_BYTES = std::size_t{1} << 30;
 constexpr int HEAD_CHANNELS = 64;
+constexpr int MAX_PREFIX = 64;
 constexpr std::int64_t MAX_CLASSES = std::int64_t{1} << 20;
 
 int extent(Fields& fields, const char* name, std::int64_t highest = MAX_EXTENT, std::int64_t lowest = 1) {
@@ -42,31 +43,62 @@ void expect(Fields& fields, const char* name, const char* only) {
     }
 }
 
-Model read_model(Fields fields) {
-    if (const std::string& family = fields.text("family"); family != "lookwhere") {
-        fail(SACCADE_UNSUPPORTED, fields.where() + ": family \"" + shown(family) + "\" is not one this library runs; use Python's saccade");
+Kind read_kind(Fields& fields) {
+    const std::string& family = fields.text("family");
+    if (family == "lookwhere") {
+        return Kind::lookwhere;
     }
-    Model model{};
-    model.dim = extent(fields, "dim");
-    if (extent(fields, "heads") * std::int64_t{HEAD_CHANNELS} != model.dim) {
-        fields.refuse("dim " + std::to_string(model.dim) + " is not heads x 64");
+    for (const char* known : {"neco", "dinov2", "dino", "timm"}) {
+        if (family == known) {
+            return Kind::backbone;
+        }
     }
-    for (const char* name : {"depth", "selector_depth", "hidden", "map_hidden"}) {
+    fail(SACCADE_UNSUPPORTED, fields.where() + ": family \"" + shown(family) + "\" is not one this library runs; use Python's saccade");
+}
+
+// What LookWhere's networks have besides.
+void read_lookwhere(Fields& fields, Model& model) {
+    for (const char* name : {"selector_depth", "map_hidden"}) {
         extent(fields, name);
     }
-    if (const std::string& ffn = fields.text("ffn"); ffn != "gelu" && ffn != "swiglu") {
-        fields.refuse("'ffn' must be \"gelu\" or \"swiglu\"");
-    }
-    model.prefix = extent(fields, "prefix", 64);
-    model.patch = extent(fields, "patch", 64);
+    model.position_rule = PositionRule::size;
+    model.prefix = extent(fields, "prefix", MAX_PREFIX);
     model.selector_size = extent(fields, "selector_size");
     model.map_size = extent(fields, "map_size");
-    read_pair(fields, "base_grid", model.base_grid.rows, model.base_grid.columns);
     model.classes = fields.has("classes") ? extent(fields, "classes", MAX_CLASSES, 0) : 0;
-    fields.finish();
     if (model.selector_size % model.patch != 0) {
         fields.refuse("selector_size " + std::to_string(model.selector_size) + " is no multiple of the patch");
     }
+}
+
+// What a plain backbone has besides.
+void read_backbone(Fields& fields, Model& model) {
+    const std::string& rule = fields.text("position_rule");
+    if (rule != "scale-factor" && rule != "size-antialias") {
+        fields.refuse("'position_rule' must be \"scale-factor\" or \"size-antialias\"");
+    }
+    model.position_rule = rule == "scale-factor" ? PositionRule::scale_factor : PositionRule::size_antialias;
+    model.prefix = 1 + extent(fields, "registers", MAX_PREFIX - 1, 0);
+    fields.boolean("layer_scale");
+}
+
+Model read_model(Fields fields) {
+    Model model{};
+    model.kind = read_kind(fields);
+    model.dim = extent(fields, "dim");
+    model.heads = extent(fields, "heads");
+    if (model.heads * std::int64_t{HEAD_CHANNELS} != model.dim) {
+        fields.refuse("dim " + std::to_string(model.dim) + " is not heads x 64");
+    }
+    model.depth = extent(fields, "depth");
+    extent(fields, "hidden");
+    if (const std::string& ffn = fields.text("ffn"); ffn != "gelu" && ffn != "swiglu") {
+        fields.refuse("'ffn' must be \"gelu\" or \"swiglu\"");
+    }
+    model.patch = extent(fields, "patch", 64);
+    read_pair(fields, "base_grid", model.base_grid.rows, model.base_grid.columns);
+    model.kind == Kind::backbone ? read_backbone(fields, model) : read_lookwhere(fields, model);
+    fields.finish();
     return model;
 }
 
@@ -83,14 +115,17 @@ Task read_task(Fields& fields, int classes) {
     fields.refuse("'task' must be \"features\", \"classify\" or \"segment\"");
 }
 
-Defaults read_defaults(Fields fields, int patch) {
+Defaults read_defaults(Fields fields, const Model& model) {
     Defaults defaults{};
     read_pair(fields, "size", defaults.height, defaults.width);
-    if (defaults.height % patch != 0 || defaults.width % patch != 0) {
+    if (defaults.height % model.patch != 0 || defaults.width % model.patch != 0) {
         fields.refuse("the default size is no multiple of the patch");
     }
     const bool has_k = fields.has("k"), has_ratio = fields.has("k_ratio");
-    if (has_k == has_ratio) {
+    if (model.kind == Kind::backbone && (has_k || has_ratio)) {
+        fields.refuse("a plain backbone keeps every patch, so it has no k");
+    }
+    if (model.kind == Kind::lookwhere && has_k == has_ratio) {
         fields.refuse("defaults need either k or k_ratio");
     }
     defaults.k = has_k ? fields.integer("k", 1, INT64_MAX) : 0;
@@ -117,12 +152,12 @@ void read_image(Fields fields, Manifest& manifest) {
 std::int64_t tensor_extent(const nlohmann::json& extent, const Fields& tensor) {
     if (extent.is_string()) {  // nlohmann's own comparison with a text allocates where nothing may be thrown
         const auto& name = extent.get_ref<const std::string&>();
-        if (name == "batch" || name == "k") {
-            return name == "batch" ? BATCH : K;
+        if (const std::int64_t named = named_extent(name); named != 0) {
+            return named;
         }
     }
     if (!extent.is_number_unsigned() || extent.get<std::uint64_t>() < 1 || extent.get<std::uint64_t>() > MAX_EXTENT) {
-        tensor.refuse("'shape' must hold \"batch\", \"k\" and whole numbers, 1 to " + std::to_string(MAX_EXTENT));
+        tensor.refuse("'shape' must hold names like \"batch\" and whole numbers, 1 to " + std::to_string(MAX_EXTENT));
     }
     return extent.get<std::int64_t>();
 }
@@ -177,14 +212,14 @@ Manifest read_manifest(Fields fields) {
     Manifest manifest{};
     manifest.model = read_model(fields.object("model"));
     manifest.task = read_task(fields, manifest.model.classes);
-    manifest.defaults = read_defaults(fields.object("defaults"), manifest.model.patch);
+    manifest.defaults = read_defaults(fields.object("defaults"), manifest.model);
     read_image(fields.object("image"), manifest);
     Fields positions = fields.object("positions");
     manifest.positions_file = positions.file_name("file");
     manifest.positions_sha256 = positions.sha256("sha256");
     positions.finish();
     Fields graphs = fields.object("graphs");
-    for (const Role role : ROLES) {
+    for (const Role role : roles_of(manifest)) {
         manifest.graphs[role] = read_variants(graphs.object(name_of(role)), contract_of(manifest, role));
     }
     graphs.finish();
@@ -201,10 +236,11 @@ std::vector<float> read_positions(const Bundle& bundle) {
     check_digest(sha256(content.data(), content.size()), bundle.manifest.positions_sha256, path, "bundle.json", EXPORT_AGAIN);
     FloatArray table = array_from_npy(content, path, EXPORT_AGAIN);
     const Model& model = bundle.manifest.model;
-    const std::vector<std::size_t> expected{static_cast<std::size_t>(model.base_grid.rows),
-                                            static_cast<std::size_t>(model.base_grid.columns),
-                                            static_cast<std::size_t>(model.dim)};
-    if (table.shape != expected) {
+    const auto rows = static_cast<std::size_t>(model.base_grid.rows);
+    const auto columns = static_cast<std::size_t>(model.base_grid.columns);
+    const auto dim = static_cast<std::size_t>(model.dim);
+    const bool is_flat = model.kind == Kind::backbone;
+    if (table.shape != (is_flat ? std::vector{1 + rows * columns, dim} : std::vector{rows, columns, dim})) {
         fail(SACCADE_INVALID_BUNDLE, path + ": not the position table of this model's base grid; " + EXPORT_AGAIN);
     }
     return std::move(table.values);

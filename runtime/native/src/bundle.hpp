@@ -16,6 +16,7 @@ constexpr char EXPORT_AGAIN[] = "export the bundle again";
 constexpr int MAX_GRID_CELLS = 148 * 148;  // 2072 px; what a map of 44 x 44 scores can still tell apart ends long before
 
 enum class Task : std::int32_t { features = 0, classify = 1, segment = 2 };
+enum class Kind : std::int32_t { lookwhere = 0, backbone = 1 };  // a plain backbone sees every patch
 
 struct GraphFile {
     std::string file;
@@ -25,18 +26,25 @@ struct GraphFile {
 
 // The facts about the networks that a run needs; extents of one image, all checked to be 1 to MAX_EXTENT.
 struct Model {
+    Kind kind;
     int dim;
+    int heads;
+    int depth;
     int prefix;
     int patch;
-    int selector_size;
+    Grid base_grid;
+    PositionRule position_rule;
+    int selector_size;  // LookWhere's alone, as the next two; 0 for a backbone
     int map_size;
     int classes;  // 0 for features
-    Grid base_grid;
 
     int patch_pixels() const { return 3 * patch * patch; }
+    bool has_cls_last4() const { return kind == Kind::backbone && depth >= CLS_BLOCKS; }
+    // Rows of the position table before those of the cells: the cls token's, of a backbone.
+    int leading_positions() const { return kind == Kind::backbone ? 1 : 0; }
 };
 
-// What a run does where its caller says nothing: pixels, and either k or its share of the cells.
+// What a run does where its caller says nothing: pixels, and either k or its share of the cells. A backbone has neither.
 struct Defaults {
     int height;
     int width;
@@ -66,7 +74,7 @@ struct Manifest {
 struct Bundle {
     std::string path;
     Manifest manifest;
-    std::vector<float> positions;  // (base_grid.rows, base_grid.columns, dim)
+    std::vector<float> positions;  // (base_grid.rows, base_grid.columns, dim), or (1 + base cells, dim) of a backbone
 
     std::string path_of(const std::string& file) const { return path + "/" + file; }
 

@@ -10,14 +10,25 @@ namespace saccade {
 
 struct Manifest;
 
-enum class Role : int { selector = 0, extractor = 1 };
-constexpr Role ROLES[] = {Role::selector, Role::extractor};
-constexpr const char* name_of(Role role) { return role == Role::selector ? "selector" : "extractor"; }
+enum class Role : int { selector, extractor, backbone };
+constexpr Role ALL_ROLES[] = {Role::selector, Role::extractor, Role::backbone};
+constexpr const char* name_of(Role role) {
+    return role == Role::selector ? "selector" : role == Role::extractor ? "extractor" : "backbone";
+}
+
+constexpr int CLS_BLOCKS = 4;  // of cls_last4: the last ones, where a backbone has as many
 
 // Extents that differ from run to run.
 constexpr std::int64_t BATCH = -1;
 constexpr std::int64_t K = -2;
+constexpr std::int64_t HEIGHT = -3;
+constexpr std::int64_t WIDTH = -4;
+constexpr std::int64_t ROWS = -5;  // of a backbone's positions, 1 + CELLS
+constexpr std::int64_t CELLS = -6;
 constexpr std::int64_t ANY = BATCH;  // as engines know them, which tell no dynamic extent from another
+
+// The extent that a graph's shape names so, or 0.
+std::int64_t named_extent(const std::string& name);
 
 // What a graph takes and gives: extents by name.
 struct Tensors {
@@ -30,7 +41,10 @@ struct Tensors {
     friend bool operator!=(const Tensors& one, const Tensors& other) { return !(one == other); }
 };
 
-// The same by the model's facts.
+// The graphs of a bundle, in the order they run in.
+std::vector<Role> roles_of(const Manifest& manifest);
+
+// What a graph takes and gives by the model's facts.
 Tensors contract_of(const Manifest& manifest, Role role);
 
 // And as an engine knows it, all dynamic extents ANY.

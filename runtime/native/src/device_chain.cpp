@@ -50,9 +50,10 @@ struct DeviceChain::Settled {
     }
 };
 
-DeviceChain::DeviceChain(const Engine& engine, const Manifest& manifest, const float* table)
-    : manifest_(manifest),
-      device_(engine.device()),
+DeviceChain::DeviceChain(const LoadedModel& model)
+    : model_(model),
+      manifest_(model.manifest),
+      device_(model.engine->device()),
       stream_(device_),
       table_(device_, DeviceMemory::Kind::device),
       grid_positions_(device_, DeviceMemory::Kind::device),
@@ -61,22 +62,22 @@ DeviceChain::DeviceChain(const Engine& engine, const Manifest& manifest, const f
       inputs_(device_, DeviceMemory::Kind::device),
       results_(device_, DeviceMemory::Kind::device),
       fetched_(device_, DeviceMemory::Kind::pinned),
-      selector_(engine.network(Role::selector, stream_.handle())),
-      extractor_(engine.network(Role::extractor, stream_.handle())) {
+      selector_(model.engine->network(Role::selector, stream_.handle())),
+      extractor_(model.engine->network(Role::extractor, stream_.handle())) {
     const Device::Current current(*device_);
     const Settled settled{*device_, stream_.handle()};
     constexpr std::size_t table_bytes = 3 * 256 * sizeof(float);
-    device_->copy_in(table_.sized(table_bytes), table, table_bytes, stream_.handle());
+    device_->copy_in(table_.sized(table_bytes), model.table, table_bytes, stream_.handle());
     device_->synchronize(stream_.handle());
 }
 
-std::uint8_t* DeviceChain::staging(const Plan& plan) {
+std::uint8_t* DeviceChain::pixels(const Plan& plan) {
     const Device::Current current(*device_);
     return reinterpret_cast<std::uint8_t*>(staging_.sized(image_bytes(plan)));
 }
 
-void DeviceChain::run(const Plan& plan, const std::vector<Image>& images, const PositionTable& positions,
-                      const saccade_outputs& out) {
+void DeviceChain::run(const Plan& plan, const std::vector<Image>& images, const saccade_outputs& out) {
+    const PositionTable& positions = all_positions_.on(model_, plan.grid);
     const Device::Current current(*device_);
     const Settled settled{*device_, stream_.handle()};
     keep_positions(positions);
@@ -110,7 +111,7 @@ void DeviceChain::keep_positions(const PositionTable& positions) {
     }
 }
 
-void DeviceChain::write(const saccade_outputs& out) const {
+void DeviceChain::write(const Plan&, const saccade_outputs& out) {
     each_wanted(out, [&](const Part& part, void* to) { std::memcpy(to, fetched_.data() + part.offset, part.bytes()); });
 }
 
@@ -132,7 +133,7 @@ void DeviceChain::lay_out(const Plan& plan, bool dense) {
     pooled_ = results.add(sizes.cls + sizes.logits);  // a task has one of them at most
     tokens_ = results.add(sizes.tokens);
     dense_ = results.add(dense ? sizes.dense : 0);
-    staging(plan);
+    pixels(plan);
     images_.sized(image_bytes(plan));
     inputs_.sized(inputs.size);
     results_.sized(results.size);

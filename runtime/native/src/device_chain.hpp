@@ -7,33 +7,24 @@
 #include <memory>
 #include <vector>
 
-#include "bundle.hpp"
+#include "chain.hpp"
 #include "device.hpp"
-#include "engine.hpp"
-#include "plan.hpp"
-#include "saccade.h"
 
 namespace saccade {
 
-using PositionTable = std::shared_ptr<const std::vector<float>>;
-
-// Used by one thread at a time. Nothing of it is under way between two calls, whether they fail or not.
-class DeviceChain {
+// Nothing of it is under way between two calls, whether they fail or not. Its stages end on the device, where no clock of
+// ours runs.
+class DeviceChain : public Chain {
 public:
-    // `table` is `normalization_table`'s.
-    DeviceChain(const Engine& engine, const Manifest& manifest, const float* table);
+    explicit DeviceChain(const LoadedModel& model);
 
-    // Pinned memory that a plan's images, packed one after the other, go to the device from: what is written there by
-    // its owner need not be copied.
-    std::uint8_t* staging(const Plan& plan);
+    // Pinned memory that images go to the device from.
+    std::uint8_t* pixels(const Plan& plan) override;
 
-    // Runs all of it on images of plan.height x plan.width, or the selector alone. Fails with SACCADE_NOT_FINITE where a
-    // score is no finite number. `positions` is the table on the plan's grid.
-    void run(const Plan& plan, const std::vector<Image>& images, const PositionTable& positions, const saccade_outputs& out);
-    void look(const Plan& plan, const std::vector<Image>& images, const saccade_outputs& out);
-
-    // Copies what the call before was to put out to there.
-    void write(const saccade_outputs& out) const;
+    // Both fail with SACCADE_NOT_FINITE where a score is no finite number.
+    void run(const Plan& plan, const std::vector<Image>& images, const saccade_outputs& out) override;
+    void look(const Plan& plan, const std::vector<Image>& images, const saccade_outputs& out) override;
+    void write(const Plan& plan, const saccade_outputs& out) override;
 
 private:
     // Where an array of 4-byte elements lies in its block.
@@ -61,6 +52,7 @@ private:
     template <typename Visit>
     void each_wanted(const saccade_outputs& out, Visit visit) const;
 
+    const LoadedModel& model_;
     const Manifest& manifest_;
     std::shared_ptr<const Device> device_;
     DeviceStream stream_;
@@ -69,7 +61,8 @@ private:
     DeviceMemory inputs_;                  // of the networks
     DeviceMemory results_, fetched_;       // what a call may give; alike
     std::unique_ptr<Network> selector_, extractor_;  // go first: they may hold on to the memory
-    PositionTable kept_;                             // the table that grid_positions_ holds, or nullptr
+    KeptPositions all_positions_;
+    PositionTable kept_;  // the table that grid_positions_ holds, or nullptr
 
     Part lowres_, patches_, positions_;  // of inputs_
     Part status_, indices_, score_map_, raw_score_map_, prefix_, pooled_, tokens_, dense_;  // of results_

@@ -5,7 +5,11 @@
 
 namespace saccade {
 
-std::unique_ptr<Engine> load_engine([[maybe_unused]] const Bundle& bundle, const EngineRequest& request) {
+std::unique_ptr<Engine> load_engine(const Bundle& bundle, const EngineRequest& request) {
+    if (bundle.manifest.model.kind == Kind::backbone && request.engine != SACCADE_ENGINE_OPENVINO) {
+        fail(SACCADE_UNSUPPORTED, bundle.path + ": libsaccade runs plain backbones on openvino alone, not on " +
+                                      engine_name(request.engine) + "; use openvino, or Python's saccade");
+    }
 #ifdef SACCADE_WITH_OPENVINO
     if (request.engine == SACCADE_ENGINE_OPENVINO) {
         return load_openvino(bundle, request);

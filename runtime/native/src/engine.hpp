@@ -1,4 +1,4 @@
-// What every inference engine offers the chain: two loaded graphs, run on named float32 arrays of the host or of a GPU.
+// What every inference engine offers a chain: a bundle's loaded graphs, run on named float32 arrays of the host or a GPU.
 #pragma once
 
 #include <cstddef>
@@ -48,7 +48,7 @@ public:
     virtual void cancel() noexcept = 0;
 };
 
-// Both graphs of a bundle, loaded; shared by threads.
+// The graphs of a bundle, loaded; shared by threads.
 class Engine {
 public:
     virtual ~Engine() = default;

@@ -193,6 +193,14 @@ const std::string& Fields::text(const char* name) {
     return found.get_ref<const std::string&>();
 }
 
+bool Fields::boolean(const char* name) {
+    const nlohmann::json& found = value(name);
+    if (!found.is_boolean()) {
+        refuse(std::string("'") + name + "' must be true or false");
+    }
+    return found.get<bool>();
+}
+
 std::string Fields::file_name(const char* name) {
     const std::string& found = text(name);
     if (!is_file_name(found)) {

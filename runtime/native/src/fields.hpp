@@ -42,6 +42,7 @@ public:
     std::int64_t integer(const char* name, std::int64_t lowest, std::int64_t highest);
     double number(const char* name, double lowest, double highest);
     const std::string& text(const char* name);
+    bool boolean(const char* name);
     std::string file_name(const char* name);
     std::string sha256(const char* name);
     Fields object(const char* name);

@@ -1,4 +1,4 @@
-// The gather: pixels and positions of the selected patches, straight into the extractor's inputs.
+// Pixels normalised, straight into a network's inputs: all of an image's, or the gather of the selected patches'.
 #include <algorithm>
 #include <cstddef>
 
@@ -10,6 +10,18 @@ void normalization_table(const float mean[3], const float std[3], float* table) 
     for (int channel = 0; channel < 3; ++channel) {
         for (int pixel = 0; pixel < 256; ++pixel) {
             *table++ = (static_cast<float>(pixel) / 255.0f - mean[channel]) / std[channel];
+        }
+    }
+}
+
+void normalize(const Image& image, const float* table, float* out) {
+    for (int channel = 0; channel < 3; ++channel) {
+        const float* values = table + 256 * channel;
+        for (int y = 0; y < image.height; ++y) {
+            const std::uint8_t* pixel = image.pixels + y * image.row_stride + image.place_of(channel);
+            for (int x = 0; x < image.width; ++x) {
+                *out++ = values[pixel[std::ptrdiff_t{3} * x]];
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-// The numeric kernels between the two networks, without any dependency: images in, network inputs and features out.
+// The numeric kernels around the networks, without any dependency: images in, network inputs and features out.
 //
 // `runtime/reference.py` is the specification. Each kernel does the same float32 operations in the same order and gives
 // the same bits, provided that the compiler contracts no a*b+c (-ffp-contract=off) and reorders nothing.
@@ -45,11 +45,20 @@ struct Box {
     int width;
 };
 
+// How a position table is resized: PyTorch's bicubic, in three ways. `runtime/positions.py` says whose they are.
+enum class PositionRule {
+    size,            // from size to size
+    scale_factor,    // by the factor (extent + 0.1) / base
+    size_antialias,  // from size to size, with antialias
+};
+
 // Cells are numbered row by row.
 struct Grid {
     int rows;
     int columns;
     constexpr int cells() const { return rows * columns; }
+    friend constexpr bool operator==(Grid one, Grid other) { return one.rows == other.rows && one.columns == other.columns; }
+    friend constexpr bool operator!=(Grid one, Grid other) { return !(one == other); }
 };
 
 // The part `window` of the image resized to `to`, `out` (window.height, window.width, 3): Pillow's antialiased bicubic, bit
@@ -72,6 +81,9 @@ void resize_scores(const float* score_map, int map_size, Grid grid, float* out, 
 [[nodiscard]] bool select(const float* score_map, int map_size, Grid grid, int k, std::int32_t* indices, float* scores,
                           Scratch& scratch);
 
+// All of an image's normalised pixels, `out` (3, height, width).
+void normalize(const Image& image, const float* table, float* out);
+
 // The normalised pixels of k patches, `out` (k, 3*patch*patch), each ordered (channel, row, column).
 // `columns` is the grid's; every index must name a patch that lies inside the image.
 void gather_patches(const Image& image, const float* table, const std::int32_t* indices, int k, int patch, int columns,
@@ -80,9 +92,9 @@ void gather_patches(const Image& image, const float* table, const std::int32_t* 
 // Rows of a position table: `positions` (cells, dim), `indices` (k,), `out` (k, dim).
 void gather_positions(const float* positions, int dim, const std::int32_t* indices, int k, float* out);
 
-// A position table (from.rows, from.columns, dim) resized to a grid, `out` (to.rows, to.columns, dim): bicubic with
-// A = -0.75, without antialiasing, by size. Meant to be cached for each grid.
-void interpolate_positions(const float* table, Grid from, int dim, Grid to, float* out);
+// A position table (from.rows, from.columns, dim) resized to a grid, `out` (to.rows, to.columns, dim). Meant to be cached
+// for each grid. `runtime/positions.py` is the specification of the rules of plain backbones.
+void interpolate_positions(const float* table, Grid from, int dim, Grid to, PositionRule rule, float* out);
 
 // Kept tokens (k, channels) spread over all cells, `out` (channels, rows, columns): for each cell the mean of the 5
 // nearest of the kept patches `indices` (k,), weighted by 1/(distance + 1e-8), equal distances to the earlier in the

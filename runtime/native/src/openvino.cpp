@@ -1,5 +1,6 @@
 // The OpenVINO engine: compiled graphs straight from their mapped files. `engines/openvino.py` is its twin in Python.
 #include <algorithm>
+#include <map>
 #include <set>
 #include <sstream>
 #include <vector>
@@ -91,9 +92,9 @@ public:
         if (built == receipts.end()) {
             check_wanted_folder(bundle, wanted);
         }
-        for (const Role role : ROLES) {
-            compiled_.push_back(built != receipts.end() ? imported(*built, role, request)
-                                                        : compiled(bundle, role, request, why_none_serves(receipts, wanted)));
+        for (const Role role : roles_of(bundle.manifest)) {
+            compiled_.emplace(role, built != receipts.end() ? imported(*built, role, request)
+                                                            : compiled(bundle, role, request, why_none_serves(receipts, wanted)));
             check_hint(role);
             check_ports(bundle, role);
         }
@@ -104,13 +105,13 @@ public:
     }
 
     std::unique_ptr<Network> network(Role role, void*) const override {
-        return std::make_unique<OpenVINONetwork>(core_, compiled_[static_cast<std::size_t>(role)].model.get(), role);
+        return std::make_unique<OpenVINONetwork>(core_, compiled_.at(role).model.get(), role);
     }
 
     const std::string& description() const override { return description_; }
 
     void check_files() const override {
-        for (const Compiled& each : compiled_) {
+        for (const auto& [role, each] : compiled_) {
             if (each.file != nullptr && !each.file->is_unchanged()) {
                 fail(SACCADE_CHANGED, each.file->path() + " was changed while it was loaded; load the model again");
             }
@@ -133,14 +134,14 @@ private:
 
     // All that a built engine depends on, in the store's words.
     Conditions conditions(const Bundle& bundle, const EngineRequest& request, const std::set<std::string>& capabilities) const {
-        return {{"engine", "openvino"},
-                {"precision", precision_name(request.precision)},
-                {"selector_sha256", bundle.graph(Role::selector, rule_.variant).sha256},
-                {"extractor_sha256", bundle.graph(Role::extractor, rule_.variant).sha256},
-                {"version", core_->api.version()},
-                {"cpu", core_->property("FULL_DEVICE_NAME")},
-                {"cpu_capabilities", joined(capabilities)},
-                {"precision_hint", hint_}};
+        Conditions wanted{{"engine", "openvino"},
+                          {"precision", precision_name(request.precision)},
+                          {"version", core_->api.version()},
+                          {"cpu", core_->property("FULL_DEVICE_NAME")},
+                          {"cpu_capabilities", joined(capabilities)},
+                          {"precision_hint", hint_}};
+        add_graphs(wanted, bundle, rule_.variant);
+        return wanted;
     }
 
     Compiled imported(const Receipt& receipt, Role role, const EngineRequest& request) const {
@@ -179,7 +180,7 @@ private:
     // A hint is only a wish: what came of it is the engine's to say.
     void check_hint(Role role) const {
         char* value = nullptr;
-        ov_compiled_model_t* model = compiled_[static_cast<std::size_t>(role)].model.get();
+        ov_compiled_model_t* model = compiled_.at(role).model.get();
         core_->api.check(core_->api.ov_compiled_model_get_property(model, "INFERENCE_PRECISION_HINT", &value), "describe the",
                          name_of(role), BUILD_AGAIN);
         const Owned<const char> owner(value, core_->api.ov_free);
@@ -191,7 +192,7 @@ private:
 
     // A buffer of the wrong size would be written past its end, so the graph's tensors have to be the manifest's.
     void check_ports(const Bundle& bundle, Role role) const {
-        const Compiled& graph = compiled_[static_cast<std::size_t>(role)];
+        const Compiled& graph = compiled_.at(role);
         if (read_ports(role) != ports_of(bundle.manifest, role)) {
             fail(SACCADE_INVALID_BUNDLE, (graph.file != nullptr ? graph.file->path() : bundle.path) +
                                              ": its tensors are not those of bundle.json's " + name_of(role) + "; " + EXPORT_AGAIN);
@@ -200,7 +201,7 @@ private:
 
     Tensors read_ports(Role role) const {
         const OpenVINO& api = core_->api;
-        ov_compiled_model_t* model = compiled_[static_cast<std::size_t>(role)].model.get();
+        ov_compiled_model_t* model = compiled_.at(role).model.get();
         const auto read = [&](ov_status_e status) { api.check(status, "read the tensors of", name_of(role), BUILD_AGAIN); };
         std::size_t inputs = 0, outputs = 0;
         read(api.ov_compiled_model_inputs_size(model, &inputs));
@@ -225,7 +226,8 @@ private:
             std::vector<std::int64_t> extents;
             for (std::int64_t axis = 0; axis < shape.rank.max; ++axis) {
                 const ov_dimension_t& extent = shape.dims[axis];
-                extents.push_back(extent.min == extent.max ? extent.min : ANY);
+                // Of the four rows of cls_last4 the engine may know no more than that there are at most four; each run looks.
+                extents.push_back(extent.max < 0 ? ANY : extent.max);
             }
             (i < inputs ? ports.inputs : ports.outputs)[name] = std::move(extents);
         }
@@ -235,7 +237,7 @@ private:
     std::shared_ptr<const Core> core_;
     const PrecisionRule& rule_;
     std::string hint_;
-    std::vector<Compiled> compiled_;  // by Role
+    std::map<Role, Compiled> compiled_;
     std::string description_;
 };
 

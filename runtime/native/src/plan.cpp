@@ -73,6 +73,11 @@ void asked_size(const Manifest& manifest, const saccade_run_options& options, Pl
 
 // 0 where the caller leaves it to the bundle, whose default does not fit this grid: a look needs none.
 int kept(const Manifest& manifest, const saccade_run_options& options, int cells) {
+    if (manifest.model.kind == Kind::backbone) {
+        require(options.k == 0 && options.k_ratio == 0.0,
+                "a plain backbone keeps every patch, so it takes no k and no k_ratio; leave both at 0");
+        return cells;
+    }
     if (options.k != 0 && options.k_ratio != 0.0) {
         fail(SACCADE_INVALID_ARGUMENT, "k and k_ratio are both given; give one of them");
     }
@@ -163,10 +168,15 @@ saccade_sizes sizes_of(const Manifest& manifest, const Plan& plan) {
     sizes.rows = plan.grid.rows;
     sizes.columns = plan.grid.columns;
     sizes.k = plan.k;
-    sizes.indices = of({plan.k});
-    sizes.score_map = of({plan.grid.cells()});
-    sizes.raw_score_map = of({model.map_size, model.map_size});
-    sizes.prefix = of({model.prefix, model.dim});
+    if (model.kind == Kind::lookwhere) {
+        sizes.indices = of({plan.k});
+        sizes.score_map = of({plan.grid.cells()});
+        sizes.raw_score_map = of({model.map_size, model.map_size});
+        sizes.prefix = of({model.prefix, model.dim});
+    } else {
+        sizes.attention = of({model.heads, plan.grid.cells()});
+        sizes.cls_last4 = model.has_cls_last4() ? of({CLS_BLOCKS, model.dim}) : 0;
+    }
     sizes.cls = manifest.task == Task::features ? of({model.dim}) : 0;
     sizes.logits = manifest.task == Task::classify ? of({model.classes}) : 0;
     sizes.tokens = of({plan.k, manifest.token_channels()});

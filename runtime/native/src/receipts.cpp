@@ -49,7 +49,8 @@ bool ends_with(const std::string& text, const std::string& end) {
 bool is_consistent(const Receipt& receipt) {
     std::set<std::string> files, hashed;
     for (const auto& [role, file] : receipt.files) {
-        if (role != name_of(Role::selector) && role != name_of(Role::extractor)) {
+        const auto is_it = [&role = role](Role known) { return role == name_of(known); };
+        if (std::none_of(std::begin(ALL_ROLES), std::end(ALL_ROLES), is_it)) {
             return false;
         }
         files.insert(file);
@@ -144,6 +145,12 @@ std::vector<Receipt> receipts_of(const Bundle& bundle) {
         }
     }
     return found;
+}
+
+void add_graphs(Conditions& conditions, const Bundle& bundle, const std::string& variant) {
+    for (const Role role : roles_of(bundle.manifest)) {
+        conditions[std::string(name_of(role)) + "_sha256"] = bundle.graph(role, variant).sha256;
+    }
 }
 
 void check_wanted_folder(const Bundle& bundle, const Conditions& wanted) {

@@ -32,6 +32,9 @@ Receipt receipt_from_json(const std::string& text, const std::string& folder);
 // All receipts of a bundle that can be read, in the order of their folders; a bundle without engines has none.
 std::vector<Receipt> receipts_of(const Bundle& bundle);
 
+// Adds the graphs of a variant to what an engine depends on.
+void add_graphs(Conditions& conditions, const Bundle& bundle, const std::string& variant);
+
 // Fails where the folder of the very engine that is wanted is there, but cannot be used: missing would be the wrong word.
 void check_wanted_folder(const Bundle& bundle, const Conditions& wanted);
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <map>
 #include <sstream>
 #include <vector>
 
@@ -210,9 +211,9 @@ public:
             fail(SACCADE_NOT_FOUND, bundle.path + ": " + why_none_serves(receipts, wanted) + "; build it with 'saccade build " +
                                         bundle.path + " --engine " + name_ + " --precision " + precision_name(request.precision) + "'");
         }
-        for (const Role role : ROLES) {
+        for (const Role role : roles_of(bundle.manifest)) {
             request.note(SACCADE_LOG_INFO, "load " + shown(newest->name, newest->name.size()) + ", " + name_of(role));
-            plans_.push_back(load(bundle, *newest, role));
+            plans_.emplace(role, load(bundle, *newest, role));
         }
         description_ = name_ + " " + library_->version() + " on " + device_->name() + ", " + precision_name(request.precision) + ", " +
                        shown(newest->realised, 200);
@@ -229,7 +230,7 @@ public:
     std::shared_ptr<const Device> device() const override { return device_; }
 
     std::unique_ptr<Network> network(Role role, void* stream) const override {
-        return std::make_unique<TensorRTNetwork>(device_, library_, plans_[static_cast<std::size_t>(role)], role, stream);
+        return std::make_unique<TensorRTNetwork>(device_, library_, plans_.at(role), role, stream);
     }
 
     const std::string& description() const override { return description_; }
@@ -247,10 +248,9 @@ private:
         const bool is_rtx = request.engine == SACCADE_ENGINE_TENSORRT_RTX;
         Conditions wanted{{"engine", name_},
                           {"precision", precision_name(request.precision)},
-                          {"selector_sha256", bundle.graph(Role::selector, variant_of(request.precision)).sha256},
-                          {"extractor_sha256", bundle.graph(Role::extractor, variant_of(request.precision)).sha256},
                           {"binding", is_rtx ? "tensorrt_rtx" : "tensorrt"},
                           {"version", library_->version()}};
+        add_graphs(wanted, bundle, variant_of(request.precision));
         if (!is_rtx) {
             wanted["gpu"] = device_->name();
             wanted["compute_capability"] = device_->compute_capability();
@@ -275,7 +275,7 @@ private:
     std::string name_;
     std::shared_ptr<const CudaDevice> device_;
     std::shared_ptr<TensorRTLibrary> library_;
-    std::vector<std::shared_ptr<TensorRTPlan>> plans_;  // by Role
+    std::map<Role, std::shared_ptr<TensorRTPlan>> plans_;
     std::string description_;
 };
 

@@ -19,19 +19,22 @@ from saccade.validate import bench_plan, bench_table
 from saccade.validate.bench_plan import CHAIN, Side
 
 
-def add_commands(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser(
-        "bench",
-        help="time the chain, engines and other ways to run the model in turns",
-        description="Time engines and peers side by side: a process each, taken in turns, medians after warm-up.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="peers:\n" + "\n".join(f"  {name:14}  {text}" for name, text in bench_plan.PEERS.items()),
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.description = (
+        "Time engines and peers side by side: a process each, taken in turns, medians after warm-up.\n"
+        "All are loaded before the first turn, so that their memory adds up; see --reload."
     )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "peers:\n" + "\n".join(f"  {name:14}  {text}" for name, text in bench_plan.PEERS.items())
     shared.add_bundle(parser)
     _add_sides(parser)
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each side (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=10, metavar="N", help="frames of a turn (default: %(default)s)")
+    parser.add_argument(
+        "--reload", action="store_true",
+        help="load a side for its turn alone: the memory of the largest side instead of all of them, but it takes longer",
+    )  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, metavar="OUT.json", help="write the result")
     parser.add_argument("--markdown", type=Path, metavar="OUT.md", help="write tables; measures parity too")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="write plots, PNG and SVG; measures parity too")
@@ -88,7 +91,8 @@ def bench(options: argparse.Namespace) -> Report:
             plan = benchmark.export_one_graphs(plan, Path(folder), phases)
             parity = _parity(bundle, plan, phases) if options.markdown or options.plots else {}
         with progress_bar(len(plan) * options.rounds, "bench", "turn") as bar:
-            data = benchmark.run(plan, rounds=options.rounds, frames=options.frames, on_turn=lambda: bar.update(1))
+            turns = {"rounds": options.rounds, "frames": options.frames, "reload": options.reload}
+            data = benchmark.run(plan, **turns, on_turn=lambda: bar.update(1))
     for side in data["sides"]:
         usual = side["kind"] == CHAIN and not side["static"] and not side["cls_only"]
         if usual and (side["engine"], side["precision"]) in parity:

@@ -11,7 +11,8 @@ import numpy as np
 
 from saccade.cli import options as shared
 from saccade.cli.console import Phases, progress_bar
-from saccade.cli.convert import LEAST_IMAGES
+from saccade.cli.convert import FEW_IMAGES, LEAST_IMAGES
+from saccade.counted import counted
 from saccade.errors import SaccadeError
 from saccade.export.calibration import Statistics, channel_maxima
 from saccade.export.quantization import round_weights
@@ -20,7 +21,10 @@ from saccade.export.variants import VARIANTS_OF, Scales, write_variant
 from saccade.validate.backbone_gate import BackboneJudge
 from saccade.validate.gate import Judge, Trial
 
-FEW_IMAGES = 64  # fewer are worth a warning
+# What calibration takes, in runs of the fp32 chain on one image: for each image (both passes of each graph, histograms,
+# covariances), for rounding the weights, and for each case of a trial. Measured on a ViT-B at 518 px, where 16 and 64
+# images gave 12 to 18, 195 to 220 and 2.
+RUNS_AN_IMAGE, RUNS_TO_ROUND, RUNS_A_TRIAL = 14, 200, 2
 HELD_OUT_SHARE, MAX_HELD_OUT = 8, 16  # every eighth image judges what the others have calibrated, sixteen at most
 Feed = Mapping[str, np.ndarray]
 
@@ -41,7 +45,7 @@ def find_images(judge: Judge | BackboneJudge, folder: Path, most: int, phases: P
     left_out = 0
     for path in paths:
         if len(readable) == most:
-            phases.note(f"using {most} of {len(paths)} images; --max-images takes more")
+            phases.note(f"using {most} of {counted(len(paths), 'image')}; --max-images takes more")
             break
         try:
             judge.reference.pixels(path)
@@ -50,10 +54,10 @@ def find_images(judge: Judge | BackboneJudge, folder: Path, most: int, phases: P
             left_out += 1
             phases.note(f"warning: left out {error}")
     if left_out:
-        phases.note(f"warning: {left_out} of {len(paths)} images cannot be used")
+        phases.note(f"warning: {left_out} of {counted(len(paths), 'image')} cannot be used")
     if len(readable) < LEAST_IMAGES:
         raise SaccadeError(
-            f"--calibration {folder}: {len(readable)} readable images of {len(paths)}; "
+            f"--calibration {folder}: {counted(len(readable), 'readable image')} of {len(paths)}; "
             f"give at least {LEAST_IMAGES}, better {FEW_IMAGES}"
         )
     if len(readable) < FEW_IMAGES:
@@ -112,6 +116,11 @@ class Calibrator:
             scales[role] = tried[chosen[role]]
             trials += judged
         return Calibrated(graphs, scales, chosen, tuple(trials), len(self.images))
+
+    def work(self) -> int:
+        """Return about how long `run` and what follows take, in runs of the fp32 chain on one image."""
+        trials = len(self.cases) * len(self.judge.roles) * len(self.methods)
+        return RUNS_AN_IMAGE * len(self.images) + RUNS_TO_ROUND + RUNS_A_TRIAL * trials
 
     def _try(self, role: str, method: str, source: Path, scales: Scales) -> Trial:
         """Write one candidate and judge it, of LookWhere beside the fp32 graph of the other role."""

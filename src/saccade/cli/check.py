@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from saccade import locks
+from saccade import atomic, locks
 from saccade._version import VERSION
 from saccade.bundle import Bundle, read_bundle, write_manifest
 from saccade.cli import options as shared
 from saccade.cli.console import Phases, Report, progress_bar, table
 from saccade.cli.references import Group, backbone_cases, fitted, given_images, matching_checkpoint, reference_cases
-from saccade.cli.verdicts import changed_graphs, measured_on, title_of
+from saccade.cli.verdicts import PARITY, VERIFY, change_since, command_of, measured_on, title_of
+from saccade.counted import counted
 from saccade.errors import SaccadeError
 from saccade.runtime.backbone import BackbonePipeline
 from saccade.runtime.chain import Pipeline
@@ -27,20 +28,14 @@ if TYPE_CHECKING:
     from saccade.validate.backbone_parity import BackboneResult
     from saccade.validate.parity import ParityResult, Verdict
 
-MAX_RECEIPTS = 32  # parity receipts kept in a manifest
+MAX_RECEIPTS = 32  # verdicts kept in a manifest
 
 
-def add_commands(commands: Any) -> None:
-    """Add both commands to the parser."""
-    _add_parity(commands)
-    _add_verify(commands)
-
-
-def _add_verify(commands: Any) -> None:
-    parser = commands.add_parser(
-        "verify",
-        help="self-test an engine against the bundle's own reference outputs, without torch",
-        description="Run the engine on the images in golden.npz and compare with the outputs that PyTorch gave at export.",
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """Add the options of verify."""
+    parser.description = (
+        "Run the engine on the images in golden.npz and compare with the outputs that PyTorch gave at export. "
+        "The verdict is kept in the bundle, and 'saccade inspect' shows it for as long as what it judged is there."
     )
     shared.add_bundle(parser)
     shared.add_running(parser)
@@ -57,16 +52,14 @@ def verify(options: argparse.Namespace) -> Report:
     shared.refuse_lookwhere_only(bundle, options)
     with shared.open_pipeline(bundle, options, static=options.static, cls_only=options.cls_only) as pipeline:
         result = run_verify(pipeline)
-    data = _identity(bundle, pipeline, options) | result.summary()
+    data = _identity(bundle, pipeline, options, VERIFY) | result.summary()
+    _keep_receipt(bundle, data)
     return Report(data, _lines(data, result), result.passed)
 
 
-def _add_parity(commands: Any) -> None:
-    parser = commands.add_parser(
-        "parity",
-        help="prove an engine equal to PyTorch on your images",
-        description="Run the checkpoint in PyTorch and the engine on the same images, and compare by a few numbers.",
-    )
+def add_parity(parser: argparse.ArgumentParser) -> None:
+    """Add the options of parity."""
+    parser.description = "Run the checkpoint in PyTorch and the engine on the same images, and compare by a few numbers."
     shared.add_bundle(parser)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="CHECKPOINT", help="what the bundle was made of")
     parser.add_argument("--images", type=Path, metavar="DIR", help="a folder of images (default: the bundle's golden ones)")
@@ -99,12 +92,12 @@ def parity(options: argparse.Namespace) -> Report:
                 pipeline, checkpoint, groups, options.threads, lambda done: bar.update(len(done.case.images))
             )
         tensors = compare_tensors(pipeline, result.cases, options.results)
-    data = _identity(bundle, pipeline, options) | result.summary() | {"tensors": tensors}
+    data = _identity(bundle, pipeline, options, PARITY) | result.summary() | {"tensors": tensors}
     if options.report:
         write_report(options.report, result, facts_of(data), tensors, bundle.manifest.model.patch)
         data["report"] = str(options.report)
     lines = _lines(data, result) + [f"wrote {path}" for path in (options.report, options.results) if path]
-    _keep_receipt(bundle, {name: value for name, value in data.items() if name not in ("bundle", "tensors", "report")})
+    _keep_receipt(bundle, data)
     return Report(data, lines, result.passed)
 
 
@@ -122,7 +115,8 @@ def _measured(
 
     if isinstance(pipeline, BackbonePipeline):
         assert isinstance(checkpoint, BackboneCheckpoint)
-        return measure_backbone(pipeline, backbone_cases(checkpoint, groups, threads), on_case)
+        image = pipeline.bundle.manifest.image
+        return measure_backbone(pipeline, backbone_cases(checkpoint, image, groups, threads), on_case)
     assert not isinstance(checkpoint, BackboneCheckpoint)
     return measure_parity(pipeline, reference_cases(checkpoint, pipeline.bundle.manifest.task, groups, threads), on_case)
 
@@ -137,7 +131,9 @@ def _static_k(bundle: Bundle, options: argparse.Namespace) -> int:
     return int(options.k) if options.fit == "native" else kept_on(grid, defaults, options.k, options.k_ratio)
 
 
-def _identity(bundle: Bundle, pipeline: Pipeline | BackbonePipeline, options: argparse.Namespace) -> dict[str, Any]:
+def _identity(
+    bundle: Bundle, pipeline: Pipeline | BackbonePipeline, options: argparse.Namespace, command: str
+) -> dict[str, Any]:
     form: dict[str, Any] = {}
     if isinstance(pipeline, Pipeline):
         static = pipeline.static_receipt
@@ -147,7 +143,8 @@ def _identity(bundle: Bundle, pipeline: Pipeline | BackbonePipeline, options: ar
         "bundle": str(bundle.path),
         "saccade": VERSION,
         "checkpoint_sha256": bundle.manifest.provenance.get("checkpoint_sha256", ""),
-        **measured_on(pipeline.receipt, options.device),
+        "command": command,
+        **measured_on(bundle, pipeline.receipt, options.device),
         **form,
     }
 
@@ -160,9 +157,10 @@ def _lines(data: dict[str, Any], result: Verdict[Any]) -> list[str]:
         rows.append((measure.name, f"{measure.value:.3g}", f"{measure.bound:.3g}", word, measure.meaning))
     same = "equals PyTorch" if data["precision"] == "fp32" else f"is within the {data['precision']} bounds of PyTorch"
     verdict = same if result.passed else "DIFFERS from PyTorch"
-    head = f"{title_of(data)} {verdict} on {data['images']} images"
+    head = f"{title_of(data)} {verdict} on {counted(data['images'], 'image')}"
     if "swaps" in data:
-        head += f" ({data['swaps']} patches kept by one side only)" if data["swaps"] else " (the same patches kept)"
+        swapped = f"{counted(data['swaps'], 'patch', 'patches')} kept by one side only"
+        head += f" ({swapped})" if data["swaps"] else " (the same patches kept)"
     tensors: list[str] = []
     if "tensors" in data:
         names = list(next(iter(data["tensors"].values())))
@@ -173,11 +171,12 @@ def _lines(data: dict[str, Any], result: Verdict[Any]) -> list[str]:
     return [head, *table(rows), *tensors]
 
 
-def _keep_receipt(bundle: Bundle, receipt: dict[str, Any]) -> None:
-    """Add the verdict to the manifest, replacing this engine's last one; a bundle that cannot be written stays as it is.
+def _keep_receipt(bundle: Bundle, data: dict[str, Any]) -> None:
+    """Add a command's verdict to the manifest in the place of its last one on this engine, or say why that is not done.
 
     A verdict that names no device, as an older saccade wrote it, may be of this one, and is replaced too.
     """
+    receipt = {name: value for name, value in data.items() if name not in ("bundle", "tensors", "report")}
     try:
         with locks.reserved(bundle.path, "another process is writing the bundle; repeat the command"):
             _write_receipt(read_bundle(bundle.path), receipt)  # as it is now: the run took a while
@@ -186,10 +185,12 @@ def _keep_receipt(bundle: Bundle, receipt: dict[str, Any]) -> None:
 
 
 def _write_receipt(bundle: Bundle, receipt: dict[str, Any]) -> None:
-    if changed_graphs(bundle, receipt["graphs"]):
+    atomic.prepare_in_bundle(bundle.path)  # else another place would be the remedy, and there is none
+    if change_since(bundle, receipt):
         raise SaccadeError("the bundle was exported again meanwhile; repeat the command")
     manifest = bundle.manifest
-    same = {name: receipt.get(name) for name in ("engine", "precision", "device", "static_k", "cls_only")}
-    older = {"device": same["device"], "static_k": None, "cls_only": None}
+    same = {name: receipt.get(name) for name in ("command", "engine", "precision", "device", "static_k", "cls_only")}
+    same["command"] = command_of(receipt)
+    older = {"command": PARITY, "device": same["device"], "static_k": None, "cls_only": None}
     others = [old for old in manifest.parity if not same.items() <= (older | old).items()]
     write_manifest(bundle.path, msgspec.structs.replace(manifest, parity=(*others, receipt)[-MAX_RECEIPTS:]))

@@ -15,7 +15,8 @@ from saccade import atomic, locks
 from saccade._version import VERSION
 from saccade.bundle import CALIBRATED, MANIFEST, Bundle, GraphFile, read_bundle, sha256_of_file, write_manifest
 from saccade.cli import options as shared
-from saccade.cli.console import Phases, Report, size_text, table
+from saccade.cli.console import Report, size_text, table
+from saccade.cli.steps import Steps, time_text
 from saccade.engines.engine import refuse_path
 from saccade.errors import SaccadeError
 
@@ -29,17 +30,17 @@ PRECISIONS = ("fp16", "bf16", "int8", "fp8")
 AUTO_METHODS = ("minmax", "percentile", "mse")  # entropy takes over a minute a graph and was never the best here
 METHODS = ("auto", *AUTO_METHODS, "entropy")
 DEFAULT_IMAGES, LEAST_IMAGES = 512, 8
+FEW_IMAGES = 64  # ranges settle from about so many
 SENSITIVITY_CASES = 3  # enough to tell blocks apart
 NEEDED = {"onnx_ir": "onnx-ir", "ml_dtypes": "ml-dtypes", "onnxruntime": "onnxruntime", "openvino": "openvino"}
 Pair = dict[str, Path]  # role -> graph file
 
 
-def add_commands(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser(
-        "convert",
-        help="add a precision to a bundle: calibrated, judged, kept only if it holds",
-        description="Write a bundle's graphs in another precision. They are kept only if parity with PyTorch holds.",
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.description = (
+        "Write a bundle's graphs in another precision. They are kept only if parity with PyTorch holds. "
+        "fp16 and bf16 take seconds, int8 and fp8 minutes: how many is said when the first images have been run."
     )
     shared.add_bundle(parser)
     parser.add_argument("--precision", choices=PRECISIONS, required=True)
@@ -70,7 +71,9 @@ def convert(options: argparse.Namespace) -> Report:
     busy = f"{options.bundle} is being exported, converted or built by another process; repeat when it is done"
     with locks.reserved(options.bundle, busy):
         bundle = read_bundle(options.bundle)
-        with Phases() as phases, atomic.scratch_folder(bundle.path / "convert") as folder:
+        atomic.prepare_in_bundle(bundle.path)
+        phases = Steps(_step_count(bundle, options))
+        with phases, atomic.scratch_folder(bundle.path / "convert") as folder:
             phases("open the fp32 graphs")
             with open_judge(bundle) as judge:
                 return _Conversion(bundle, options, judge, folder, phases).run(start)
@@ -88,11 +91,26 @@ def _check_options(options: argparse.Namespace) -> None:
         shared.image_paths(options.calibration, "--calibration")
 
 
+def _step_count(bundle: Bundle, options: argparse.Namespace) -> int:
+    """Return how many phases a conversion has that is not refused."""
+    from saccade.export.variants import VARIANTS_OF
+
+    roles, variants = len(bundle.roles), len(VARIANTS_OF[options.precision])
+    beside = 2  # open, and move into place
+    if options.precision in CALIBRATED:
+        beside += 2 + roles * (3 + len(_methods(options)))  # find images, run those held out; measure, round and try
+    return beside + variants * (roles + 1)
+
+
+def _methods(options: argparse.Namespace) -> tuple[str, ...]:
+    return AUTO_METHODS if options.method == "auto" else (options.method,)
+
+
 class _Conversion:
     """One run of the command, in a scratch folder on the bundle's own disk."""
 
     def __init__(
-        self, bundle: Bundle, options: argparse.Namespace, judge: Judge | BackboneJudge, folder: Path, phases: Phases
+        self, bundle: Bundle, options: argparse.Namespace, judge: Judge | BackboneJudge, folder: Path, phases: Steps
     ) -> None:
         self._bundle, self._options, self._judge, self._folder, self._phases = bundle, options, judge, folder, phases
         self._precision: str = options.precision
@@ -117,21 +135,26 @@ class _Conversion:
             return Report(data, [f"{self._bundle.path}: {self._precision} added", *lines, *table(sizes)])
         sensitivity = self._sensitivity()
         head = f"{self._precision} is refused: its graphs do not hold parity; {self._bundle.path} is as it was"
-        lines = [head, *lines, "", *_sensitivity_lines(sensitivity)]
-        return Report(data | {"sensitivity": sensitivity}, lines, passed=False)
+        images = self._calibrated.images + self._held_out if self._calibrated else 0
+        advice = next_step(self._precision, images, self._options.method)
+        lines = [head, f"  next: {advice}", *lines, "", *_sensitivity_lines(sensitivity)]
+        return Report(data | {"sensitivity": sensitivity, "next": advice}, lines, passed=False)
 
     def _calibrate(self) -> None:
         from saccade.cli.calibrate import Calibrator, find_images
 
         images = find_images(self._judge, self._options.calibration, self._options.max_images, self._phases)
         self._phases("run the images held out")
+        start = time.perf_counter()
         held_out = [self._judge.case(path) for path in images.held_out]
+        each_s = (time.perf_counter() - start) / len(held_out)
         self._held_out = len(held_out)
         self._cases += held_out
-        methods = AUTO_METHODS if self._options.method == "auto" else (self._options.method,)
+        methods = _methods(self._options)
         calibrator = Calibrator(
             self._judge, images.calibrating, self._cases, self._precision, methods, self._folder, self._phases
         )
+        self._phases.note(f"{time_text(each_s * calibrator.work())} from here")
         self._calibrated = calibrator.run()
 
     def _write(
@@ -160,9 +183,11 @@ class _Conversion:
         from saccade.export.variants import VARIANTS_OF
 
         variant, trials = VARIANTS_OF[self._precision][0], []
-        for role in self._judge.roles:
+        depths = {role: depth_of_file(self._judge.graph_path(role)) for role in self._judge.roles}
+        self._phases.count(sum(depths.values()))
+        for role, depth in depths.items():
             found: list[Trial] = []
-            for block in range(depth_of_file(self._judge.graph_path(role))):
+            for block in range(depth):
                 self._phases(f"{role}: block {block} alone")
                 path = self._write(variant, self._folder, (role,), (block,))[role]
                 cases = self._cases[:SENSITIVITY_CASES]
@@ -205,6 +230,17 @@ class _Conversion:
             rows.append((f"  {variant}", *(f"{m.value:.3g}{'' if m.passed else ' FAIL'}" for m in result.measures)))
         rows.append(("  bound", *(f"{measure.bound:.3g}" for measure in next(iter(results.values())).measures)))
         return lines + table(rows)
+
+
+def next_step(precision: str, images: int, method: str) -> str:
+    """Say what may help where a precision is refused that was calibrated on, and judged by, so many images."""
+    if precision == "fp16":
+        return "--precision bf16, which has float32's range"
+    if precision == "bf16":
+        return "--precision fp16, which has eight times bf16's resolution"
+    named = "" if method == "auto" else "--method auto, or "
+    more = f"more images, {FEW_IMAGES} or more instead of {images}" if images < FEW_IMAGES else "other images"
+    return f"{named}{more}, like those it will see, or --precision fp16 or bf16, which need none"
 
 
 def _trial_data(trial: Trial) -> dict[str, Any]:

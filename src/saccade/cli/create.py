@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shutil
 import time
 from collections.abc import Sequence
@@ -15,17 +14,18 @@ from saccade import atomic, locks
 from saccade.bundle import (
     BACKBONES,
     ENGINES_FOLDER,
-    MANIFEST,
     Bundle,
     DataFile,
     read_bundle,
     sha256_of_file,
     write_manifest,
 )
+from saccade.cli import normalisation, profile, self_test
 from saccade.cli import options as shared
-from saccade.cli import profile, self_test
 from saccade.cli.console import Phases, Report, size_text, table
+from saccade.cli.replacing import check_target, losses_of
 from saccade.cli.verdicts import measured_on
+from saccade.counted import counted
 from saccade.engines import store
 from saccade.engines.engine import ENGINE_NAMES, EngineRequest, default_request, refuse_path
 from saccade.errors import SaccadeError
@@ -51,17 +51,12 @@ if TYPE_CHECKING:
     from saccade.golden import StoredCase
 
 
-def add_commands(commands: Any) -> None:
-    """Add both commands to the parser."""
-    _add_export(commands)
-    _add_build(commands)
-
-
-def _add_export(commands: Any) -> None:
-    parser = commands.add_parser(
-        "export",
-        help="checkpoint -> bundle: both ONNX graphs, checked against PyTorch",
-        description="Write a bundle from a checkpoint. If its graphs do not equal PyTorch, there is no bundle.",
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """Add the options of export."""
+    parser.description = (
+        "Write a bundle from a checkpoint. If its graphs do not equal PyTorch, there is no bundle. "
+        "One that is there is replaced whole, with its engines and verdicts, and what was lost is said; "
+        "what takes minutes, a GPU or images to make again is replaced with --force alone."
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a .pt file of tensors")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="the folder to write")
@@ -72,7 +67,8 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("--task", choices=("features", "classify", "segment"), help="needed where there is a head")
     parser.add_argument("--family", choices=FAMILIES, help="whose code the model is from, where the file cannot tell")
     parser.add_argument("--checkpoint-key", choices=NETWORKS, help="which network of a training checkpoint")
-    parser.add_argument("--force", action="store_true", help="replace a bundle that holds converted graphs")
+    normalisation.add_options(parser)
+    parser.add_argument("--force", action="store_true", help="replace converted graphs and TensorRT engines too")
     parser.set_defaults(execute=export)
 
 
@@ -87,15 +83,19 @@ def export(options: argparse.Namespace) -> Report:
     refuse_path(target)
     busy = f"{target} is being exported or built by another process; repeat when it is done, or choose another place"
     with locks.reserved(target, busy), Phases() as phases:
-        _check_target(target)
+        check_target(target)
+        lost = losses_of(target)
         if not options.force:
-            _refuse_losing_graphs(target)
+            lost.refuse_costly(target)
         summary = _export_to(target, options, phases)
         manifest = read_bundle(target).manifest
         files = {path.name: path.stat().st_size for path in sorted(target.iterdir()) if path.is_file()}
     task, layout = manifest.task, manifest.provenance["checkpoint_layout"]
-    data = {"bundle": str(target), "task": task, "files": files, "parity": summary}
-    lines = [f"{target}: {task}, equal to PyTorch on {summary['images']} images", f"  from {layout}"]
+    data: dict[str, Any] = {"bundle": str(target), "task": task, "files": files, "parity": summary}
+    data |= {"replaced": lost.data(), "mean": manifest.image.mean, "std": manifest.image.std}
+    lines = [f"{target}: {task}, equal to PyTorch on {counted(summary['images'], 'image')}", f"  from {layout}"]
+    lines.append(f"  images: {manifest.image.in_words()}")
+    lines += [f"  {line}" for line in lost.lines()]
     lines += table([(f"  {name}", size_text(size)) for name, size in files.items()])
     return Report(data | {"seconds": round(time.perf_counter() - start, 2)}, lines)
 
@@ -110,6 +110,7 @@ def _export_to(target: Path, options: argparse.Namespace, phases: Phases) -> dic
     phases("read the checkpoint")
     if options.family not in (None, LOOKWHERE) or is_plain_backbone(options.checkpoint):
         return _export_backbone_to(target, options, phases)
+    normalisation.refuse_for_lookwhere(options)
     if options.checkpoint_key is not None:
         raise SaccadeError("--checkpoint-key chooses among a training checkpoint's networks; a LookWhere file has none")
     checkpoint = read_checkpoint(options.checkpoint)
@@ -130,14 +131,20 @@ def _export_backbone_to(target: Path, options: argparse.Namespace, phases: Phase
     from saccade.export.backbone_checkpoint import read_backbone
     from saccade.export.backbone_export import write_backbone_bundle
     from saccade.export.golden_cases import backbone_golden_cases
+    from saccade.export.reference import IMAGENET
 
     given = {"--k": options.k, "--k-ratio": options.k_ratio, "--task": options.task}
     for flag in (name for name, value in given.items() if value is not None):
         raise SaccadeError(f"{flag} means nothing to a plain backbone: it keeps every patch and has no head; leave it out")
+    statistics = normalisation.given_contract(options)
     checkpoint = read_backbone(options.checkpoint, options.family, options.checkpoint_key)
+    assumption = normalisation.assumption_of(checkpoint, statistics)
+    if assumption:
+        phases.note(f"warning: {assumption}")
+    image = statistics or IMAGENET
     with atomic.pending_folder(target) as folder:
-        write_backbone_bundle(checkpoint, options.size, folder, phases)
-        bundle = _add_golden(folder, backbone_golden_cases(checkpoint, phases))
+        write_backbone_bundle(checkpoint, options.size, folder, phases, image)
+        bundle = _add_golden(folder, backbone_golden_cases(checkpoint, phases, image))
         phases("check the graph against PyTorch")
         summary = _check_against_pytorch(bundle)
         phases("move into place")
@@ -150,40 +157,6 @@ def _check_dense(checkpoint: Checkpoint, task: str, defaults: Defaults) -> None:
         height, width = defaults.size
         cells = height * width // checkpoint.model.patch**2
         checked_k(defaults.k_on(cells), cells, dense=True)
-
-
-def _check_target(target: Path) -> None:
-    """Refuse to write over anything but a bundle: what else lies in its folder would be lost with it."""
-    if not target.exists():
-        return
-    held = {path.name for path in target.iterdir()} if target.is_dir() else {target.name}
-    if held and MANIFEST not in held:
-        raise SaccadeError(f"{target} exists and is not a bundle; choose another place or remove it")
-    foreign = sorted(name for name in held - _bundle_names(target) if not name.startswith(atomic.PENDING_PREFIX))
-    if foreign:
-        raise SaccadeError(f"{target} also holds {foreign[0]!r}, which is no part of a bundle; move it away first")
-
-
-def _refuse_losing_graphs(target: Path) -> None:
-    """Refuse to replace graphs that took minutes and images to convert; engines are built again by themselves."""
-    if not (target / MANIFEST).is_file():
-        return
-    try:
-        graphs = read_bundle(target).manifest.graphs
-    except SaccadeError:  # what cannot be read has nothing to lose
-        return
-    lost = sorted({variant for variants in graphs.values() for variant in variants} - {"fp32"})
-    if lost:
-        raise SaccadeError(f"{target} holds converted graphs ({', '.join(lost)}); choose another place, or --force it")
-
-
-def _bundle_names(folder: Path) -> set[str]:
-    """Return the names that a bundle's folder may hold: those its manifest names, where that can be read."""
-    names = {MANIFEST, ENGINES_FOLDER, "positions.npy", "golden.npz", "selector.onnx", "extractor.onnx", "backbone.onnx"}
-    with contextlib.suppress(SaccadeError):
-        manifest = read_bundle(folder).manifest
-        names |= {graph.file for variants in manifest.graphs.values() for graph in variants.values()}
-    return names
 
 
 def _add_golden(folder: Path, cases: Sequence[StoredCase]) -> Bundle:
@@ -206,7 +179,7 @@ def _check_against_pytorch(bundle: Bundle) -> dict[str, Any]:
     with load(bundle, engine="onnxruntime", note=lambda line: None) as pipeline:
         result = verify(pipeline)
     shutil.rmtree(bundle.path / ENGINES_FOLDER)  # only a receipt for this machine; bundles travel without it
-    summary = result.summary() | measured_on(pipeline.receipt, None)
+    summary = result.summary() | measured_on(bundle, pipeline.receipt, None)
     if not result.passed:
         failed = [measure.name for measure in result.measures if not measure.passed]
         raise SaccadeError(
@@ -217,12 +190,9 @@ def _check_against_pytorch(bundle: Bundle) -> dict[str, Any]:
     return summary
 
 
-def _add_build(commands: Any) -> None:
-    parser = commands.add_parser(
-        "build",
-        help="build a bundle's engines",
-        description="Build one engine for each graph of a bundle. An engine that is there and not stale is kept.",
-    )
+def add_build(parser: argparse.ArgumentParser) -> None:
+    """Add the options of build."""
+    parser.description = "Build one engine for each graph of a bundle. An engine that is there and not stale is kept."
     shared.add_bundle(parser)
     shared.add_engine(parser)
     shared.add_static(parser)
@@ -248,7 +218,7 @@ def build(options: argparse.Namespace) -> Report:
             phases.note(f"{folder} takes all that and more; delete it for an engine of just these limits")
         verdict = None if check is None else self_test.verdict_on(folder, receipt, check)
     lines = _build_lines(folder, receipt, kept=kept)
-    lines += [f"  equal to PyTorch on {verdict['images']} images"] if verdict else []
+    lines += [f"  equal to PyTorch on {counted(verdict['images'], 'image')}"] if verdict else []
     return Report(receipt_data(folder, receipt) | {"built": not kept, "self_test": verdict}, lines)
 
 

@@ -27,14 +27,13 @@ from saccade.errors import SaccadeError
 from saccade.validate import evaluation_table
 from saccade.validate.bench_plan import pair_of
 from saccade.validate.bench_plots import require_matplotlib
-from saccade.validate.evaluation import Evaluated, compare, evaluate_sources
+from saccade.validate.evaluation import Evaluated, compare, evaluate_sources, few_units_note
 from saccade.validate.evaluation_conditions import conditions_of
 from saccade.validate.evaluation_plot import write_plot
 from saccade.validate.evaluations import TASKS
 from saccade.validate.evaluations.task import Task
 from saccade.validate.extraction import Extractor
 from saccade.validate.extraction_speed import cores
-from saccade.validate.metrics.compare import Difference
 from saccade.validate.metrics.libraries import library
 from saccade.validate.sources import Kept, Source, outputs_of
 
@@ -43,16 +42,12 @@ if TYPE_CHECKING:
     from saccade.export.checkpoint import Checkpoint
 
 REFERENCE = "reference"
-Sides = list[list[Source]]  # the engine's and perhaps the other's, each with a source for every k
+Sides = list[list[Source]]  # the engine's and those it is compared with, each with a source for every k
 
 
-def add_commands(commands: Any) -> None:
-    """Add the command, with a command of its own for every task."""
-    parser = commands.add_parser(
-        "evaluate",
-        help="judge the features of an engine by a task: k-NN, retrieval, segmentation, …",
-        description="Extract features of a data set on any engine and score them as the official projects do.",
-    )
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    """Add a command for every task."""
+    parser.description = "Extract features of a data set on any engine and score them as the official projects do."
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
     for task in TASKS:
         _add_task(tasks, task)
@@ -64,7 +59,7 @@ def _add_task(tasks: Any, task: Task) -> None:
     parser = tasks.add_parser(
         task.name,
         help=task.summary,
-        description=f"{task.summary}. Features stay on disk: an interrupted extraction goes on where it stopped.",
+        description=f"{task.summary}.\nFeatures stay on disk: an interrupted extraction goes on where it stopped.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"the data folder holds:\n  {task.layout}",
     )
@@ -73,11 +68,14 @@ def _add_task(tasks: Any, task: Task) -> None:
     shared.add_running(parser)
     if task.on_lookwhere:
         add_kept(parser, several=True)
-    parser.add_argument("--compare", metavar="E:P", help=f"also run this engine and precision, or '{REFERENCE}' (PyTorch)")
-    parser.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT", help="what the bundle was made of")
+    parser.add_argument(
+        "--compare", nargs="+", default=[], metavar="E:P",
+        help=f"also run these engines and precisions, or '{REFERENCE}' (PyTorch)",
+    )  # fmt: skip
+    parser.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT", help=f"what '{REFERENCE}' runs: the bundle's own")
     parser.add_argument(
         "--max-drop", type=float, metavar="X",
-        help="with --compare: fail unless the other is at most X below, with 95 %% confidence",
+        help="with --compare: fail unless the 95 %% interval of every difference lies above -X percentage points",
     )  # fmt: skip
     add_options(parser.add_argument_group("the task's own"), task.settings)
     parser.add_argument("--batch", type=int, default=8, metavar="B", help="images of a batch (default: %(default)s)")
@@ -85,16 +83,18 @@ def _add_task(tasks: Any, task: Task) -> None:
     parser.add_argument("--features", type=Path, metavar="DIR", help="where features are kept (default: BUNDLE.features)")
     parser.add_argument("-o", "--output", type=Path, metavar="OUT.json", help="write the result")
     parser.add_argument("--markdown", type=Path, metavar="OUT.md", help="write the tables")
-    parser.add_argument("--plot", type=Path, metavar="OUT.png", help="draw the sweep: the score against k and latency")
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="write the task's pictures, where it has some")
+    parser.set_defaults(execute=lambda options: evaluate(task, options), plot=None, pictures=None)
+    if task.on_lookwhere:
+        parser.add_argument("--plot", type=Path, metavar="OUT.png", help="draw the sweep: the score against k and latency")
+    if task.has_pictures:
+        parser.add_argument("--pictures", type=Path, metavar="DIR", help="write the task's pictures")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
-    parser.set_defaults(execute=lambda options: evaluate(task, options))
 
 
 def evaluate(task: Task, options: argparse.Namespace) -> Report:
     """Run one task on every source and report scores, latencies and differences."""
     settings = settings_from(options, task.settings)
-    _check_options(task, options)
+    _check_options(options)
     for module in task.requires:
         library(module)
     bundle = read_bundle(options.bundle)
@@ -108,30 +108,25 @@ def evaluate(task: Task, options: argparse.Namespace) -> Report:
         extractors = [
             [Extractor(source, root, progress_bar, options.batch, options.workers) for source in side] for side in sides
         ]
-        found = evaluate_sources(task, data, settings, [extract for side in extractors for extract in side])
-    first, second = found[: len(ks)], found[len(ks) :]
-    differences = [compare(*pair) for pair in zip(first, second, strict=True)] if second else []
+        found = evaluate_sources(task, data, settings, *extractors)
+    main, others = found[: len(ks)], found[len(ks) :]
+    differences = [_difference(main[place % len(ks)], other, options.max_drop) for place, other in enumerate(others)]
     conditions = conditions_of(
         bundle, device=options.device, threads=options.threads, batch=options.batch, workers=options.workers
     )
     report = {**_result(task, options, settings, found, differences), "conditions": conditions}
     written, failed = _write(report, options, found)
     data = {**report, "not_written": failed} if failed else report
-    lines = [*_lines(report, found, differences), *written, *(f"not written: {why}" for why in failed)]
+    lines = [*_lines(report), *written, *(f"not written: {why}" for why in failed)]
     return Report(data, lines, report["passed"] and not failed)
 
 
-def _check_options(task: Task, options: argparse.Namespace) -> None:
+def _check_options(options: argparse.Namespace) -> None:
     """Refuse what can be known before anything slow."""
     for flag in ("batch", "workers"):
         if not 1 <= getattr(options, flag) <= 1024:
             raise SaccadeError(f"--{flag} {getattr(options, flag)} is out of range; give 1 to 1024")
-    if options.max_drop is not None and not (options.compare and 0 <= options.max_drop < math.inf):
-        raise SaccadeError("--max-drop is how far the side of --compare may fall behind; give --compare too, and 0 or more")
-    if (options.compare == REFERENCE) != (options.checkpoint is not None):
-        raise SaccadeError(f"--compare {REFERENCE} and --checkpoint belong together; give both or neither")
-    if options.compare not in (None, REFERENCE):
-        pair_of(options.compare, "--compare")
+    _check_compare(options)
     if options.plot and len(getattr(options, "k", None) or getattr(options, "k_ratio", None) or []) < 2:
         raise SaccadeError("--plot draws a sweep; give two or more with --k or --k-ratio")
     shared.check_output("-o", options.output, ".json")
@@ -139,8 +134,6 @@ def _check_options(task: Task, options: argparse.Namespace) -> None:
     shared.check_output("--plot", options.plot, ".png")
     if options.plot:
         require_matplotlib()
-    if options.pictures and not task.has_pictures:
-        raise SaccadeError(f"--pictures: {task.name} has none; leave it out")
     for flag in ("features", "pictures"):
         if (path := getattr(options, flag)) is not None:
             shared.refuse_inside_bundle(f"--{flag}", path)
@@ -148,11 +141,24 @@ def _check_options(task: Task, options: argparse.Namespace) -> None:
                 raise atomic.write_error(path, OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
 
 
+def _check_compare(options: argparse.Namespace) -> None:
+    """Refuse other sides that are none, or a gate without one."""
+    if options.max_drop is not None and not (options.compare and 0 <= options.max_drop < math.inf):
+        raise SaccadeError("--max-drop is how far a side of --compare may fall behind; give --compare too, and 0 or more")
+    if (REFERENCE in options.compare) != (options.checkpoint is not None):
+        raise SaccadeError(f"--compare {REFERENCE} and --checkpoint belong together; give both or neither")
+    if len(set(options.compare)) < len(options.compare):
+        raise SaccadeError(f"--compare {' '.join(options.compare)}: give each once")
+    for side in options.compare:
+        if side != REFERENCE:
+            pair_of(side, "--compare")
+
+
 def _ks(task: Task, bundle: Bundle, options: argparse.Namespace) -> list[Kept | None]:
     """Return what every run keeps; refuse a LookWhere model where its outputs do not suffice."""
     if not task.on_lookwhere and isinstance(bundle.manifest.model, Model):
         raise SaccadeError(f"{task.name} needs what only a plain backbone gives, and {bundle.path} is a LookWhere model")
-    return ks_of(bundle, getattr(options, "k", None), getattr(options, "k_ratio", None))
+    return ks_of(bundle, options)
 
 
 def _open_sides(
@@ -162,48 +168,64 @@ def _open_sides(
     checkpoint: Checkpoint | BackboneCheckpoint | None,
     stack: ExitStack,
 ) -> Sides:
-    """Open what the options name: one engine, and perhaps another or the reference."""
+    """Open what the options name: one engine, and those that it is compared with."""
     sides = [stack.enter_context(open_sources(bundle, options, options.engine, options.precision, ks))]
-    if checkpoint is not None:
-        from saccade.validate.reference_source import reference_sources
-
-        use_threads(options.threads)
-        sides.append(reference_sources(bundle, checkpoint, ks))
-    elif options.compare:
-        engine, precision = pair_of(options.compare, "--compare")
-        sides.append(stack.enter_context(open_sources(bundle, options, engine, precision, ks)))
+    for other in options.compare:
+        if other == REFERENCE:
+            sides.append(_reference(bundle, options, ks, checkpoint))
+        else:
+            sides.append(stack.enter_context(open_sources(bundle, options, *pair_of(other, "--compare"), ks)))
     return sides
 
 
+def _reference(
+    bundle: Bundle,
+    options: argparse.Namespace,
+    ks: list[Kept | None],
+    checkpoint: Checkpoint | BackboneCheckpoint | None,
+) -> list[Source]:
+    from saccade.validate.reference_source import reference_sources
+
+    assert checkpoint is not None
+    use_threads(options.threads)
+    return reference_sources(bundle, checkpoint, ks)
+
+
+def _difference(main: Evaluated, other: Evaluated, max_drop: float | None) -> dict[str, Any]:
+    """Return what JSON holds of a pair, with its verdict where one is asked for."""
+    found = compare(main, other)
+    gate = {} if max_drop is None else {"passed": found.low >= -max_drop}
+    sides = {"first_side": main.label, "second_side": other.label}
+    return {**sides, **asdict(found), "significant": found.is_significant, **gate}
+
+
 def _result(
-    task: Task, options: argparse.Namespace, settings: Any, found: Sequence[Evaluated], differences: Sequence[Difference]
+    task: Task, options: argparse.Namespace, settings: Any, found: Sequence[Evaluated], differences: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Return what JSON and the tables hold."""
-    unit = found[0].outcome.scores[0].unit
-    passed = all(each.low >= -options.max_drop for each in differences) if options.max_drop is not None else True
+    headline = found[0].outcome.scores[found[0].outcome.headline]
+    notes = [note for each in found for note in each.outcome.notes]
+    notes += few_units_note([each["units"] for each in differences])
     return {
         "task": task.name,
         "bundle": str(options.bundle),
         "data": str(options.data),
         "settings": msgspec.to_builtins(settings),
-        "metric": found[0].outcome.scores[0].name,
-        "unit": unit,
+        "metric": headline.name,
+        "unit": headline.unit,
         "sides": [each.data() for each in found],
-        "differences": [{**asdict(each), "significant": each.is_significant} for each in differences],
+        "differences": differences,
         "max_drop": options.max_drop,
-        "notes": list(dict.fromkeys(note for each in found for note in each.outcome.notes)),
-        "passed": passed,
+        "notes": list(dict.fromkeys(notes)),
+        "passed": options.max_drop is None or all(each["passed"] for each in differences),
     }
 
 
-def _lines(report: dict[str, Any], found: Sequence[Evaluated], differences: Sequence[Difference]) -> list[str]:
-    lines = table(evaluation_table.rows(report))
-    if differences:
-        lines += ["", *table(evaluation_table.difference_rows(report))]
+def _lines(report: dict[str, Any]) -> list[str]:
+    lines = [line for each in evaluation_table.tables(report) for line in (*table(each), "")]
     if report["max_drop"] is not None:
-        word = "pass" if report["passed"] else "FAIL"
-        lines.append(f"{word}: at most {report['max_drop']:g} {report['unit']} below".replace("  ", " "))
-    return lines + [f"note: {note}" for note in report["notes"]]
+        lines.append(evaluation_table.verdict(report))
+    return [*lines, *(f"note: {note}" for note in report["notes"]), *evaluation_table.condition_lines(report)]
 
 
 def _write(report: dict[str, Any], options: argparse.Namespace, found: Sequence[Evaluated]) -> tuple[list[str], list[str]]:

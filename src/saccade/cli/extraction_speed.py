@@ -12,6 +12,7 @@ from saccade.bundle import read_bundle
 from saccade.cli import options as shared
 from saccade.cli.console import Report, progress_bar, table
 from saccade.cli.sources import add_kept, ks_of, open_sources
+from saccade.counted import counted
 from saccade.errors import SaccadeError
 from saccade.runtime.images import check_size
 from saccade.validate.extraction_speed import MOST_BATCHES, Speed, check_enough, cores, measure
@@ -51,7 +52,7 @@ def speed(options: argparse.Namespace) -> Report:
     unknown = [name for name in options.outputs if name not in outputs_of(bundle)]
     if unknown:
         raise SaccadeError(f"--outputs {unknown[0]}: {bundle.path} gives {', '.join(outputs_of(bundle))}")
-    ks = ks_of(bundle, options.k, options.k_ratio)
+    ks = ks_of(bundle, options)
     images, prepare = shared.image_paths(options.images, "IMAGES"), Squash(size)
     for batch in options.batch:
         check_enough(len(images), batch)
@@ -80,6 +81,7 @@ def _report(options: argparse.Namespace, label: str, found: list[Speed]) -> Repo
          f"{each.decode_core_ms:.2f}", f"{each.share:.3f}")
         for each in found
     ]  # fmt: skip
-    last = f"best: batch {best.batch}, {best.images_per_second:.1f} images/s on {cores()} cores, load {conditions['load']}"
+    machine = f"{counted(cores(), 'core')}, load {conditions['load']}"
+    last = f"best: batch {best.batch}, {best.images_per_second:.1f} images/s on {machine}"
     data = {**conditions, "batches": [asdict(each) for each in found], "best": best.batch}
     return Report(data, [*table([head, *rows]), last])

@@ -18,14 +18,12 @@ MAX_EXTENT = 1 << 14
 SIZES = ("dim", "depth", "selector_depth", "grid")
 
 
-def add_commands(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser(
-        "make-checkpoint",
-        help="write seeded weights in a real checkpoint layout, to try everything without a download",
-        description="Write seeded weights in a real checkpoint layout. Sizes that are not given are the published file's.",
-        epilog=f"families: {', '.join((*FAMILIES, *BACKBONES))}",
+def add_make_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.description = (
+        "Write seeded weights in a real checkpoint layout. Sizes that are not given are the published file's."
     )
+    parser.epilog = f"families: {', '.join((*FAMILIES, *BACKBONES))}"
     parser.add_argument("family", metavar="FAMILY", help="whose layout, see below")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="default: %(default)s")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")

@@ -15,14 +15,13 @@ from saccade.engines.openvino import without_telemetry
 from saccade.errors import SaccadeError, raise_interrupt
 from saccade.runtime.backbone import BackbonePipeline
 from saccade.runtime.chain import Pipeline
-from saccade.runtime.images import FITS
+from saccade.runtime.images import FITS, IMAGE_SUFFIXES
 from saccade.runtime.loading import DEFAULT_ENGINE, load
 
 EXPORT_MODULES = ("torch", "onnx", "onnxscript", "onnxruntime", "polygraphy")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 # What only LookWhere has a meaning for: it selects patches, and a plain backbone sees them all.
 LOOKWHERE_ONLY = ("k", "k_ratio", "static", "look", "cls_only", "overlay")
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff"})
 
 
 def size(text: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,52 +11,76 @@ import numpy as np
 from PIL import Image
 
 from saccade import atomic
-from saccade.runtime.feature_pictures import attention_picture, pca_colours, pca_picture
-from saccade.runtime.overlay import contact_sheet, overlay
+from saccade.runtime.feature_pictures import attention_panels, image_panel, pca_colours, pca_panel
+from saccade.runtime.overlay import overlay
+from saccade.runtime.sheet import Panel, sheet, wrapped
 
 PICTURES = ("overlay", "pca", "attention")  # the options that each name a PNG
 
 
 def write_pictures(
-    options: argparse.Namespace, images: Sequence[np.ndarray], arrays: Mapping[str, np.ndarray], patch: int
+    options: argparse.Namespace,
+    names: Sequence[str],
+    images: Sequence[np.ndarray],
+    arrays: Mapping[str, np.ndarray],
+    patch: int,
 ) -> None:
     """Write each picture that is asked for; `images` are as the model saw them, `arrays` what it gave."""
     if options.overlay:
-        write_png(options.overlay, contact_sheet(_overlays(images, arrays, patch)))
+        write_png(options.overlay, sheet(_square(_overlays(names, images, arrays, patch))))
     if options.pca:
-        write_png(options.pca, contact_sheet(_pca(images, arrays, patch)))
+        write_png(options.pca, sheet(_pca(names, images, arrays, patch)))
     if options.attention:
-        heads = _attention(images, arrays["attention"], patch, options.attention_mass)
-        write_png(options.attention, contact_sheet(heads))
+        heads = _attention(names, images, arrays["attention"], patch, options.attention_mass)
+        write_png(options.attention, sheet(heads))
 
 
-def _overlays(images: Sequence[np.ndarray], arrays: Mapping[str, np.ndarray], patch: int) -> list[Image.Image]:
+def _square(panels: Sequence[Panel]) -> list[Sequence[Panel]]:
+    """Return panels in about as many rows as columns."""
+    return wrapped(panels, math.ceil(math.sqrt(len(panels))))
+
+
+def _overlays(
+    names: Sequence[str], images: Sequence[np.ndarray], arrays: Mapping[str, np.ndarray], patch: int
+) -> list[Panel]:
     indices = arrays.get("indices")
+    kept = "" if indices is None else f", {indices.shape[1]} patches kept"
     return [
-        overlay(image, arrays["score_map"][i], None if indices is None else indices[i], patch)
-        for i, image in enumerate(images)
+        Panel(overlay(image, arrays["score_map"][i], None if indices is None else indices[i], patch), f"{name}{kept}")
+        for i, (name, image) in enumerate(zip(names, images, strict=True))
     ]
 
 
-def _pca(images: Sequence[np.ndarray], arrays: Mapping[str, np.ndarray], patch: int) -> list[Image.Image]:
+def _pca(
+    names: Sequence[str], images: Sequence[np.ndarray], arrays: Mapping[str, np.ndarray], patch: int
+) -> list[list[Panel]]:
+    """Return each image beside its colours, so many of these pairs in a row that the sheet is about square."""
     dense = arrays.get("dense")
     if dense is None:  # a backbone's tokens are every cell's
         rows, columns = (extent // patch for extent in images[0].shape[:2])
         dense = np.moveaxis(arrays["tokens"].reshape(len(images), rows, columns, -1), -1, 1)
     colours = pca_colours(dense)(dense)
-    return [pca_picture(image, each, patch) for image, each in zip(images, colours, strict=True)]
+    panels = [
+        panel
+        for name, image, each in zip(names, images, colours, strict=True)
+        for panel in (image_panel(image, name), pca_panel(image, each, patch))
+    ]
+    columns = 2 * math.ceil(math.sqrt(len(images) / 2))
+    return [panels[start : start + columns] for start in range(0, len(panels), columns)]
 
 
 def _attention(
-    images: Sequence[np.ndarray], attention: np.ndarray, patch: int, mass: float | None
-) -> list[Image.Image]:
+    names: Sequence[str], images: Sequence[np.ndarray], attention: np.ndarray, patch: int, mass: float | None
+) -> list[Sequence[Panel]]:
+    """Return a row, or several, for each image: itself and its heads."""
     from saccade.validate.metrics.attention import mass_mask
 
     masks = None if mass is None else mass_mask(attention, mass)
-    return [
-        attention_picture(image, attention[i], patch, None if masks is None else masks[i])
-        for i, image in enumerate(images)
-    ]
+    rows: list[Sequence[Panel]] = []
+    for i, (name, image) in enumerate(zip(names, images, strict=True)):
+        heads = attention_panels(image, attention[i], patch, None if masks is None else masks[i])
+        rows += wrapped([image_panel(image, name), *heads])
+    return rows
 
 
 def write_png(path: Path, picture: Image.Image) -> None:

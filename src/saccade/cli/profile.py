@@ -5,12 +5,10 @@ import argparse
 
 from saccade.bundle import Bundle, Model
 from saccade.cli import options as shared
-from saccade.engines.engine import DEFAULT_MAX_BATCH
+from saccade.engines.engine import DEFAULT_MAX_BATCH, MAX_BATCH
 from saccade.errors import SaccadeError
 from saccade.runtime.kept import MAX_CELLS
 from saccade.runtime.pipeline import checked_target
-
-MAX_BATCH = 4096  # far beyond what any GPU's memory holds
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from saccade.backbone_golden import backbone_cases_of
-from saccade.bundle import Bundle, Model, family_of, sha256_of_file
+from saccade.bundle import Bundle, ImageContract, Model, family_of, sha256_of_file
 from saccade.cli import options as shared
 from saccade.contract import extras_of
 from saccade.errors import SaccadeError
@@ -90,7 +90,9 @@ def reference_cases(checkpoint: Checkpoint, task: str, groups: Sequence[Group], 
         yield reference_case(reference, exact, images, k)
 
 
-def backbone_cases(checkpoint: BackboneCheckpoint, groups: Sequence[Group], threads: int) -> Iterator[BackboneCase]:
+def backbone_cases(
+    checkpoint: BackboneCheckpoint, image: ImageContract, groups: Sequence[Group], threads: int
+) -> Iterator[BackboneCase]:
     """Yield the cases of a plain backbone's reference, each run when it is asked for."""
     import torch
 
@@ -98,7 +100,7 @@ def backbone_cases(checkpoint: BackboneCheckpoint, groups: Sequence[Group], thre
 
     use_threads(threads)
     extras = extras_of(checkpoint.model)
-    reference, exact = (BackboneReference(checkpoint, extras, dtype) for dtype in (torch.float32, torch.float64))
+    reference, exact = (BackboneReference(checkpoint, extras, dtype, image) for dtype in (torch.float32, torch.float64))
     for images, _ in groups:
         yield backbone_case(reference, exact, images)
 

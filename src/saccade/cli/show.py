@@ -11,29 +11,28 @@ from saccade.bundle import RULE_WORDS, BackboneModel, Bundle, DataFile, GraphFil
 from saccade.cli import options as shared
 from saccade.cli.console import Report, size_text, table
 from saccade.cli.create import FAMILIES, LOOKWHERE, NETWORKS, audit_lines, receipt_data
-from saccade.cli.verdicts import changed_graphs, graphs_of, state_of, title_of
+from saccade.cli.verdicts import changed_graphs, graphs_of, line_of, state_of, unjudged
 from saccade.contract import extras_of
+from saccade.counted import counted
 from saccade.engines import store
 from saccade.errors import SaccadeError
 
 
-def add_commands(commands: Any) -> None:
-    """Add both commands to the parser."""
-    parser = commands.add_parser(
-        "inspect",
-        help="what a bundle and its engines hold, after checking every hash, or how a checkpoint is understood",
-        description="Check every file of a bundle and its engines against its hash and say what is whole, stale or damaged. "
-        "Of a checkpoint file, say what is read from it (needs torch).",
+def add_inspect(parser: argparse.ArgumentParser) -> None:
+    """Add the options of inspect."""
+    parser.description = (
+        "Check every file of a bundle and its engines against its hash and say what is whole, stale or damaged. "
+        "Of a checkpoint file, say what is read from it (needs torch)."
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE|CHECKPOINT", help="a bundle folder, or a checkpoint file")
     parser.add_argument("--family", choices=FAMILIES, help="of a checkpoint: whose code it is from, as for 'export'")
     parser.add_argument("--checkpoint-key", choices=NETWORKS, help="of a checkpoint: which of its networks")
     parser.set_defaults(execute=inspect)
-    parser = commands.add_parser(
-        "doctor",
-        help="what is installed here, what is missing for which engine, and the remedy",
-        description="Look at the machine and the installed packages, and say which engines build and run here.",
-    )
+
+
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    """Add the options of doctor, which has none of its own."""
+    parser.description = "Look at the machine and the installed packages, and say which engines build and run here."
     parser.set_defaults(execute=doctor)
 
 
@@ -51,12 +50,13 @@ def inspect(options: argparse.Namespace) -> Report:
     engines = [_inspect_engine(bundle, folder) for folder in sorted(bundle.engines_path.glob("[!.]*"))]
     verdicts = [verdict | {"state": state_of(bundle, verdict)} for verdict in manifest.parity]
     data = {"bundle": str(bundle.path), **msgspec.to_builtins(manifest), "files": files}
-    data |= {"engines": [each.data for each in engines], "parity": verdicts}
+    data |= {"engines": [each.data for each in engines], "parity": verdicts, "unjudged": unjudged(bundle)}
     lines = [
         f"{bundle.path}: {family_of(manifest.model)}, task {manifest.task}",
         f"  from {manifest.provenance.get('checkpoint_layout', 'an unnamed checkpoint')}",
         *_model_lines(manifest.model),
         f"  defaults: {_defaults(bundle)}",
+        f"  images: {manifest.image.in_words()}",
         *table([(f"  {name}", size_text(size), "hash checked") for name, size in files.items()]),
     ]
     for role, variants in manifest.graphs.items():
@@ -64,11 +64,9 @@ def inspect(options: argparse.Namespace) -> Report:
             ends = [", ".join(f"{t.name} {list(t.shape)}" for t in tensors) for tensors in (graph.inputs, graph.outputs)]
             lines.append(f"  {role} {precision}: {ends[0]} -> {ends[1]}".replace("'", ""))
     lines += [line for each in engines for line in each.lines]
-    for verdict in verdicts:
-        word = "equal to PyTorch" if verdict.get("passed") else "DIFFERENT from PyTorch"
-        version = verdict.get("engine_version") or verdict.get("version") or "of unknown version"
-        where = f"{title_of(verdict)} {word} on {verdict.get('images')} images"
-        lines.append(f"  parity: {where} ({version}, device {verdict.get('device', 'unknown')}); {verdict['state']}")
+    lines += [f"  {line_of(bundle, verdict)}" for verdict in manifest.parity]
+    for name in unjudged(bundle):
+        lines.append(f"  {name}: judged on no engine; run 'saccade verify {bundle.path} --precision {name}'")
     return Report(data, lines, all(each.passed for each in engines))
 
 
@@ -93,8 +91,9 @@ def _inspect_checkpoint(path: Path, family: str | None, key: str | None) -> Repo
 
 def _model_lines(model: Model | BackboneModel) -> list[str]:
     """Describe the networks."""
-    width = f"{model.depth} blocks, width {model.dim}, {model.heads} heads, {model.ffn}, patch {model.patch}"
-    rows = f"{model.prefix} row{'s' if model.prefix > 1 else ''}"
+    blocks, heads = counted(model.depth, "block"), counted(model.heads, "head")
+    width = f"{blocks}, width {model.dim}, {heads}, {model.ffn}, patch {model.patch}"
+    rows = f"{counted(model.prefix, 'row')}"
     grid = f"positions on a {model.base_grid[0]}x{model.base_grid[1]} grid"
     if isinstance(model, BackboneModel):
         scaled = "LayerScale" if model.layer_scale else "no LayerScale"
@@ -107,7 +106,8 @@ def _model_lines(model: Model | BackboneModel) -> list[str]:
         ]
     return [
         f"  extractor: {width}",
-        f"  selector: {model.selector_depth} blocks, {model.selector_size} px -> {model.map_size}x{model.map_size} scores",
+        f"  selector: {counted(model.selector_depth, 'block')}, {model.selector_size} px -> "
+        f"{model.map_size}x{model.map_size} scores",
         f"  prefix: {rows} from the selector; {grid}" + (f"; {model.classes} classes" if model.classes else ""),
     ]
 

@@ -5,14 +5,14 @@ import argparse
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from saccade.bundle import BackboneModel, Bundle
+from saccade.cli import options as shared
 from saccade.cli.console import Phases
 from saccade.errors import SaccadeError
 from saccade.runtime.backbone import BackbonePipeline
 from saccade.runtime.loading import load
-from saccade.validate.sources import BackboneSource, Kept, LookWhereSource, Source, lanes_of
+from saccade.validate.sources import BackboneSource, Kept, Lanes, LookWhereSource, Source, lanes_of
 
 
 def add_kept(parser: argparse.ArgumentParser, *, several: bool) -> None:
@@ -24,13 +24,12 @@ def add_kept(parser: argparse.ArgumentParser, *, several: bool) -> None:
     group.add_argument("--k-ratio", type=float, nargs=count, metavar="R", help=f"share of the patches to keep{sweep}")
 
 
-def ks_of(bundle: Bundle, numbers: Sequence[int] | None, ratios: Sequence[float] | None) -> list[Kept | None]:
-    """Return what each run keeps: the bundle's default where nothing is asked for, None for a plain backbone."""
+def ks_of(bundle: Bundle, options: argparse.Namespace) -> list[Kept | None]:
+    """Return what each run keeps: the bundle's default where `add_kept` was given nothing, None for a plain backbone."""
+    shared.refuse_lookwhere_only(bundle, options)
     if isinstance(bundle.manifest.model, BackboneModel):
-        if numbers or ratios:
-            flag = "--k" if numbers else "--k-ratio"
-            raise SaccadeError(f"{flag} means nothing to a plain backbone, and {bundle.path} is one; leave it out")
         return [None]
+    numbers, ratios = options.k, options.k_ratio
     if numbers:
         if min(numbers) < 1 or len(set(numbers)) < len(numbers):
             raise SaccadeError(f"--k {' '.join(map(str, numbers))}: give numbers from 1, each once")
@@ -53,8 +52,8 @@ def open_sources(
     with Phases() as phases:
         pipeline = opened(build=not options.no_build, progress=phases, note=phases.note)
     streams = lanes_of(engine, options.device, options.threads)
-    lanes: Any = functools.partial(opened, build=False, streams=streams) if streams > 1 else None
-    with pipeline:
+    lanes = Lanes(functools.partial(opened, build=False, streams=streams)) if streams > 1 else None
+    with pipeline, contextlib.closing(lanes) if lanes else contextlib.nullcontext():
         if isinstance(pipeline, BackbonePipeline):
             yield [BackboneSource(pipeline, lanes)]
         else:

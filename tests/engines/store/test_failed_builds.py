@@ -91,8 +91,8 @@ def test_a_killed_build_is_no_engine_to_later_runs(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        (errno.EROFS, "the file system is read-only; choose a place that can be written"),
-        (errno.EACCES, "permission denied; choose a place that can be written"),
+        (errno.EROFS, "the file system is read-only; copy the bundle to a place that can be written"),
+        (errno.EACCES, "permission denied; run it as a user who may write there, or copy the bundle"),
         (errno.ENOSPC, "the disk is full; free some space and repeat"),
     ],
 )

@@ -15,9 +15,18 @@ static results outputs; /* of one image with default options */
 
 /* ---- structs of other sizes ---- */
 
+/* Of the header that first had it: what a program built then says, and this library still takes. */
+#define FIRST_SIZE_saccade_info 84
+#define FIRST_SIZE_saccade_built_engine 208
+#define FIRST_SIZE_saccade_model_options 56
+#define FIRST_SIZE_saccade_run_options 40
+#define FIRST_SIZE_saccade_sizes 88
+#define FIRST_SIZE_saccade_outputs 136
+#define FIRST_SIZE_saccade_timings 72
+
 static const uint32_t WRONG_SIZES[] = {0, 1, 4, 4097, UINT32_MAX};
 #define EACH_WRONG_SIZE(type, size) \
-    for (uint32_t nth = 0, size = 0; nth < 6 && (size = nth < 5 ? WRONG_SIZES[nth] : (uint32_t)sizeof(type) - 1, 1); ++nth)
+    for (uint32_t nth = 0, size = 0; nth < 6 && (size = nth < 5 ? WRONG_SIZES[nth] : FIRST_SIZE_##type - 1, 1); ++nth)
 
 /* `call` fills `*given`, a struct of a caller whose header may be older or newer. */
 #define CHECK_FILLED_STRUCT(type, init, call)                                \
@@ -41,6 +50,14 @@ static const uint32_t WRONG_SIZES[] = {0, 1, 4, 4097, UINT32_MAX};
         OK(call);                                                            \
         CHECK(given->struct_size == sizeof(type) + 32);                      \
         CHECK(all_bytes_are(grown.tail, 32, PATTERN));                       \
+        const size_t first = FIRST_SIZE_##type;                              \
+        const type newest = *given;                                          \
+        memset(&grown, PATTERN, sizeof grown);                               \
+        given->struct_size = FIRST_SIZE_##type;                              \
+        OK(call);                                                            \
+        CHECK(given->struct_size == first);                                  \
+        CHECK(memcmp((char*)&grown + 4, (const char*)&newest + 4, first - 4) == 0); \
+        CHECK(all_bytes_are((char*)&grown + first, sizeof grown - first, PATTERN)); \
     } while (0)
 
 /* `call` reads `*given`; `after` follows each refusal. */
@@ -63,6 +80,10 @@ static const uint32_t WRONG_SIZES[] = {0, 1, 4, 4097, UINT32_MAX};
         REFUSED(call, SACCADE_UNSUPPORTED, "does not know");        \
         after;                                                      \
         grown.tail[31] = 0;                                         \
+        OK(call);                                                   \
+        const size_t first = FIRST_SIZE_##type;                     \
+        given->struct_size = FIRST_SIZE_##type;                     \
+        memset((char*)&grown + first, PATTERN, sizeof grown - first); \
         OK(call);                                                   \
     } while (0)
 
@@ -328,6 +349,9 @@ static void check_outputs(saccade_image image, const saccade_run_options* option
     REFUSE_CAPACITY(logits);
     REFUSE_CAPACITY(tokens);
     REFUSE_CAPACITY(dense);
+    REFUSE_OTHERS_OUTPUT(saccade_run, attention);
+    REFUSE_OTHERS_OUTPUT(saccade_run, cls_last4);
+    REFUSE_OTHERS_OUTPUT(saccade_look, attention);
     REFUSE_OTHERS_OUTPUT(saccade_look, indices);
     REFUSE_OTHERS_OUTPUT(saccade_look, cls);
     REFUSE_OTHERS_OUTPUT(saccade_look, logits);

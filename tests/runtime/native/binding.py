@@ -20,6 +20,7 @@ FITS = ("squash", "crop", "native")
 RGB, BGR = 0, 1
 INFO, WARNING = 0, 1
 FEATURES, CLASSIFY, SEGMENT = 0, 1, 2
+LOOKWHERE, BACKBONE = 0, 1
 Arrays = dict[str, np.ndarray]
 OF_A_LOOK = ("score_map", "raw_score_map", "prefix")  # the outputs that a look has
 
@@ -74,7 +75,7 @@ class Info(Sized):
         ("struct_size", U32), ("task", I32), ("patch", I32), ("dim", I32), ("prefix", I32), ("classes", I32),
         ("selector_size", I32), ("map_size", I32), ("base_rows", I32), ("base_columns", I32), ("default_height", I32),
         ("default_width", I32), ("default_k", I32), ("reserved", I32), ("mean", F32 * 3), ("std", F32 * 3),
-        ("precisions", U32),
+        ("precisions", U32), ("kind", I32), ("heads", I32), ("cls_blocks", I32),
     ]  # fmt: skip
 
 
@@ -108,7 +109,7 @@ class Sizes(Sized):
     _fields_ = [
         ("struct_size", U32), ("batch", I32), ("rows", I32), ("columns", I32), ("k", I32), ("reserved", I32),
         ("indices", SIZE), ("score_map", SIZE), ("raw_score_map", SIZE), ("prefix", SIZE), ("cls", SIZE), ("logits", SIZE),
-        ("tokens", SIZE), ("dense", SIZE),
+        ("tokens", SIZE), ("dense", SIZE), ("attention", SIZE), ("cls_last4", SIZE),
     ]  # fmt: skip
 
 
@@ -120,7 +121,8 @@ class Outputs(Sized):
         ("score_map", POINTER), ("score_map_capacity", SIZE), ("raw_score_map", POINTER), ("raw_score_map_capacity", SIZE),
         ("prefix", POINTER), ("prefix_capacity", SIZE), ("cls", POINTER), ("cls_capacity", SIZE),
         ("logits", POINTER), ("logits_capacity", SIZE), ("tokens", POINTER), ("tokens_capacity", SIZE),
-        ("dense", POINTER), ("dense_capacity", SIZE),
+        ("dense", POINTER), ("dense_capacity", SIZE), ("attention", POINTER), ("attention_capacity", SIZE),
+        ("cls_last4", POINTER), ("cls_last4_capacity", SIZE),
     ]  # fmt: skip
 
 
@@ -130,6 +132,7 @@ class Timings(Sized):
     _fields_ = [
         ("struct_size", U32), ("reserved", I32), ("fit_ms", F64), ("resize_ms", F64), ("selector_ms", F64),
         ("select_ms", F64), ("gather_ms", F64), ("extractor_ms", F64), ("fill_ms", F64), ("total_ms", F64),
+        ("normalize_ms", F64), ("backbone_ms", F64),
     ]  # fmt: skip
 
 
@@ -320,8 +323,17 @@ def run_options(
 
 
 def shapes_of(sizes: Sizes, info: Info) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each output that the task has, as saccade.h states them."""
+    """Return the shape of each output that the bundle has, as saccade.h states them."""
     batch, grid, k = sizes.batch, (sizes.rows, sizes.columns), sizes.k
+    if info.kind == BACKBONE:
+        last4 = {"cls_last4": (batch, info.cls_blocks, info.dim)} if info.cls_blocks else {}
+        return {
+            "cls": (batch, info.dim),
+            "tokens": (batch, k, info.dim),
+            "dense": (batch, info.dim, *grid),
+            "attention": (batch, info.heads, k),
+            **last4,
+        }
     channels = info.classes if info.task == SEGMENT else info.dim
     pooled = {FEATURES: {"cls": (batch, info.dim)}, CLASSIFY: {"logits": (batch, info.classes)}, SEGMENT: {}}
     return {

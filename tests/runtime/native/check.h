@@ -68,16 +68,16 @@ static inline float* take_floats(results* from, size_t* used, size_t count) {
 /* To be freed with free(made.bytes). Dense output is left out where k is too small for it. */
 static inline results results_for(const saccade_sizes* sizes) {
     const saccade_outputs none = SACCADE_OUTPUTS_INIT;
-    const size_t dense = sizes->k >= 5 ? sizes->dense : 0;
+    const size_t dense = sizes->k >= 5 || sizes->indices == 0 ? sizes->dense : 0;
     results made;
     made.out = none;
     made.size = sizes->indices * sizeof(int32_t) + (sizes->score_map + sizes->raw_score_map + sizes->prefix + sizes->cls +
-                                                    sizes->logits + sizes->tokens + dense) * sizeof(float);
+                                                    sizes->logits + sizes->tokens + dense + sizes->attention + sizes->cls_last4) * sizeof(float);
     made.bytes = (unsigned char*)malloc(made.size);
     CHECK(made.bytes != NULL);
     spoil(&made);
     size_t used = sizes->indices * sizeof(int32_t);
-    made.out.indices = (int32_t*)(void*)made.bytes;
+    made.out.indices = sizes->indices == 0 ? NULL : (int32_t*)(void*)made.bytes;
     made.out.score_map = take_floats(&made, &used, sizes->score_map);
     made.out.raw_score_map = take_floats(&made, &used, sizes->raw_score_map);
     made.out.prefix = take_floats(&made, &used, sizes->prefix);
@@ -85,6 +85,8 @@ static inline results results_for(const saccade_sizes* sizes) {
     made.out.logits = take_floats(&made, &used, sizes->logits);
     made.out.tokens = take_floats(&made, &used, sizes->tokens);
     made.out.dense = take_floats(&made, &used, dense);
+    made.out.attention = take_floats(&made, &used, sizes->attention);
+    made.out.cls_last4 = take_floats(&made, &used, sizes->cls_last4);
     made.out.indices_capacity = sizes->indices;
     made.out.score_map_capacity = sizes->score_map;
     made.out.raw_score_map_capacity = sizes->raw_score_map;
@@ -93,6 +95,8 @@ static inline results results_for(const saccade_sizes* sizes) {
     made.out.logits_capacity = sizes->logits;
     made.out.tokens_capacity = sizes->tokens;
     made.out.dense_capacity = dense;
+    made.out.attention_capacity = sizes->attention;
+    made.out.cls_last4_capacity = sizes->cls_last4;
     return made;
 }
 
@@ -103,7 +107,7 @@ static inline int is_same(const results* one, const results* other) {
 /* What saccade_look can give of them. */
 static inline saccade_outputs of_look(saccade_outputs all) {
     all.indices = NULL;
-    all.cls = all.logits = all.tokens = all.dense = NULL;
+    all.cls = all.logits = all.tokens = all.dense = all.attention = all.cls_last4 = NULL;
     return all;
 }
 
@@ -130,6 +134,16 @@ static inline saccade_model_options options_with(const char* engine_library) {
     saccade_model_options options = SACCADE_MODEL_OPTIONS_INIT;
     options.engine_library = engine_library;
     return options;
+}
+
+/* Whether a bundle is a plain backbone's, which takes no k and has no saccade_look. */
+static inline int is_backbone(const char* path) {
+    saccade_bundle* bundle = NULL;
+    saccade_info info = SACCADE_INFO_INIT;
+    OK(saccade_bundle_open(path, &bundle));
+    OK(saccade_bundle_info(bundle, &info));
+    saccade_bundle_free(bundle);
+    return info.kind == SACCADE_KIND_BACKBONE;
 }
 
 /* A model with its bundle opened, read and freed. */

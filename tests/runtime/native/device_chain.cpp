@@ -7,9 +7,10 @@
 #include <limits>
 #include <memory>
 
-#include "chain.hpp"
 #include "check.h"
+#include "failure.hpp"
 #include "host_device.hpp"
+#include "session.hpp"
 
 using namespace saccade;
 

@@ -71,16 +71,21 @@ private:
     std::vector<std::uint8_t> bytes_;
 };
 
-Manifest small_manifest(Input& input) {
+// `rule` is LookWhere's, or makes it a plain backbone.
+Manifest small_manifest(Input& input, PositionRule rule) {
     Manifest manifest{};
     Model& model = manifest.model;
+    model.kind = rule == PositionRule::size ? Kind::lookwhere : Kind::backbone;
+    model.position_rule = rule;
+    model.heads = 1;
+    model.depth = CLS_BLOCKS;
     model.dim = input.upto(8);
     model.prefix = 1;
     model.patch = input.upto(16);
     model.selector_size = model.patch * input.upto(4);
     model.map_size = input.upto(16);
     model.base_grid = {input.upto(8), input.upto(8)};
-    manifest.defaults = {model.patch * 2, model.patch * 3, 0, 0.5};
+    manifest.defaults = {model.patch * 2, model.patch * 3, 0, model.kind == Kind::lookwhere ? 0.5 : 0.0};
     std::fill_n(manifest.std, 3, 1.0f);
     return manifest;
 }
@@ -122,6 +127,26 @@ void check_selection(const std::vector<std::int32_t>& indices, const std::vector
     expect(std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end());
 }
 
+// The position table on the grid of a plan.
+std::vector<float> positions_on(const Model& model, const Plan& plan) {
+    const auto dim = static_cast<std::size_t>(model.dim);
+    const std::vector<float> base(static_cast<std::size_t>(model.base_grid.cells()) * dim, 1.0f);
+    std::vector<float> positions(plan.cells() * dim);
+    interpolate_positions(base.data(), model.base_grid, model.dim, plan.grid, model.position_rule, positions.data());
+    return positions;
+}
+
+// One image of a plain backbone's run, up to its network. The weights of a position add up to 1, by either rule.
+void run_backbone(const Manifest& manifest, const Plan& plan, const saccade_image& given, Scratch& scratch) {
+    std::vector<float> table(3 * 256), image(plan.pixel_bytes());
+    std::vector<std::uint8_t> buffer(plan.pixel_bytes());
+    normalization_table(manifest.mean, manifest.std, table.data());
+    normalize(fitted(image_of(given), plan, buffer.data(), scratch), table.data(), image.data());
+    for (const float value : positions_on(manifest.model, plan)) {
+        expect(value > 0.999f && value < 1.001f);
+    }
+}
+
 // One image of a run, from its pixels to the dense output.
 void run(const Manifest& manifest, const Plan& plan, const saccade_image& given, Input& input, Scratch& scratch) {
     const Model& model = manifest.model;
@@ -145,9 +170,8 @@ void run(const Manifest& manifest, const Plan& plan, const saccade_image& given,
 
     std::vector<float> patches(k * static_cast<std::size_t>(model.patch_pixels()));
     gather_patches(image, table.data(), indices.data(), plan.k, model.patch, plan.grid.columns, patches.data());
-    const std::vector<float> base(static_cast<std::size_t>(model.base_grid.cells()) * dim, 1.0f);
-    std::vector<float> all_positions(plan.cells() * dim), positions(k * dim);
-    interpolate_positions(base.data(), model.base_grid, model.dim, plan.grid, all_positions.data());
+    const std::vector<float> all_positions = positions_on(model, plan);
+    std::vector<float> positions(k * dim);
     gather_positions(all_positions.data(), model.dim, indices.data(), plan.k, positions.data());
     if (plan.k >= NEIGHBOURS) {
         std::vector<float> dense(plan.cells() * dim);
@@ -161,7 +185,9 @@ bool accepts(const std::uint8_t* data, std::size_t size) {
     Input input(data, size);
     const auto flags = input.take<std::uint8_t>();
     const bool is_extreme = (flags & 1) != 0;
-    const Manifest manifest = small_manifest(input);
+    constexpr PositionRule RULES[] = {PositionRule::size, PositionRule::scale_factor, PositionRule::size_antialias,
+                                      PositionRule::size};
+    const Manifest manifest = small_manifest(input, RULES[flags >> 3 & 3]);
     std::vector<saccade_image> images(flags >> 1 & 3);
     std::generate(images.begin(), images.end(), [&] { return read_image(input, is_extreme); });
     const saccade_run_options options = read_options(input, is_extreme);
@@ -173,7 +199,8 @@ bool accepts(const std::uint8_t* data, std::size_t size) {
         for (saccade_image& image : images) {
             if (Pixels::is_small(image) && plan.pixel_bytes() <= MOST_BYTES && plan.cells() <= MOST_CELLS) {
                 const Pixels pixels(image);
-                run(manifest, plan, image, input, scratch);
+                manifest.model.kind == Kind::lookwhere ? run(manifest, plan, image, input, scratch)
+                                                       : run_backbone(manifest, plan, image, scratch);
             }
         }
         return true;

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from builds import BUILDS
 
+import saccade
+
 PROGRAM = BUILDS / "release" / "examples" / "bench"
 STAGES = ["fit", "resize", "selector", "select", "gather", "extractor", "fill", "total", "call", "beside networks"]
 pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason=f"{PROGRAM} is not built; `make lib` builds it")
@@ -36,20 +38,27 @@ def test_bench_times_every_stage(built_bundle: Callable[[str], Path], engine_lib
     assert [line.rsplit(maxsplit=2)[0] for line in text[5:15]] == STAGES
 
 
+def test_bench_times_a_backbones_own_stages(small_backbone: Callable[[str], Path], engine_library: Path) -> None:
+    saccade.load(small_backbone("neco"), note=lambda line: None).close()
+    answer = bench(small_backbone("neco"), "--engine-library", engine_library, "--size", 126, "--frames", 3, "--json")
+    assert answer.stderr == ""
+    found = json.loads(answer.stdout)
+    assert found["k"] == 81
+    assert list(found["stages_ms"]) == ["fit", "normalize", "backbone", "fill", "total", "call", "beside networks"]
+    assert 0 < found["stages_ms"]["backbone"]["median"] < found["stages_ms"]["call"]["p90"]
+
+
 @pytest.mark.parametrize(("arguments", "line"), [
     ([], "usage: bench BUNDLE"),
     (["nowhere"], "nowhere is not a bundle folder; make one with"),
     (["nowhere", "--frames", "0"], "--size, --k, --frames and --warm-up take whole numbers from 1 on"),
     (["nowhere", "--frames"], "--size, --k, --frames and --warm-up take whole numbers from 1 on"),
     (["nowhere", "--fames", "3"], "unknown option"),
+    (["nowhere", "--precision", "fp33"], "--precision takes fp32, fp16, bf16, int8 or fp8"),
+    (["nowhere", "--precision"], "--precision takes fp32, fp16, bf16, int8 or fp8"),
 ])  # fmt: skip
 def test_bench_says_what_is_wrong_in_one_line(arguments: list[str], line: str) -> None:
     answer = bench(*arguments)
     assert (answer.returncode, answer.stdout) == (1, "")
     assert answer.stderr.startswith(f"bench: {line}")
     assert answer.stderr.count("\n") == 1
-
-
-def test_bench_names_the_precision_that_is_none(built_bundle: Callable[[str], Path], engine_library: Path) -> None:
-    answer = bench(built_bundle("dinov2"), "--engine-library", engine_library, "--precision", "fp33")
-    assert answer.stderr.startswith("bench: precision -1 is out of range; give one of SACCADE_FP32")

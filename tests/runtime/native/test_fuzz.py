@@ -11,6 +11,7 @@ from builds import BUILDS
 CORPUS = Path(__file__).parent / "corpus"
 PROGRAMS = BUILDS / "asan" / "tests"
 REFUSED = {
+    "backbone_k", "backbone_with_k.json",
     "changed_conditions.json", "huge.json", "missing_field.json", "newer.json", "other_key.json", "other_tensors.json",
     "cut.npy", "double.npy", "fortran.npy", "header_beyond.npy", "magic_alone.npy",
     "largest", "long_stride", "no_images", "no_ratio", "overlapping_rows", "too_narrow", "two_ks",

@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from binding import Bundle, Library, NativeError, Status
+from binding import Library, Status
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from mutations import NOT_READ, mutated
-
-from saccade import SaccadeError, read_bundle
+from refusals import c_refuses, has_deliberate_difference, python_refuses, write
 
 FUZZ = settings(max_examples=1500, suppress_health_check=list(HealthCheck))
 
@@ -34,45 +33,7 @@ def manifest(exported: Path) -> dict[str, Any]:
     return found
 
 
-def python_refuses(folder: Path) -> str | None:
-    """Return the line with which Python refuses a bundle and its position table, or None."""
-    try:
-        read_bundle(folder).positions()
-    except SaccadeError as error:
-        return str(error)
-    return None
-
-
-def c_refuses(library: Library, folder: Path) -> NativeError | None:
-    """Return what the C library refuses it with, or None; its line must be one that a user can act on."""
-    try:
-        with Bundle(library, folder):
-            return None
-    except NativeError as error:
-        line = str(error)
-        assert line.isprintable()
-        assert str(folder) in line
-        assert line.endswith(("export the bundle again", "upgrade libsaccade", "use Python's saccade", "-o FOLDER'")), line
-        return error
-
-
-def write(folder: Path, data: object) -> None:
-    """Write data as bundle.json; bytes as they are."""
-    (folder / "bundle.json").write_bytes(data if isinstance(data, bytes) else json.dumps(data).encode())
-
-
 # ---- bundle.json, changed at random
-
-
-def has_deliberate_difference(node: Any) -> bool:
-    """Tell whether Python alone takes something below: k beyond 64 bits, a tensor named twice. Both have tests below."""
-    if isinstance(node, dict):
-        k = node.get("k")
-        return (isinstance(k, int) and k >= 2**63) or any(map(has_deliberate_difference, node.values()))
-    if isinstance(node, list):
-        names = [each["name"] for each in node if isinstance(each, dict) and isinstance(each.get("name"), str)]
-        return len(names) != len(set(names)) or any(map(has_deliberate_difference, node))
-    return False
 
 
 @FUZZ

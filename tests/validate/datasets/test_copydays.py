@@ -44,7 +44,7 @@ def test_a_block_that_lacks_copies_is_paired_by_name_and_noted(tmp_path: Path) -
     write(tmp_path, original=ORIGINALS, strong=("200001.jpg",), crops_50=("200200.png", "200100.jpg"))
     assert positives(tmp_path, "crops/50") == {"200100.jpg": [1], "200200.png": [2]}
     assert read_copydays(tmp_path).notes == (
-        "3 originals and 1 strong copies; the published data set has 157 and 229",
+        "3 originals and 1 strong copy; the published data set has 157 and 229",
         "17 (jpegqual/3, jpegqual/5, jpegqual/8, …) of 19 blocks are missing",
         "crops/50 has 2 copies of 3 originals",
     )
@@ -52,7 +52,7 @@ def test_a_block_that_lacks_copies_is_paired_by_name_and_noted(tmp_path: Path) -
 
 def test_a_copy_without_an_original_is_an_error(tmp_path: Path) -> None:
     write(tmp_path, original=ORIGINALS, strong=("200001.jpg",), crops_50=("999.jpg",))
-    with pytest.raises(SaccadeError, match=r"crops/50/999.jpg: no original has its name, and crops/50 has 1 images for 3"):
+    with pytest.raises(SaccadeError, match=r"crops/50/999.jpg: no original has its name, and crops/50 has 1 image for 3"):
         read_copydays(tmp_path)
     (tmp_path / "strong/777.jpg").touch()
     with pytest.raises(SaccadeError, match=r"copydays: strong/777.jpg has no original whose name begins with 777"):

@@ -60,7 +60,7 @@ def test_other_splits_may_be_asked_for(tmp_path: Path) -> None:
         ((), "train: no such folder; images are expected in train/CLASS/"),
         (GOOD[:3], "val: no such folder; images are expected in val/CLASS/"),
         (("train/1.jpg",), "train: holds no images; they are expected in train/CLASS/"),
-        ((*GOOD, "val/emu/8.jpg"), r"val: 1 (emu) of its classes are not in train; add or remove them"),
+        ((*GOOD, "val/emu/8.jpg"), r"val: 1 (emu) of its classes is not in train; add or remove them"),
         (("train/cat/1.jpg", "val/cat/2.jpg"), "train: cat is its only class, so any answer is right; add others"),
         ((*GOOD, "train/dog/readme.txt"), "train/dog: a class without an image; add some or remove the folder"),
     ],
@@ -79,7 +79,7 @@ def test_unreadable_images_have_no_label_and_are_counted_and_named(tmp_path: Pat
     assert labels_of(data.train, features).tolist() == [0, 1]
     assert training_labels(data, features).tolist() == [0, 1]
     assert failed_note(features, "train") == (
-        f"1 of 3 images of train cannot be read and are left out, first {bad} (damaged)",
+        f"1 of 3 images of train cannot be read and is left out, first {bad} (damaged)",
     )
     assert failed_note(extracted(data.val.paths), "val") == ()
 

@@ -61,7 +61,7 @@ def changed(entry: int | None, key: str, value: Any) -> dict[str, Any]:
         ([], "holds a list, not the dict with imlist, qimlist and gnd"),
         (changed(None, "imlist", []), "has no list imlist"),
         (changed(None, "gnd", None), "has no list gnd"),
-        (changed(None, "qimlist", ["q"]), "gnd has 2 entries for 1 queries"),
+        (changed(None, "qimlist", ["q"]), "gnd has 2 entries for 1 query"),
         (changed(None, "imlist", ["../../etc/passwd"]), "imlist 0 is '../../etc/passwd', no plain file name"),
         (changed(None, "imlist", ["a", "b\0"]), r"imlist 1 is 'b\x00', no plain file name"),
         (changed(None, "qimlist", ["q", 7]), "qimlist 1 is '7', no plain file name"),

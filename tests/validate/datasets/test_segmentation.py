@@ -194,7 +194,7 @@ def test_what_has_no_mask_or_one_of_another_size_is_left_out_and_named(tmp_path:
     found = read_segmentation(tmp_path, "auto")
     assert len(found.val.images) == 1
     (note,) = found.val.notes
-    assert note.startswith("1 of 2 images of Cityscapes val are left out, first: ")
+    assert note.startswith("1 of 2 images of Cityscapes val is left out, first: ")
     assert "aachen_000000_000019_gtFine_labelIds.png: no such image file" in note
     Image.new("L", (SIDE, SIDE - 1)).save(folder / "ulm/ulm_000000_000019_gtFine_labelIds.png")
     with pytest.raises(SaccadeError, match="Cityscapes val: none of 2 images has a mask of its size"):

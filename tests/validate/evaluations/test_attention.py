@@ -13,6 +13,7 @@ from PIL import Image
 from saccade.cli.console import progress_bar
 from saccade.cli.main import main
 from saccade.errors import SaccadeError
+from saccade.runtime.sheet import GAP, caption_height
 from saccade.validate.evaluation import compare, evaluate_sources
 from saccade.validate.evaluations.attention import TASK, AttentionSettings
 from saccade.validate.extraction import Extractor
@@ -94,7 +95,7 @@ def test_an_engine_equals_itself_and_draws_its_heads(
     assert (difference["difference"], difference["low"], difference["high"]) == (0, 0, 0)
     heads = len(found["sides"][0]["details"]["heads"])
     with Image.open(tmp_path / "0.png") as picture:
-        assert picture.size == (64 * (1 + heads), 2 * 64)
+        assert picture.size == ((2 + heads) * (448 + GAP) + GAP, caption_height(448) + 448 + 2 * GAP)
     assert len(list(tmp_path.glob("*.png"))) == PICTURES
 
 
@@ -106,9 +107,9 @@ def test_masks_and_images_that_cannot_be_used_are_counted_and_named(voc: Path, t
     Image.new("RGB", (120, 100)).save(voc / "SegmentationClass/4.png")
     (found,) = evaluate(voc, tmp_path, Bright())
     size, unreadable, masks = found.outcome.notes
-    assert size.startswith(f"1 of 6 images of {voc} are left out, first: ")
+    assert size.startswith(f"1 of 6 images of {voc} is left out, first: ")
     assert size.endswith("SegmentationClass/1.png is 7 x 9 px and its image 120 x 100")
-    assert unreadable.startswith(f"1 of 5 images of {voc} cannot be read and are left out, first ")
+    assert unreadable.startswith(f"1 of 5 images of {voc} cannot be read and is left out, first ")
     assert masks.startswith("2 of 4 masks are left out, first: ")
     assert masks.endswith("3.png holds no foreground")
     assert len(found.outcome.samples) == 2
@@ -119,7 +120,7 @@ def test_without_a_list_every_image_with_a_mask_counts(voc: Path, tmp_path: Path
     (voc / "SegmentationClass/0.png").unlink()
     data = TASK.read(voc, AttentionSettings())
     assert [path.name for path in data.images] == ["1.jpg", "2.jpg", "3.jpg", "4.jpg", "5.jpg"]
-    assert f"1 of 6 images of {voc} are left out, first: " in data.notes[0]
+    assert f"1 of 6 images of {voc} is left out, first: " in data.notes[0]
 
 
 def test_a_list_that_leads_nowhere_is_not_taken_for_none(voc: Path) -> None:
@@ -135,7 +136,7 @@ def test_errors_say_what_is_missing(voc: Path, tmp_path: Path) -> None:
     with pytest.raises(SaccadeError, match=r"none of 6 masks can be used \(.*0.png holds no foreground\)"):
         evaluate(voc, tmp_path, Bright())
     (voc / "sets/val.txt").write_text("cat\n")
-    with pytest.raises(SaccadeError, match=r"none of 1 images has a mask of its size \(.*cat.jpg: no such image file\)"):
+    with pytest.raises(SaccadeError, match=r"none of 1 image has a mask of its size \(.*cat.jpg: no such image file\)"):
         TASK.read(voc, AttentionSettings())
     with pytest.raises(SaccadeError, match="images: no such folder; images are expected in images/, their masks in Segm"):
         TASK.read(tmp_path, AttentionSettings())

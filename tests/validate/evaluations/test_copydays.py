@@ -1,6 +1,7 @@
 """The task copydays on copies made of photographs: mild ones are found, and what is missing is told."""
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,13 +88,16 @@ def test_copies_of_unreadable_originals_are_left_out_and_noted(
 ) -> None:
     (copies / "original/200000.jpg").write_bytes(b"")
     (copies / "crops/50/200300.jpg").write_bytes(b"no picture")
+    shutil.copy(copies / "strong/200501.jpg", copies / "strong/200502.jpg")
     options = [*SIZE, "--features", tmp_path / "features", "--compare", "openvino:fp32"]
     found = evaluated("copydays", small_backbone("neco"), copies, *options)
-    original, crop, orphans = found["notes"][2:]
-    assert original.startswith("1 of 12 images of original cannot be read and are left out, first ")
-    assert crop.startswith("1 of 12 images of crops/50 cannot be read and are left out, first ")
-    assert orphans == "3 copies are left out, since their originals cannot be read"
-    assert found["differences"][0]["samples"] == 11
+    original, crop, orphans, few = found["notes"][2:]
+    assert original.startswith("1 of 12 images of original cannot be read and is left out, first ")
+    assert crop.startswith("1 of 12 images of crops/50 cannot be read and is left out, first ")
+    assert orphans == "3 copies are left out, since no original can be read"
+    (difference,) = found["differences"]
+    assert (difference["samples"], difference["units"]) == (12, 11)  # two copies are of one original
+    assert few == "intervals rest on 11 independent samples or groups of them; of fewer than 20 they are too narrow"
     assert scores(found)["mAP jpegqual/10"] > 90  # the rows of the others have moved up
     for path in (copies / "original").iterdir():
         if path.name != "200300.jpg":

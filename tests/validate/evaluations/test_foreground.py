@@ -3,6 +3,7 @@ matters attention is that of a source that likes bright patches, which the objec
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 from saccade.cli.console import progress_bar
 from saccade.cli.main import main
 from saccade.errors import SaccadeError
+from saccade.runtime.sheet import GAP, caption_height
 from saccade.validate.evaluation import compare, evaluate_sources
 from saccade.validate.evaluations import foreground
 from saccade.validate.evaluations.foreground import TASK, ForegroundSettings
@@ -51,12 +53,12 @@ def test_attention_that_likes_objects_gives_the_foreground_and_one_that_does_not
     assert np.std(good.outcome.details["CBFE"]["miou_by_seed"]) == pytest.approx(deviation.value)
 
 
-def test_each_split_is_judged_by_its_own_attention() -> None:
+def test_each_split_is_judged_by_its_own_attention(patch_colours: Any, tmp_path: Path) -> None:
     columns = np.tile(np.eye(4, dtype=np.float32), (4, 1))  # four patches of a row differ
     noisy = np.zeros((4, 100, 100), bool)
     noisy[:2, :, 50:], noisy[2:, :, :50] = True, True  # attention is right in training, left in validation
     found = foreground.Found(columns[None].repeat(4, axis=0), noisy, noisy.astype(np.uint8), trained=2)
-    masks, threshold = foreground._foreground(found, (4, 4), 4)
+    masks, threshold = foreground._foreground(found, (4, 4), 4, Extractor(patch_colours(), tmp_path, progress_bar))
     assert threshold == pytest.approx(0.95)
     assert np.array_equal(masks, noisy)
 
@@ -74,7 +76,8 @@ def test_communities_join_the_clusters_of_an_object(voc_mosaics: Path, patch_col
 def test_the_picture_shows_validation_images(voc_mosaics: Path, patch_colours: Any, tmp_path: Path) -> None:
     (found,) = evaluate(voc_mosaics, tmp_path, patch_colours(), seeds=1)
     ((_, sheet),) = found.outcome.pictures()
-    image = np.asarray(sheet)[:224, :224].astype(int)
+    top = GAP + caption_height(224)
+    image = np.asarray(sheet)[top : top + 224, GAP : GAP + 224].astype(int)
     first = Image.open(voc_mosaics / "VOCSegmentation/images/0010.jpg").resize((224, 224), Image.Resampling.BICUBIC)
     assert np.abs(image - np.asarray(first)).max() <= 1
 
@@ -90,6 +93,19 @@ def test_other_data_and_other_models_are_refused(
     assert "foreground needs what only a plain backbone gives" in capsys.readouterr().err
 
 
-def test_more_clusters_than_the_images_show_are_refused(voc_mosaics: Path, patch_colours: Any, tmp_path: Path) -> None:
-    with pytest.raises(SaccadeError, match=r"foreground: cluster \d+ of 200 is in no image; give more images or fewer"):
+def test_more_clusters_than_a_split_shows_are_refused_with_a_number_that_works(
+    voc_mosaics: Path, patch_colours: Any, tmp_path: Path
+) -> None:
+    message = r"foreground: \d+ of 200 clusters are in no training image, .*; give more images or --clusters (\d+)$"
+    with pytest.raises(SaccadeError, match=message) as refused:
         evaluate(voc_mosaics, tmp_path, patch_colours(), clusters=200)
+    found = re.search(message, str(refused.value))
+    assert found is not None
+    evaluate(voc_mosaics, tmp_path, patch_colours(), clusters=int(found[1]))
+
+
+def test_splits_that_share_no_cluster_are_refused(patch_colours: Any, tmp_path: Path) -> None:
+    apart = np.repeat(np.eye(2, dtype=np.float32), 16, axis=0).reshape(2, 16, 2)  # one image of each split
+    found = foreground.Found(apart, np.ones((2, 100, 100), bool), np.ones((2, 100, 100), np.uint8), trained=1)
+    with pytest.raises(SaccadeError, match=r"clusters are in no training image, so attention cannot judge .* images$"):
+        foreground._foreground(found, (4, 4), 8, Extractor(patch_colours(), tmp_path, progress_bar))

@@ -32,6 +32,8 @@ def test_digits_are_told_far_above_chance_and_an_engine_equals_itself(
 ) -> None:
     options = ["--size", 56, "--features", tmp_path, "--compare", "openvino:fp32", "--max-drop", 0]
     found = evaluated("knn", backbone, digits_folder, *options)
+    assert list(scores(found))[::2] == [f"top-1, {neighbours} neighbours" for neighbours in (10, 20, 100, 200)]
+    assert found["metric"] == "top-1, 20 neighbours"
     assert scores(found)["top-1, 20 neighbours"] > 50  # chance is 10 %
     (difference,) = found["differences"]
     assert (difference["difference"], difference["low"], difference["high"], difference["samples"]) == (0, 0, 0, 120)
@@ -52,7 +54,7 @@ def test_one_neighbour_votes_as_scikit_learn_s_classifier(
         assert isinstance(pipeline, BackbonePipeline)
         train, val = (pipeline([prepare(path) for path in part.paths], size=56).cls for part in (data.train, data.val))
     classifier = KNeighborsClassifier(1, metric="cosine").fit(train, data.train.labels)
-    assert scores(found)["top-1, 1 neighbours"] == pytest.approx(100 * classifier.score(val, data.val.labels))
+    assert scores(found)["top-1, 1 neighbour"] == pytest.approx(100 * classifier.score(val, data.val.labels))
 
 
 def test_an_engine_that_sees_nothing_is_caught(
@@ -78,11 +80,12 @@ def test_too_many_neighbours_and_unreadable_images_are_left_out_and_noted(
     (data / "train/0/00.png").write_bytes(b"no picture")
     (data / "val/1/empty.jpg").touch()
     options = ["--size", 28, "--features", tmp_path / "features", "--neighbours"]
-    found = evaluated("knn", backbone, data, *options, 5, 11, 12, 40)
+    found = evaluated("knn", backbone, data, *options, 11, 5, 12, 40)
     assert list(scores(found))[::2] == ["top-1, 5 neighbours", "top-1, 11 neighbours"]
+    assert found["metric"] == "top-1, 11 neighbours"  # without the usual 20, what is asked for first
     train, val, left_out = found["notes"]
-    assert train.startswith(f"1 of 12 images of train cannot be read and are left out, first {data / 'train/0/00.png'} (")
-    assert val.startswith(f"1 of 5 images of val cannot be read and are left out, first {data / 'val/1/empty.jpg'} (")
+    assert train.startswith(f"1 of 12 images of train cannot be read and is left out, first {data / 'train/0/00.png'} (")
+    assert val.startswith(f"1 of 5 images of val cannot be read and is left out, first {data / 'val/1/empty.jpg'} (")
     assert left_out == "neighbours [12, 40] are more than 11 training images and are left out"
     refused = evaluated("knn", backbone, data, *options, 40, code=1)
     assert refused["error"].startswith("memory rows: 11 are too few for 40 neighbours")

@@ -66,11 +66,12 @@ def test_the_probe_comes_near_to_logistic_regression_on_the_same_features(
 
 
 @pytest.mark.parametrize(
-    ("options", "width"), [((), 512), (("--blocks", 2), 256), (("--blocks", 1), 128), (("--patch-mean",), 256)]
+    ("options", "shape"),
+    [((), (4, 128)), (("--blocks", 2), (2, 128)), (("--blocks", 1), (128,)), (("--patch-mean",), (128, 2))],
 )
 def test_the_probe_reads_the_blocks_that_are_asked_for(
-    options: tuple[object, ...], width: int, backbone: Path, few_digits: Path, tmp_path: Path, evaluated: Evaluated,
-    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[object, ...], shape: tuple[int, ...], backbone: Path, few_digits: Path, tmp_path: Path,
+    evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     seen: list[tuple[int, ...]] = []
     fit = linear.fit_linear_probe
@@ -81,7 +82,7 @@ def test_the_probe_reads_the_blocks_that_are_asked_for(
 
     monkeypatch.setattr(linear, "fit_linear_probe", watched)
     evaluated("linear", backbone, few_digits, "--size", 28, "--epochs", 1, "--features", tmp_path / "features", *options)
-    assert seen == [(60, width)]
+    assert seen == [(60, *shape)]
 
 
 def test_other_blocks_of_the_same_features_are_not_extracted_again(

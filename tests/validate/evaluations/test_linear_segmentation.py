@@ -11,11 +11,19 @@ from PIL import Image
 
 from saccade.cli.console import progress_bar
 from saccade.errors import SaccadeError
+from saccade.runtime.sheet import GAP, caption_height
+from saccade.validate import masked_features
+from saccade.validate.datasets.masked_split import MaskedSplit, identity_labels
 from saccade.validate.evaluation import compare, evaluate_sources
-from saccade.validate.evaluations.linear_segmentation import TASK, LinearSegmentationSettings
+from saccade.validate.evaluations.linear_segmentation import TASK, LinearSegmentationSettings, scored
 from saccade.validate.extraction import Extractor
 from saccade.validate.features import Features
+from saccade.validate.masked_features import MaskedFeatures
+from saccade.validate.metrics.linear_head import LinearHead
+from saccade.validate.metrics.segmentation import ClassCounts
+from saccade.validate.segmentation_sheet import CELL
 
+GOLDEN = np.load(Path(__file__).parents[2] / "golden/neco_linear_segmentation.npz")
 MOST = 100 * 3 / 21  # three of VOC's classes are in the masks, and the mean is over all
 
 
@@ -39,6 +47,33 @@ def test_a_head_on_random_weights_segments_and_equals_pytorchs(
     (difference,) = found["differences"]
     assert abs(difference["difference"]) < 0.1
     assert difference["samples"] == 6
+
+
+@pytest.fixture
+def golden_val(tmp_path: Path, patch_colours: Any) -> MaskedFeatures:
+    """Return the golden tokens as if they had been extracted, beside files of their masks."""
+    classes, masks = int(GOLDEN["num_classes"]), {}
+    for number, labels in enumerate(GOLDEN["ground_truth"].astype(np.uint8)):
+        masks[tmp_path / f"{number}.jpg"] = tmp_path / f"{number}.png"
+        Image.fromarray(labels).save(tmp_path / f"{number}.png")
+    features = Features([str(path) for path in masks], {"tokens": GOLDEN["tokens"]}, {})
+    labels = identity_labels("golden", tuple(f"class {number}" for number in range(classes)), 255)
+    split = MaskedSplit("golden val", list(masks), masks, ())
+    return MaskedFeatures(features, split, labels, (20, 20), Extractor(patch_colours(), tmp_path, progress_bar))
+
+
+@pytest.mark.parametrize("values", [1, 1 << 26])  # an image at a time, and both
+def test_scores_of_tokens_and_masks_equal_the_official_ones(
+    golden_val: MaskedFeatures, values: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(masked_features, "BATCH_VALUES", values)
+    counts, shown = scored(golden_val, LinearHead(GOLDEN["head_weight"], GOLDEN["head_bias"]), (7, 7))
+    total = ClassCounts.of_images(counts)
+    assert np.array_equal(total.true_positives, GOLDEN["tokens_tp"])
+    assert np.array_equal(total.false_positives, GOLDEN["tokens_fp"])
+    assert np.array_equal(total.false_negatives, GOLDEN["tokens_fn"])
+    assert total.miou == pytest.approx(float(GOLDEN["tokens_miou"]), abs=1e-12)
+    assert np.array_equal([each.prediction for each in shown], GOLDEN["tokens_prediction"])
 
 
 def test_lookwhere_is_drawn_over_k(
@@ -114,7 +149,8 @@ def test_pictures_show_image_truth_and_prediction(voc_mosaics: Path, patch_colou
     (found,) = evaluate(voc_mosaics, tmp_path, patch_colours())
     ((name, sheet),) = found.outcome.pictures()
     assert name == "segmentation.png"
-    image, truth, prediction = (np.asarray(sheet)[:224, start : start + 224] for start in (0, 228, 456))
+    top, lefts = GAP + caption_height(CELL), [GAP + column * (CELL + GAP) for column in range(3)]
+    image, truth, prediction = (np.asarray(sheet)[top : top + CELL, left : left + CELL] for left in lefts)
     mask = np.array(Image.open(voc_mosaics / "VOCSegmentation/SegmentationClass/0010.png")).repeat(2, 0).repeat(2, 1)
     for label, colour in ((0, (0, 0, 0)), (1, (128, 0, 0)), (2, (0, 128, 0)), (255, (224, 224, 192))):
         assert np.array_equal((truth == colour).all(axis=-1), mask == label)
@@ -132,7 +168,7 @@ def test_a_training_mask_left_out_does_not_shift_the_others(own_mosaics: Path, p
     unknown.save(own_mosaics / "VOCSegmentation/SegmentationClassAug/0000.png")
     (found,) = evaluate(own_mosaics, tmp_path, patch_colours())
     assert found.outcome.scores[0].value > 0.8 * MOST
-    assert found.outcome.notes[0].startswith("1 of 10 masks of Pascal VOC train are left out, first: ")
+    assert found.outcome.notes[0].startswith("1 of 10 masks of Pascal VOC train is left out, first: ")
 
 
 def test_a_training_image_that_cannot_be_read_is_named_once(own_mosaics: Path, patch_colours: Any, tmp_path: Path) -> None:
@@ -140,4 +176,4 @@ def test_a_training_image_that_cannot_be_read_is_named_once(own_mosaics: Path, p
     (found,) = evaluate(own_mosaics, tmp_path, patch_colours(), epochs=1, flips=True)
     named = [note for note in found.outcome.notes if "0003.jpg" in note]
     assert len(named) == 1
-    assert named[0].startswith("1 of 10 images of Pascal VOC train are left out, first: ")
+    assert named[0].startswith("1 of 10 images of Pascal VOC train is left out, first: ")

@@ -11,9 +11,11 @@ from PIL import Image
 
 from saccade.cli.console import progress_bar
 from saccade.errors import SaccadeError
+from saccade.runtime.sheet import GAP, caption_height
 from saccade.validate.evaluation import compare, evaluate_sources
 from saccade.validate.evaluations.overcluster import TASK, OverclusterSettings
 from saccade.validate.extraction import Extractor
+from saccade.validate.segmentation_sheet import CELL
 
 MOST = 100 * 3 / 21  # three of VOC's classes are in the masks, and the mean is over all
 OPTIONS = ["--size", 112, "--clusters", 30, "--seeds", 2]
@@ -50,9 +52,10 @@ def test_random_weights_keep_the_colours_apart_and_an_engine_equals_itself(
     assert (difference["difference"], difference["low"], difference["high"], difference["samples"]) == (0, 0, 0, 6)
     assert difference["first"] == pytest.approx(score["value"])
     sheet = np.asarray(Image.open(tmp_path / "segmentation.png"))
-    assert sheet.shape == (6 * 228 - 4, 3 * 228 - 4, 3)
-    colours = {tuple(colour) for colour in sheet[:, 456:].reshape(-1, 3).tolist()}
-    assert colours == {(0, 0, 0), (128, 0, 0), (0, 128, 0), (255, 255, 255)}  # VOC's for classes 0 to 2, and the gaps
+    top, left = GAP + caption_height(CELL), GAP + 2 * (CELL + GAP)
+    predictions = [sheet[top + row * (top + CELL) :, left:][:CELL, :CELL] for row in range(6)]
+    colours = {tuple(colour) for colour in np.stack(predictions).reshape(-1, 3).tolist()}
+    assert colours == {(0, 0, 0), (128, 0, 0), (0, 128, 0)}  # VOC's for classes 0 to 2
 
 
 def test_a_damaged_engine_is_caught(
@@ -130,11 +133,11 @@ def test_what_is_left_out_is_counted_and_named(own_mosaics: Path, patch_colours:
     image = (own_mosaics / "VOCSegmentation/images/0012.jpg").read_bytes()
     damage(own_mosaics, 12, image=image[:2000])
     first, second, third, fourth, _ = notes_of(own_mosaics, tmp_path, patch_colours())
-    assert first.startswith("1 of 6 images of Pascal VOC val are left out, first: ")
+    assert first.startswith("1 of 6 images of Pascal VOC val is left out, first: ")
     assert first.endswith("0011.png is 112 x 100 px and its image 112 x 112")
-    assert second.startswith("1 of 5 images of Pascal VOC val cannot be read and are left out, first ")
+    assert second.startswith("1 of 5 images of Pascal VOC val cannot be read and is left out, first ")
     assert "0012.jpg" in second
-    assert third.startswith("1 of 4 masks of Pascal VOC val are left out, first: ")
+    assert third.startswith("1 of 4 masks of Pascal VOC val is left out, first: ")
     assert third.endswith("0010.png: 3 pixels hold labels that Pascal VOC does not have (21, 22, 77)")
     assert fourth == "18 (bird, boat, bottle, …) of 21 classes are in no mask of Pascal VOC val; the mean is over all"
 

@@ -72,7 +72,10 @@ def test_copies_are_found_and_an_engine_equals_itself(
     assert difference["first"] == pytest.approx(reached["mAP medium"])
     by_query = found["sides"][0]["details"]["ap_by_query"]
     assert np.mean([each["hard"] for each in by_query.values()]) == pytest.approx(reached["mAP hard"])
-    assert found["notes"] == ["8 queries and 32 images; the published roxford5k has 70 and 4993"]
+    assert found["notes"] == [
+        "8 queries and 32 images; the published roxford5k has 70 and 4993",
+        "intervals rest on 8 independent samples or groups of them; of fewer than 20 they are too narrow",
+    ]
 
 
 def test_an_engine_that_sees_nothing_is_caught(
@@ -92,15 +95,16 @@ def test_queries_without_a_positive_are_counted_and_left_out(
     for entry in truth["gnd"]:
         entry["hard"] = []
     truth["gnd"][0]["easy"] = []
+    truth["gnd"][2]["easy"] = truth["gnd"][1]["easy"]  # two queries of one landmark
     write_truth(oxford, truth)
     options = [*SIDE, "--features", tmp_path / "features", "--compare", "openvino:fp32"]
     found = evaluated("retrieval", small_backbone("neco"), oxford, *options)
     assert not [name for name in scores(found) if "hard" in name]
-    assert found["differences"][0]["samples"] == 7
-    assert found["notes"][1:] == [
-        "1 of 8 queries have no medium positive and are left out of its means",
+    assert (found["differences"][0]["samples"], found["differences"][0]["units"]) == (7, 6)
+    assert found["notes"][1:-1] == [
+        "1 of 8 queries has no medium positive and is left out of its means",
         "8 of 8 queries have no hard positive and are left out of its means",
-        "1 of 8 queries have no easy positive and are left out of its means",
+        "1 of 8 queries has no easy positive and is left out of its means",
     ]
     assert found["sides"][0]["details"]["ap_by_query"]["query_0"] == {"medium": None, "easy": None}
     for entry in truth["gnd"]:
@@ -122,7 +126,7 @@ def test_unreadable_missing_and_narrow_images_are_noted_and_the_rest_is_ranked(
     assert found["notes"][1:] == [
         f"2 of 32 images of the database cannot be read and are left out, first {jpg / '0_paler.jpg'} "
         f"({jpg / '0_paler.jpg'}: no such image file)",
-        f"1 of 8 images of the queries cannot be read and are left out, first {jpg / 'query_7.jpg'} "
+        f"1 of 8 images of the queries cannot be read and is left out, first {jpg / 'query_7.jpg'} "
         f"({jpg / 'query_7.jpg'}: 56 x 3 px is too narrow; 14 px are needed)",
     ]
     assert list(found["sides"][0]["details"]["ap_by_query"]) == [f"query_{number}" for number in range(7)]

@@ -19,6 +19,7 @@ from saccade.runtime.loading import load
 from saccade.validate.datasets.davis import read_davis
 from saccade.validate.datasets.mask_file import read_mask
 from saccade.validate.evaluation import compare, evaluate_sources
+from saccade.validate.evaluations import video as task
 from saccade.validate.evaluations.video import TASK, FrameSides, VideoSettings
 from saccade.validate.extraction import Extractor
 from saccade.validate.metrics.contours import score_video
@@ -156,11 +157,11 @@ def test_videos_that_cannot_be_used_are_counted_and_named(
     Image.fromarray(late).save(masks / "right/00005.png")
     found = evaluated(capsys, small_backbone("dino"), own_davis, "--size", 64, "--features", tmp_path / "features")
     size, unreadable, appearing = found["notes"]
-    assert size.startswith("1 of 3 videos are left out, first: ")
+    assert size.startswith("1 of 3 videos is left out, first: ")
     assert size.endswith("left/00002.png is 10 x 10 px and its image 192 x 128")
-    assert "1 of 2 videos are left out" in unreadable
+    assert "1 of 2 videos is left out" in unreadable
     assert "00004.jpg: damaged or truncated image" in unreadable
-    assert appearing == "1 videos hold labels that their first mask does not, which are not scored, first: right"
+    assert appearing == "1 video holds labels that the first mask does not, which are not scored, first: right"
     assert list(found["sides"][0]["details"]["videos"]) == ["right"]
 
 
@@ -173,7 +174,7 @@ def test_a_video_of_frames_like_a_thread_is_left_out(own_davis: Path, tmp_path: 
     extract = Extractor(Still(), tmp_path, progress_bar)
     outcome = TASK.evaluate(TASK.read(own_davis, settings), extract, settings)
     problem = f"{frames[0]} makes 384000 patches at this size; at most 21904 are supported"
-    assert outcome.notes[0] == f"1 of 3 videos are left out, first: none of {len(frames)} images can be read ({problem})"
+    assert outcome.notes[0] == f"1 of 3 videos is left out, first: none of {len(frames)} images can be read ({problem})"
 
 
 class Still:
@@ -204,7 +205,7 @@ PROBLEMS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no masks": (lambda root: shutil.rmtree(root / "Annotations"), "Annotations/480p: no such folder; DAVIS 2017 is"),
     "other videos": (
         lambda root: (root / LIST).write_text("bear\n"),
-        r"none of 1 videos can be used \(bear has 0 frames in JPEGImages/480p, and 3 are the fewest\)",
+        r"none of 1 video can be used \(bear has 0 frames in JPEGImages/480p, and 3 are the fewest\)",
     ),
     "no object": (empty_first_masks, r"none of 3 videos can be used \(.*left/00000.png holds no object, so there is"),
     "colours": (coloured_masks, r"none of 3 .*: a mask of mode RGB; give an 8-bit indexed or grey PNG\)"),
@@ -231,3 +232,12 @@ class Silent:
 
 def test_the_reader_keeps_the_list_s_order(davis: Path) -> None:
     assert [video.name for video in read_davis(davis).videos] == list(STARTS)
+
+
+def test_masks_of_two_sizes_in_a_video_are_refused(own_davis: Path) -> None:
+    for kind, suffix in (("JPEGImages", "jpg"), ("Annotations", "png")):
+        path = own_davis / f"{kind}/480p/left/00003.{suffix}"
+        with Image.open(path) as image:
+            image.resize((96, 64), Image.Resampling.NEAREST).save(path)
+    with pytest.raises(SaccadeError, match=r"00003.png is 96 x 64 px and the first mask of its video 192 x 128; all must"):
+        task._truth(read_davis(own_davis).videos[0])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from saccade.errors import SaccadeError
-from saccade.validate.metrics.attention import head_pictures, mask_jaccard, mass_mask, noisy_foreground
+from saccade.validate.metrics.attention import mask_jaccard, mass_mask, noisy_foreground
 
 
 def attention_of(seed: int, *shape: int) -> np.ndarray:
@@ -31,14 +31,6 @@ def test_the_fewest_strongest_patches_that_hold_the_mass_are_kept(patches: int, 
 def test_each_head_has_its_own_mask() -> None:
     attention = np.array([[0.1, 0.2, 0.7], [0.5, 0.25, 0.25]])
     assert mass_mask(attention, 0.6).tolist() == [[False, False, True], [True, False, True]]
-
-
-def test_pictures_stretch_each_head_and_enlarge_its_patches() -> None:
-    pictures = head_pictures(np.array([[0.0, 0.1, 0.2, 0.4], [0.25, 0.25, 0.25, 0.25]]), (2, 2), 3)
-    assert pictures.dtype == np.uint8
-    assert pictures[0, ::3, ::3].tolist() == [[0, 64], [128, 255]]
-    assert np.array_equal(pictures[0], pictures[0, ::3, ::3].repeat(3, axis=0).repeat(3, axis=1))
-    assert not pictures[1].any()
 
 
 def test_jaccard_of_masks_with_a_truth() -> None:
@@ -86,5 +78,3 @@ def test_errors_say_what_is_wrong() -> None:
         mass_mask(np.ones(3), 60)
     with pytest.raises(SaccadeError, match="attention: a row is negative or sums to nothing"):
         mass_mask(np.array([[1.0, 1.0], [0.0, 0.0]]))
-    with pytest.raises(SaccadeError, match=r"attention: shape \(1, 5\); expected \(any, 4\)"):
-        head_pictures(np.ones((1, 5)), (2, 2), 8)

@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 
 from saccade.errors import SaccadeError
 from saccade.validate.metrics import clusters as clusters_module
-from saccade.validate.metrics.clusters import POINTS_PER_CENTROID, kmeans, reduce_blocks, reduce_features, spherical_kmeans
+from saccade.validate.metrics.clusters import POINTS_PER_CENTROID, kmeans, reduce_blocks, spherical_kmeans
 
 
 def same_partition(ours: np.ndarray, theirs: np.ndarray) -> bool:
@@ -74,7 +74,7 @@ def test_training_takes_no_more_rows_than_faiss_would(monkeypatch: pytest.Monkey
 
 def test_rows_weigh_as_often_as_they_are_given() -> None:
     features = np.array([[0.0], [1.0], [10.0], [11.0], [50.0]], np.float32)
-    without_last = kmeans(features, 2, 0, rows=np.array([0, 0, 1, 2, 3, 3]))
+    without_last = kmeans(features, 2, 0, weights=np.array([2, 1, 1, 2, 0]))
     assert same_partition(without_last[:4], np.array([0, 0, 1, 1]))
     assert without_last[4] == without_last[3]  # not trained on, but assigned
 
@@ -84,7 +84,7 @@ def test_reduced_features_are_standardised_and_then_the_leading_directions() -> 
     features = (7 * random.standard_normal((500, 8)) @ random.standard_normal((8, 8)) + 3).astype(np.float32)
     standard = (features - features.mean(axis=0)) / features.std(axis=0)
     _, values, directions = np.linalg.svd(standard.astype(np.float64), full_matrices=False)
-    reduced = reduce_features(features, 3)
+    reduced = reduce_blocks(lambda: [features], 3)
     np.testing.assert_allclose(np.abs(reduced), np.abs(standard @ directions[:3].T), atol=1e-3)
     np.testing.assert_allclose((reduced**2).sum(axis=0), values[:3] ** 2, rtol=1e-4)
     assert reduced.dtype == np.float32
@@ -105,15 +105,15 @@ def test_blocks_of_features_are_reduced_as_the_whole_is_by_scikit_learn(step: in
 def test_errors_say_what_is_wrong() -> None:
     features = np.ones((30, 8), np.float32)
     with pytest.raises(SaccadeError, match="feature dimensions: 8 are too few for 50 principal components"):
-        reduce_features(np.ones((60, 8), np.float32))
+        reduce_blocks(lambda: [np.ones((60, 8), np.float32)])
     with pytest.raises(SaccadeError, match="patches: 30 are too few for 50 principal components"):
-        reduce_features(features)
+        reduce_blocks(lambda: [features])
     with pytest.raises(SaccadeError, match="patches: 2 are too few for 3 clusters"):
-        kmeans(features, 3, 0, rows=np.array([0, 1, 1, 0]))
+        kmeans(features, 3, 0, weights=np.array([2, 2] + 28 * [0]))
     with pytest.raises(SaccadeError, match="patches: 0 are too few for 3 principal components"):
         reduce_blocks(list, 3)
     features[3, 3] = np.nan
-    with pytest.raises(SaccadeError, match="features: 1 of 30 rows hold NaN"):
-        reduce_features(features, 3)
-    with pytest.raises(SaccadeError, match="features: 1 of 30 rows hold NaN"):
+    with pytest.raises(SaccadeError, match="features: 1 of 30 rows holds NaN"):
+        reduce_blocks(lambda: [features], 3)
+    with pytest.raises(SaccadeError, match="features: 1 of 30 rows holds NaN"):
         spherical_kmeans(features, 2, 0)

@@ -76,7 +76,7 @@ def test_a_memory_segments_images_alike(size: int, rows: int) -> None:
     tokens, masks = scene(3, 1)
     prediction = predict_masks(class_shares(tokens, memory, neighbours=5), (4, 4), (16, 16))
     assert np.array_equal(prediction[:, 1::4, 1::4], masks[:, 1::4, 1::4])  # near the middle of each patch
-    assert score_clusters(masks, prediction, 3, 3, "hungarian").miou > 0.7
+    assert score_clusters(masks, prediction, 3, 3).total.miou > 0.7
 
 
 def test_errors_say_what_is_wrong() -> None:

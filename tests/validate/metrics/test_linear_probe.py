@@ -11,7 +11,7 @@ from torch.nn import functional
 from saccade.errors import SaccadeError
 from saccade.validate.metrics import linear_probe
 from saccade.validate.metrics.linear_head import LinearHead, cross_entropy, uniform_head
-from saccade.validate.metrics.linear_probe import cosine_rate, evaluate_linear_probe, fit_linear_probe, probe_features
+from saccade.validate.metrics.linear_probe import cosine_rate, evaluate_linear_probe, fit_linear_probe, with_patch_mean
 
 
 @given(st.integers(1, 12), st.integers(2, 6), st.integers(0, 99))
@@ -85,20 +85,42 @@ def test_digits_are_classified_far_above_chance() -> None:
     result = evaluate_linear_probe(head, features[1200:], labels[1200:])
     assert result.top1 > 85  # chance is 10
     assert result.top5 > 97
-    assert len(losses) == 100
+    assert len(losses) == 100 * 6  # steps
     assert losses[-1] < losses[0] / 3
 
 
-def test_cls_of_several_blocks_stand_one_after_another() -> None:
-    blocks = np.arange(12).reshape(2, 3, 2)
-    assert probe_features(blocks).tolist() == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
-    assert probe_features(blocks).dtype == np.float32
+def test_cls_of_several_blocks_are_joined_without_a_copy_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    blocks, labels = random.standard_normal((30, 4, 2)).astype(np.float32), random.integers(0, 3, 30)
+    part = blocks[:, -3:]  # of a file that holds four
+    monkeypatch.setattr(linear_probe, "BATCH", 7)
+    heads = [fit_linear_probe([each], labels, 3, seed=0, epochs=2, batch=9) for each in (part, part.reshape(30, 6))]
+    assert np.array_equal(heads[0].weight, heads[1].weight)
+    results = [evaluate_linear_probe(heads[0], each, labels) for each in (part, part.reshape(30, 6))]
+    assert np.array_equal(results[0].prediction, results[1].prediction)
+    assert np.array_equal(results[0].prediction, heads[0].logits(part.reshape(30, 6)).argmax(axis=1))
+
+
+def test_a_training_that_diverges_is_an_error_and_no_hit() -> None:
+    features, labels = 1e15 * np.eye(4, dtype=np.float32), np.arange(4)
+    with pytest.raises(SaccadeError, match="training has diverged, logits are not finite; give a smaller --rate"):
+        fit_linear_probe([features], labels, 4, seed=0, rate=1e10)
+    nowhere = LinearHead(np.full((4, 4), np.nan, np.float32), np.zeros(4, np.float32))
+    with pytest.raises(SaccadeError, match="training has diverged"):
+        evaluate_linear_probe(nowhere, features, labels)
+
+
+def test_labels_may_have_gaps() -> None:
+    features, labels = np.eye(4, dtype=np.float32), np.array([0, 2, 2, 5])
+    head = fit_linear_probe([features[[0, 1, 2, 3, 0, 1]]], labels[[0, 1, 2, 3, 0, 1]], 6, seed=0, rate=300, batch=6)
+    assert evaluate_linear_probe(head, features, labels).top1 == 100
 
 
 def test_a_patch_mean_is_interleaved_as_upstream_stacks_it() -> None:
     cls, mean = np.array([[[1.0, 2.0, 3.0]]]), np.array([[10.0, 20.0, 30.0]])
     official = torch.cat((torch.from_numpy(cls[0])[..., None], torch.from_numpy(mean)[..., None]), dim=-1).reshape(1, -1)
-    assert probe_features(cls, mean).tolist() == official.tolist() == [[1, 10, 2, 20, 3, 30]]
+    joined = with_patch_mean(cls[0], np.stack([mean - 1, mean + 1], axis=1)).reshape(1, -1)
+    assert joined.tolist() == official.tolist() == [[1, 10, 2, 20, 3, 30]]
 
 
 def test_heads_of_convolutions_start_within_pytorch_s_bounds() -> None:
@@ -110,14 +132,12 @@ def test_heads_of_convolutions_start_within_pytorch_s_bounds() -> None:
 
 def test_errors_say_what_is_wrong() -> None:
     features, labels = np.ones((4, 2), np.float32), np.array([0, 1, 2, 1])
-    with pytest.raises(SaccadeError, match=r"train labels: 1 labels are out of range \(2\); give 0\.\.1"):
+    with pytest.raises(SaccadeError, match=r"train labels: 1 label is out of range \(2\); give 0\.\.1"):
         fit_linear_probe([features], labels, 2, seed=0)
     with pytest.raises(SaccadeError, match="train images: 4 are too few for 5 classes"):
         fit_linear_probe([features], labels, 5, seed=0)
     with pytest.raises(SaccadeError, match=r"train features: shape \(3, 2\); expected \(4, 2\)"):
         fit_linear_probe([features, features[:3]], labels, 3, seed=0)
-    with pytest.raises(SaccadeError, match="linear probe: a patch mean goes with one block's cls, not with 2"):
-        probe_features(np.ones((2, 1, 3)), np.ones((1, 3)))
     head = LinearHead(np.ones((3, 2), np.float32), np.zeros(3, np.float32))
     with pytest.raises(SaccadeError, match=r"test features: shape \(4, 1\); expected \(4, 2\)"):
         evaluate_linear_probe(head, features[:, :1], labels)

@@ -10,18 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saccade.errors import SaccadeError
-from saccade.validate.metrics.overcluster import match_greedy, match_hungarian, overcluster, score_clusters
+from saccade.validate.metrics import overcluster
+from saccade.validate.metrics.clusters import kmeans
+from saccade.validate.metrics.overcluster import ClusterResult, Matching, match_hungarian, match_precision, score_clusters
 from saccade.validate.metrics.resize import resize_nearest
 
 GOLDEN = np.load(Path(__file__).parents[2] / "golden/neco_overclustering.npz")
 TRUTH = GOLDEN["ground_truth"]
 CLASSES = int(GOLDEN["num_classes"])
-# name of the golden result -> (its map, clusters, matching)
+# name of the golden result -> (its map, clusters, the ways of matching that lead there)
 CASES = {
-    "hungarian6": ("clusters6_upsampled", 6, "hungarian"),
-    "greedy_precision20": ("clusters20_upsampled", 20, "precision"),
-    "greedy_iou20": ("clusters20_upsampled", 20, "iou"),
-    "hungarian20": ("clusters20_upsampled", 20, "hungarian"),
+    "hungarian6": ("clusters6", 6, ("protocol", "hungarian")),
+    "greedy_precision20": ("clusters20_upsampled", 20, ("protocol", "precision")),
+    "greedy_iou20": ("clusters20_upsampled", 20, ("iou",)),
+    "hungarian20": ("clusters20_upsampled", 20, ("hungarian",)),
 }
 
 
@@ -29,16 +31,20 @@ def test_cluster_maps_are_enlarged_as_officially() -> None:
     assert np.array_equal(resize_nearest(GOLDEN["clusters6"], (25, 25)), GOLDEN["clusters6_upsampled"])
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_matching_and_counts_equal_the_official_ones(case: str) -> None:
-    name, clusters, matching = CASES[case]
-    result = score_clusters(TRUTH, GOLDEN[name], CLASSES, clusters, matching)
-    assert np.array_equal(result.counts.true_positives, GOLDEN[f"{case}_tp"])
-    assert np.array_equal(result.counts.false_positives, GOLDEN[f"{case}_fp"])
-    assert np.array_equal(result.counts.false_negatives, GOLDEN[f"{case}_fn"])
-    assert np.array_equal(result.mapping[GOLDEN[name]][TRUTH != 255], GOLDEN[f"{case}_reordered"])
-    assert result.miou == pytest.approx(float(GOLDEN[f"{case}_miou"]), abs=1e-12)
-    assert result.background_share == pytest.approx(float(GOLDEN[f"{case}_background_share"]), abs=1e-12)
+@pytest.mark.parametrize("batch", [1, 2, 64])
+@pytest.mark.parametrize(("case", "matching"), [(case, matching) for case in CASES for matching in CASES[case][2]])
+def test_matching_and_counts_equal_the_official_ones(
+    case: str, matching: Matching, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overcluster, "BATCH", batch)
+    name, clusters, _ = CASES[case]
+    result = score_clusters(TRUTH, GOLDEN[name], CLASSES, clusters, matching=matching)
+    assert np.array_equal(result.total.true_positives, GOLDEN[f"{case}_tp"])
+    assert np.array_equal(result.total.false_positives, GOLDEN[f"{case}_fp"])
+    assert np.array_equal(result.total.false_negatives, GOLDEN[f"{case}_fn"])
+    enlarged = resize_nearest(GOLDEN[name], (25, 25))
+    assert np.array_equal(result.mapping[enlarged][TRUTH != 255], GOLDEN[f"{case}_reordered"])
+    assert result.total.miou == pytest.approx(float(GOLDEN[f"{case}_miou"]), abs=1e-12)
 
 
 MATRICES = st.integers(2, 5).flatmap(
@@ -59,15 +65,11 @@ def test_hungarian_matching_is_the_best_of_all_permutations(matrix: np.ndarray) 
     assert sum(iou[mapping, np.arange(side)]) == pytest.approx(best)
 
 
-@given(MATRICES, st.sampled_from(["precision", "iou"]))
-def test_greedy_matching_equals_a_loop_that_keeps_the_first_best(matrix: np.ndarray, score: str) -> None:
-    for cluster, found in enumerate(match_greedy(matrix, score)):
-        scores = []
-        for label in range(len(matrix)):
-            hits, extra = matrix[label, cluster], matrix[:, cluster].sum()
-            missed = matrix[label].sum() - hits if score == "iou" else 0
-            scores.append(hits / max(extra + missed, 1e-8))
-        assert found == scores.index(max(scores))
+@given(MATRICES)
+def test_matching_by_precision_equals_a_loop_that_keeps_the_first_best(matrix: np.ndarray) -> None:
+    for cluster, found in enumerate(match_precision(matrix)):
+        precisions = [matrix[label, cluster] / max(matrix[:, cluster].sum(), 1e-8) for label in range(len(matrix))]
+        assert found == precisions.index(max(precisions))
 
 
 def blobs(images: int = 4, side: int = 10, dim: int = 60) -> tuple[np.ndarray, np.ndarray]:
@@ -81,41 +83,49 @@ def blobs(images: int = 4, side: int = 10, dim: int = 60) -> tuple[np.ndarray, n
     return tokens.reshape(images, -1, dim).astype(np.float32), labels.repeat(4, axis=1).repeat(4, axis=2)
 
 
+def clustered(tokens: np.ndarray, masks: np.ndarray, clusters: int, seed: int = 0) -> ClusterResult:
+    found = kmeans(tokens.reshape(-1, tokens.shape[-1]), clusters, seed).reshape(-1, 10, 10)
+    return score_clusters(masks, found, 3, clusters)
+
+
 @pytest.mark.parametrize("clusters", [3, 9])
 def test_separate_classes_are_found_whole(clusters: int) -> None:
-    tokens, masks = blobs()
-    result = overcluster(tokens, (10, 10), masks, 3, clusters, seed=0)
-    assert result.miou > 0.99
-    assert len(result.confusions) == 4
+    result = clustered(*blobs(), clusters)
+    assert result.total.miou > 0.99
+    assert result.counts.shape == (4, 3, 3)
 
 
 def test_as_many_clusters_as_classes_are_matched_one_to_one_and_more_many_to_one() -> None:
     tokens, masks = blobs()
     noise = np.random.default_rng(5).standard_normal(tokens.shape).astype(np.float32)  # class 0 is every cluster's best
-    as_many, more = (overcluster(noise, (10, 10), masks, 3, clusters, seed=0) for clusters in (3, 9))
+    as_many, more = (clustered(noise, masks, clusters) for clusters in (3, 9))
     assert sorted(as_many.mapping.tolist()) == [0, 1, 2]
     assert len(set(more.mapping.tolist())) < len(more.mapping)
-    assert (as_many.background_share, more.background_share) == (1 / 3, np.mean(more.mapping == 0))
 
 
 def test_one_seed_always_gives_the_same_clusters() -> None:
     tokens, masks = blobs()
     noise = np.random.default_rng(5).standard_normal(tokens.shape).astype(np.float32)
-    first, second = (overcluster(noise, (10, 10), masks, 3, 9, seed=3) for _ in range(2))
-    assert np.array_equal(first.confusions, second.confusions)
-    other = overcluster(noise, (10, 10), masks, 3, 9, seed=4)
-    assert not np.array_equal(first.confusions, other.confusions)
+    first, second, other = (clustered(noise, masks, 9, seed) for seed in (3, 3, 4))
+    assert np.array_equal(first.counts, second.counts)
+    assert not np.array_equal(first.counts, other.counts)
+
+
+def test_a_cluster_and_a_class_without_a_pixel_change_nothing() -> None:
+    truth, found = np.array([[[0, 2, 2, 255]]]), np.array([[[4, 1, 1, 3]]])  # clusters 0, 2 and 3 and class 1 are nowhere
+    result = score_clusters(truth, found, 3, 5)
+    assert result.mapping[[4, 1]].tolist() == [0, 2]
+    assert result.counts[0].tolist() == [[1, 0, 2], [0, 0, 0], [0, 0, 0]]
 
 
 def test_errors_say_what_is_wrong() -> None:
-    tokens, masks = blobs()
-    with pytest.raises(SaccadeError, match=r"tokens: shape \(4, 100, 60\); expected \(4, 81, any\)"):
-        overcluster(tokens, (9, 9), masks, 3, 3, seed=0)
-    with pytest.raises(SaccadeError, match="patches: 400 are too few for 401 clusters"):
-        overcluster(tokens, (10, 10), masks, 3, 401, seed=0)
+    _, masks = blobs()
+    found = np.zeros((4, 10, 10), int)
+    with pytest.raises(SaccadeError, match=r"cluster maps: shape \(3, 10, 10\); expected \(4, any, any\)"):
+        score_clusters(masks, found[:3], 3, 3)
     with pytest.raises(SaccadeError, match=r"true masks: .* labels are out of range \(2\); give 0\.\.1 or 255"):
-        overcluster(tokens, (10, 10), masks, 2, 3, seed=0)
+        score_clusters(masks, found, 2, 3)
+    with pytest.raises(SaccadeError, match=r"predicted masks: .* labels are out of range \(3\); give 0\.\.2"):
+        score_clusters(masks, found + 3, 3, 3)
     with pytest.raises(SaccadeError, match=r"clustering: every pixel is ignored \(255\)"):
-        overcluster(tokens, (10, 10), np.full_like(masks, 255), 3, 3, seed=0)
-    with pytest.raises(SaccadeError, match="matching: 'best' is unknown; give hungarian, precision or iou"):
-        score_clusters(TRUTH, TRUTH % 2, CLASSES, 2, "best")
+        score_clusters(np.full_like(masks, 255), found, 3, 3)

@@ -96,5 +96,5 @@ def test_as_many_rankings_as_queries_are_needed() -> None:
 def test_features_that_are_no_numbers_are_not_ranked(name: str) -> None:
     sides = {"database": np.ones((3, 4), np.float32), "queries": np.ones((2, 4), np.float32)}
     sides[name][1, 2] = np.nan
-    with pytest.raises(SaccadeError, match=f"{name}: 1 of [23] rows hold NaN or infinity"):
+    with pytest.raises(SaccadeError, match=f"{name}: 1 of [23] rows holds NaN or infinity"):
         rank_database(**sides)
