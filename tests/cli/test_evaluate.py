@@ -147,7 +147,7 @@ def test_one_sample_shows_its_scores_and_passes_no_gate(
     options = [*KNN, "--compare", "onnxruntime:fp32"]
     assert re.search(r"top-1, 5 neighbours +.* none +too few samples\n", run("knn", backbone, data, *options))
     said = run("knn", backbone, data, *options, "--max-drop", 100, "-o", tmp_path / "k.json", code=1)
-    assert "FAIL: at most 100 % below: onnxruntime fp32\n" in said
+    assert "FAIL: at most 100 percentage points below: onnxruntime fp32\n" in said
     assert "note: one sample, or samples that all belong together, have no interval and pass no --max-drop" in said
     (difference,) = json.loads((tmp_path / "k.json").read_text())["differences"]
     assert (difference["low"], difference["high"], difference["units"]) == (None, None, 1)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,20 @@ SELECTOR_BLOCKS, EXTRACTOR_BLOCKS = 1, 2
 BEYOND = ["--max-batch", "8", "--max-k", "1369"]  # a grid of 518 pixels, all of it kept
 
 
+@pytest.fixture(scope="module")
+def bundle(converted_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a bundle of one's own: others compare what they list of the shared one's engines."""
+    folder = tmp_path_factory.mktemp("rtx") / "bundle"
+    return Path(shutil.copytree(converted_bundle, folder, ignore=shutil.ignore_patterns("engines")))
+
+
 @pytest.fixture
-def built(converted_bundle: Path, capsys: pytest.CaptureFixture[str]) -> Built:
+def built(bundle: Path, capsys: pytest.CaptureFixture[str]) -> Built:
     """Return a function that builds the bundle's engine as options say, and returns what the command says of it."""
 
     def build(precision: str, *options: str) -> dict[str, Any]:
         capsys.readouterr()
-        command = ["build", str(converted_bundle), "--engine", "tensorrt-rtx", "--precision", precision, "--json"]
+        command = ["build", str(bundle), "--engine", "tensorrt-rtx", "--precision", precision, "--json"]
         assert main([*command, *options]) == 0
         found: dict[str, Any] = json.loads(capsys.readouterr().out)
         return found
