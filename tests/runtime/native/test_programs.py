@@ -38,7 +38,7 @@ def test_a_bundle_that_changes_on_disk_is_noticed_or_makes_no_difference(run: Ru
     run(build, "changes", tmp_path)
 
 
-@pytest.mark.parametrize(("build", "stride"), [("asan", 1), ("release", 10)])
+@pytest.mark.parametrize(("build", "stride"), [("asan", 7), ("release", 4)])
 def test_running_out_of_memory_anywhere_is_an_error_that_loses_nothing(run: Run, build: str, stride: int) -> None:
     run(build, "faults", str(stride))
 
