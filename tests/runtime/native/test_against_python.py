@@ -11,6 +11,7 @@ import pytest
 from binding import BGR, WARNING, Bundle, Library, Model, NativeError, Session, Status, shapes_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from layouts import LAYOUTS
 
 import saccade
 from saccade import Output, Pipeline, SaccadeError
@@ -173,21 +174,6 @@ def test_compiling_in_memory_gives_the_same(
 
 
 # ---- what the caller's memory looks like
-
-
-def padded(image: np.ndarray) -> np.ndarray:
-    """Return the image with rows that lie farther apart than they are long, and something else between them."""
-    height, width = image.shape[:2]
-    memory = np.full((height, width + 11, 3), 255, np.uint8)
-    memory[:, :width] = image
-    return memory[:, :width]
-
-
-LAYOUTS = {
-    "padded rows": padded,
-    "upside down": lambda image: np.ascontiguousarray(image[::-1])[::-1],
-    "padded and upside down": lambda image: padded(image[::-1])[::-1],
-}
 
 
 @pytest.mark.parametrize("fit", ["squash", "crop", "native"])
