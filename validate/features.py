@@ -25,6 +25,7 @@ from msgspec import Meta, Struct
 from saccade import atomic, locks
 from saccade.counted import counted
 from saccade.errors import EngineError, SaccadeError
+from saccade.runtime.finite import row_not_finite
 
 STATE = "state.json"
 FEATURES_VERSION = 1  # raise it where saccade itself comes to give other features for the same recipe
@@ -264,10 +265,8 @@ def _check_rows(name: str, array: np.ndarray, images: Sequence[str]) -> None:
     if len(array) != len(images):
         rows = counted(len(array), "row")
         raise SaccadeError(f"{images[0]}: {rows} of {name} came of a batch of {counted(len(images), 'image')}")
-    sums = array.reshape(len(array), -1).sum(axis=1, dtype=np.float64)  # as wide as the rows, unlike isfinite of all values
-    for image, total in zip(images, sums, strict=True):
-        if not math.isfinite(total):
-            raise EngineError(f"{image}: its {name} holds NaN or infinity; look at the engine with saccade parity")
+    if (row := row_not_finite(array)) is not None:
+        raise EngineError(f"{images[row]}: its {name} holds NaN or infinity; look at the engine with saccade parity")
 
 
 class _Writer:

@@ -23,6 +23,7 @@ from saccade.engines.engine import STATIC_BATCH
 from saccade.errors import SaccadeError
 from saccade.runtime.backbone import BackbonePipeline, Features
 from saccade.runtime.chain import Look, Output, Pipeline
+from saccade.runtime.finite import row_not_finite
 from saccade.runtime.images import check_size
 from saccade.runtime.kept import kept_on
 from saccade.runtime.memory import peak_bytes
@@ -225,10 +226,8 @@ def _arrays(output: Look | Features, *, dense: bool) -> dict[str, np.ndarray]:
 def _check_finite(arrays: dict[str, np.ndarray], paths: list[Path]) -> None:
     """Refuse features that are no numbers: an engine in a low precision may overflow, and nothing after it would say so."""
     for name, array in arrays.items():
-        finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
-        if not finite.all():
-            path = paths[int(np.argmin(finite))]
-            raise SaccadeError(f"{path}: its {name} holds NaN or infinity; look at the engine with saccade verify")
+        if (row := row_not_finite(array)) is not None:
+            raise SaccadeError(f"{paths[row]}: its {name} holds NaN or infinity; look at the engine with saccade verify")
 
 
 def _concatenated(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
